@@ -1,0 +1,49 @@
+# `make demo` and `make test` set up everything they need; a second run reuses it.
+# A Python of 3.11 or newer with its venv module is all that has to be there.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: demo test lint figures figures-check profiles clean
+
+demo: $(READY)
+	$(BIN)/mvp-edge demo
+	@echo "open demo/run/report.html in a browser"
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=10
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Tables and benchmarks/summary.json from the committed rows; `-check` fails if they differ.
+figures: $(READY)
+	$(BIN)/python benchmarks/summary.py
+
+figures-check: $(READY)
+	$(BIN)/python benchmarks/summary.py --check
+
+profiles: $(READY)
+	$(BIN)/mvp-edge device schema > profiles/schema.json
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 …"; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || $(MAKE) --no-print-directory venv-package
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+.PHONY: venv-package
+venv-package:
+	@test "$$(id -u)" = 0 && command -v apt-get >/dev/null || \
+	  { echo "Python's venv module is missing: sudo apt install python3-venv"; exit 2; }
+	apt-get update -qq && apt-get install -y -qq python3-venv
+
+clean:
+	rm -rf $(VENV) demo runs .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,223 @@
+"""Runs a study: plan (YAML) → zoo of every task → one JSON row a (target, variant).
+
+    python benchmarks/study.py benchmarks/plans/resnet18-cifar100.yaml
+
+Resumable: what is done is not repeated, and several processes may run one plan together. Everything goes
+through the product's own functions; nothing here trains or prunes by itself.
+"""
+
+import argparse
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from mvp_edge.backbone import Backbone, load_backbone
+from mvp_edge.budget import exact_widths
+from mvp_edge.build import build_zoo, claim
+from mvp_edge.cost import forward_macs, paper_cost
+from mvp_edge.methods import method_for, recipe_for
+from mvp_edge.neighbours import LEEP_IMAGES, find_neighbours
+from mvp_edge.prune import Problem, Pruned
+from mvp_edge.rundir import machine, versions
+from mvp_edge.task import Task, sample_tasks
+from mvp_edge.train import Ledger, accuracy, predict_logits
+from mvp_edge.units import unit_groups
+from mvp_edge.votes import Voting, mvp
+from mvp_edge.zoo import Entry, Zoo
+from mvp_edge_export.storage import read_json, write_json
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Study:
+    """A plan with everything it names loaded."""
+
+    plan: dict[str, Any]
+    backbone: Backbone
+    tasks: list[Task]
+    zoo: Zoo
+
+    @classmethod
+    def open(cls, path: Path) -> "Study":
+        plan = yaml.safe_load(path.read_text())
+        data = os.environ.get("MVP_EDGE_DATA")
+        if not data:
+            sys.exit(
+                "set MVP_EDGE_DATA to the folder with the research data (see benchmarks/README.md)"
+            )
+        backbone = load_backbone(_below(data, plan["backbone"]), plan.get("input_size"))
+        drawn = plan["tasks"]
+        tasks = sample_tasks(
+            Path(data) / plan["images"], drawn["count"], drawn["classes"], drawn["seed"]
+        )
+        zoo = Zoo.create(HERE / "zoos" / plan["study"], backbone, plan["policy"], plan["keep"])
+        return cls(plan, backbone, tasks, zoo)
+
+    def rows(self, task: Task) -> Path:
+        return HERE / "results" / str(self.plan["study"]) / f"{task.name}.json"
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("plan", type=Path)
+    arguments.add_argument("--threads", type=int, default=1)
+    arguments.add_argument("--only", choices=["zoo", "variants"])
+    arguments.add_argument("--reverse", action="store_true", help="take the tasks from the end")
+    options = arguments.parse_args()
+    torch.set_num_threads(options.threads)
+    study = Study.open(options.plan)
+    tasks = study.tasks[::-1] if options.reverse else study.tasks
+    if options.only != "variants":
+        name = study.plan["scratch"]
+        recipe = recipe_for(name, study.backbone.family, steps=study.plan.get("scratch_steps"))
+        build_zoo(study.zoo, study.backbone, tasks, method=name, recipe=recipe, progress=_said)
+    if options.only != "zoo":
+        for task in tasks:
+            run_variants(study, task)
+
+
+def run_variants(study: Study, task: Task) -> None:
+    """All rows of one target; those that exist are kept."""
+    entries = [entry for entry in study.zoo.entries() if entry.name != task.name]
+    own = next((e for e in study.zoo.entries() if e.name == task.name), None)
+    with claim(study.zoo.path / ".work", f"rows-{task.name}") as work:
+        if work is None:
+            return
+        path = study.rows(task)
+        rows: dict[str, Any] = read_json(path, "rows")["rows"] if path.exists() else {}
+        if own is not None:
+            rows[f"{study.plan['scratch']}@{own.recipe['steps']}"] = _scratch_row(own)
+        for name, variant in study.plan["variants"].items():
+            if name in rows or study.tasks.index(task) >= variant.get("targets", len(study.tasks)):
+                continue
+            print(f"{task.name}: {name}", flush=True)
+            rows[name] = run_variant(study, task, entries, variant)
+            write_json(
+                path,
+                {
+                    "schema": 1,
+                    "study": study.plan["study"],
+                    "target": task.name,
+                    "classes": list(task.classes),
+                    "images": {split: len(e) for split, e in task.splits.items()},
+                    "machine": machine(),
+                    "versions": versions(),
+                    "rows": rows,
+                },
+            )
+
+
+def run_variant(
+    study: Study, task: Task, entries: list[Entry], variant: dict[str, Any]
+) -> dict[str, Any]:
+    """One row: accuracy on test images and everything it cost."""
+    backbone, method = study.backbone, variant["method"]
+    clock, cpu, ledger = time.perf_counter(), time.process_time(), Ledger()
+    recipe = recipe_for(method, backbone.family, steps=variant["steps"], lr=variant.get("lr"))
+    preprocess = backbone.preprocess
+    images = task.images("train", preprocess)
+    problem = Problem(
+        backbone=backbone,
+        policy=study.zoo.policy,
+        classes=len(task.classes),
+        train=images,
+        validation=None,
+        widths=exact_widths(unit_groups(backbone.model, study.zoo.policy), study.zoo.keep),
+        recipe=recipe,
+        seed=variant.get("seed", 0),
+    )
+    row: dict[str, Any] = {}
+    if method == "mvp":
+        count = variant.get("neighbours", 3)
+        subset = images.take(task.subsample("train", LEEP_IMAGES, 0))
+        found = find_neighbours(
+            entries,
+            backbone,
+            subset,
+            task.classes,
+            count,
+            ledger,
+            similarity=variant.get("similarity", "leep"),
+            disjoint=variant.get("disjoint", False),
+        )
+        chosen = found.candidates[-count:] if variant.get("farthest") else found.chosen
+        row["neighbours"] = [{"task": c.task, "score": c.score} for c in chosen]
+        row["similarity_seconds"] = time.perf_counter() - clock
+        by_name = {entry.name: entry for entry in entries}
+        voters = [by_name[c.task].voter(study.zoo.keep) for c in chosen]
+        voting = Voting(
+            tau=variant.get("tau", Voting.tau),
+            weights=variant.get("weights", "average"),
+            units=variant.get("units", "votes"),
+        )
+        pruned, _ = mvp(problem, voters, voting)
+    else:
+        prune = method_for(method, backbone.family).prune
+        assert prune is not None
+        pruned = prune(problem)
+    seconds, cpu = time.perf_counter() - clock, time.process_time() - cpu
+    test = task.images("test", preprocess)
+    top1 = accuracy(predict_logits(pruned.model, test.pixels, preprocess), test.labels)
+    return {
+        **row,
+        "accuracy": top1,
+        "n": len(test),
+        "seconds": seconds,
+        "cpu_seconds": cpu,
+        "threads": torch.get_num_threads(),
+        **_spent(study, pruned, ledger, recipe.batch),
+        **variant,
+    }
+
+
+def _spent(study: Study, pruned: Pruned, similarity: Ledger, batch: int) -> dict[str, Any]:
+    dense = forward_macs(study.backbone.with_head(5), study.backbone.shape)
+    return {
+        "similarity_flops": similarity.similarity_flops,
+        "statistics_flops": pruned.ledger.statistics_flops,
+        "training_flops": pruned.ledger.training_flops,
+        "total_flops": similarity.similarity_flops + pruned.ledger.total_flops,
+        "paper_flops": paper_cost(dense, batch, [pruned.ledger.density_steps]),
+        "forward_flops": forward_macs(pruned.model, study.backbone.shape),
+    }
+
+
+def _scratch_row(entry: Entry) -> dict[str, Any]:
+    """The zoo's own model of the target, which is the baseline."""
+    return {
+        "method": entry.recipe["method"],
+        "steps": entry.recipe["steps"],
+        "accuracy": entry.scores["test"],
+        "seconds": entry.recipe["seconds"],
+        "similarity_flops": 0,
+        "statistics_flops": entry.cost["statistics"],
+        "training_flops": entry.cost["training"],
+        "total_flops": entry.cost["statistics"] + entry.cost["training"],
+        "forward_flops": entry.cost["forward"],
+    }
+
+
+def _below(data: str, name: str) -> str:
+    """A path below the data folder, with ARCHITECTURE@ kept in front."""
+    architecture, at, path = name.rpartition("@")
+    return f"{architecture}{at}{Path(data) / path}"
+
+
+_LAST: list[float] = [0.0]
+
+
+def _said(phase: str, done: int, total: int) -> None:
+    if time.monotonic() - _LAST[0] > 60 or done == total:
+        _LAST[0] = time.monotonic()
+        print(f"{time.strftime('%H:%M:%S')} {phase} {done}/{total}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What leaves the server: profiles, bundles, runtimes and their measurements."""

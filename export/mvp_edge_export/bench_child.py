@@ -1,0 +1,138 @@
+"""One network in one runtime, timed in a process of its own; ``bench`` starts and leads it.
+
+It reads one JSON object a line and answers each with one line, and after a round with the samples
+in raw bytes, so that measuring needs little memory of its own:
+
+    {"model": …, "runtime": …, "threads": …, "shape": …} → {"import_ms", "load_ms", "first_ms", …}
+    {"do": "warm", "seconds": …, "cap": …}               → {"runs", "seconds", "settled"}
+    {"do": "round", "seconds": …}                        → {"n", "cpu", "rss"} + n · int64 ns
+    {"do": "memory"}                                     → {"rss", "peak"}
+
+The end of its input ends it: it does not outlive ``bench``.
+"""
+
+import json
+import os
+import sys
+from array import array
+from contextlib import suppress
+from pathlib import Path
+from statistics import median
+from time import perf_counter, perf_counter_ns, process_time
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    from mvp_edge_export.sessions import Floats, Session
+
+_SETTLED = 0.02
+_BLOCK = 10
+
+
+def main() -> None:
+    """Serve until the input ends."""
+    # What a runtime prints must not end up among the answers.
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    job = _request()
+    if job is None:
+        return
+    session, image, ready = _start(job)
+    _answer(answers, ready)
+    while (request := _request()) is not None:
+        if request["do"] == "warm":
+            _answer(answers, _warm(session, image, request["seconds"], request["cap"]))
+        elif request["do"] == "round":
+            _round(answers, session, image, request["seconds"])
+        else:
+            _answer(answers, {"rss": _memory("VmRSS"), "peak": _memory("VmHWM")})
+
+
+def _start(job: dict[str, Any]) -> tuple["Session", "Floats", dict[str, Any]]:
+    """Import, load and run once, each phase on its own clock."""
+    begin = perf_counter()
+    import numpy as np
+
+    from mvp_edge_export.sessions import RUNTIMES, import_runtime
+
+    import_runtime(job["runtime"])
+    imported = perf_counter()
+    rss_import = _memory("VmRSS")
+    with suppress(OSError):  # forgets the peak of the import; not every kernel lets us
+        Path("/proc/self/clear_refs").write_text("5")
+    before_load = perf_counter()
+    session = RUNTIMES[job["runtime"]](Path(job["model"]), threads=job["threads"])
+    loaded = perf_counter()
+    rss_load = _memory("VmRSS")
+    image = np.random.default_rng(0).standard_normal(job["shape"], dtype=np.float32)
+    before_first = perf_counter()
+    session.run(image)
+    first = perf_counter()
+    facts = {
+        "import_ms": 1e3 * (imported - begin),
+        "load_ms": 1e3 * (loaded - before_load),
+        "first_ms": 1e3 * (first - before_first),
+        "rss": {"import": rss_import, "load": rss_load, "first": _memory("VmRSS")},
+        "version": session.version,
+        "precision": session.precision,
+        "options": session.options,
+    }
+    return session, image, facts
+
+
+def _warm(session: "Session", image: "Floats", seconds: float, cap: float) -> dict[str, Any]:
+    """Run until two successive blocks have medians that differ by less than 2 %."""
+    times: list[int] = []
+    settled = False
+    begin = perf_counter()
+    while (elapsed := perf_counter() - begin) < cap:
+        if settled and elapsed >= seconds:
+            break
+        times.append(_timed(session, image))
+        if len(times) >= 2 * _BLOCK and len(times) % _BLOCK == 0:
+            before, now = median(times[-2 * _BLOCK : -_BLOCK]), median(times[-_BLOCK:])
+            settled = abs(now - before) < _SETTLED * before
+    return {"runs": len(times), "seconds": elapsed, "settled": settled}
+
+
+def _round(answers: BinaryIO, session: "Session", image: "Floats", seconds: float) -> None:
+    cpu = process_time()
+    # Another process ran since the last round: the caches are refilled before anything counts.
+    begin = perf_counter()
+    warm = 0
+    while warm < 3 or perf_counter() - begin < 0.05 * seconds:
+        session.run(image)
+        warm += 1
+    times = array("q")
+    begin = perf_counter()
+    while perf_counter() - begin < seconds:
+        times.append(_timed(session, image))
+    facts = {"n": len(times), "cpu": process_time() - cpu, "rss": _memory("VmRSS")}
+    _answer(answers, facts, times.tobytes())
+
+
+def _timed(session: "Session", image: "Floats") -> int:
+    begin = perf_counter_ns()
+    session.run(image)
+    return perf_counter_ns() - begin
+
+
+def _memory(key: str) -> int:
+    """A size from /proc/self/status in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _request() -> dict[str, Any] | None:
+    line = sys.stdin.readline()
+    return json.loads(line) if line else None
+
+
+def _answer(answers: BinaryIO, facts: dict[str, Any], samples: bytes = b"") -> None:
+    answers.write(json.dumps(facts).encode() + b"\n" + samples)
+    answers.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,357 @@
+"""What a measurement says: its figures, the verdicts on a profile's budgets, and the table.
+
+    samples → Latency → Process → Cell → BenchResult (JSON, table)
+
+A *cell* is one network in one runtime with one number of threads.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from mvp_edge_export.machine import Machine
+from mvp_edge_export.profile import DeviceProfile
+from mvp_edge_export.storage import write_json
+from mvp_edge_export.verified import Verdict, VerdictWord
+
+MAX_OTHER_LOAD = 0.05
+"""Cores' worth of other work during a cell from which on it counts as disturbed."""
+P99_SAMPLES = 1000
+"""Samples under which no 99th percentile is given."""
+
+_BLOCKS, _RESAMPLES = 100, 1000
+
+Network = Literal["pruned", "baseline"]
+Status = Literal["OK", "NOISY", "INVALID"]
+
+_FROZEN = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class Latency(BaseModel):
+    """The distribution of one inference's time, in milliseconds; nothing is trimmed."""
+
+    model_config = _FROZEN
+
+    n: int
+    min: float
+    mean: float
+    p50: float
+    p90: float
+    p99: float | None
+    """None under 1,000 samples."""
+    max: float
+    p50_interval: tuple[float, float]
+    """95 %, by a block bootstrap; over several processes the smallest that holds all of theirs."""
+    p90_interval: tuple[float, float]
+
+
+class Memory(BaseModel):
+    """Resident memory of the measuring process in bytes."""
+
+    model_config = _FROZEN
+
+    after_import: int
+    after_load: int
+    after_first: int
+    steady: int
+    peak: int
+    """The largest it ever was (VmHWM)."""
+
+    @property
+    def peak_over_import(self) -> int:
+        """What the network needed: the peak less what Python and the runtime take by themselves."""
+        return max(0, self.peak - self.after_import)
+
+
+class Process(BaseModel):
+    """One process's measurement of a cell."""
+
+    model_config = _FROZEN
+
+    import_ms: float
+    load_ms: float
+    first_ms: float
+    warm_runs: int
+    warm_seconds: float
+    warm_settled: bool
+    """Whether two successive medians of 10 runs came within 2 % before the cap."""
+    latency: Latency
+    memory: Memory
+    other_load: float
+    """Cores' worth of work that others did on the machine meanwhile."""
+    attempts: int
+    throttled: bool
+
+
+class Cell(BaseModel):
+    """One network in one runtime with one number of threads."""
+
+    model_config = _FROZEN
+
+    network: Network
+    runtime: str
+    version: str
+    precision: str
+    threads: int
+    options: dict[str, Any]
+    latency: Latency
+    """Over all processes: the median of each figure."""
+    peak_over_import: int
+    """Bytes; the largest of the processes."""
+    status: Status
+    """NOISY: another load stayed; INVALID: the board was throttled or short of voltage."""
+    processes: tuple[Process, ...]
+
+
+class Protocol(BaseModel):
+    """How it was measured."""
+
+    model_config = _FROZEN
+
+    full: bool
+    seconds: float
+    """Timed seconds a process."""
+    processes: int
+    """A cell."""
+    statement: str
+
+
+class BenchResult(BaseModel):
+    """All that was measured, on what, and what it means for the profile's budgets."""
+
+    model_config = _FROZEN
+
+    schema_: Literal[1] = Field(default=1, alias="schema")
+    protocol: Protocol
+    machine: Machine
+    profile: str
+    profile_sha256: str
+    differences: tuple[str, ...]
+    """In what this machine is not the profile's device; latency is judged only when in nothing."""
+    cells: tuple[Cell, ...]
+    judged: str
+    """The cell that the verdicts are about, in words."""
+    verdicts: tuple[Verdict, ...]
+    warnings: tuple[str, ...]
+    fingerprint: dict[str, Any]
+    """What must be equal for two results to be comparable."""
+    fingerprint_sha256: str
+
+    def cell(self, network: Network, runtime: str, threads: int) -> Cell | None:
+        """The cell, if it was measured."""
+        for cell in self.cells:
+            if (cell.network, cell.runtime, cell.threads) == (network, runtime, threads):
+                return cell
+        return None
+
+    def speedup(self, cell: Cell) -> float | None:
+        """How many times faster than the unpruned network's median, measured in the same rounds."""
+        baseline = self.cell("baseline", cell.runtime, cell.threads)
+        if baseline is None or cell.network == "baseline":
+            return None
+        return baseline.latency.p50 / cell.latency.p50
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON."""
+        write_json(path, self.model_dump(mode="json", by_alias=True))
+
+    def table(self) -> Table:
+        """The cells for people, at most 80 columns wide."""
+        versions = {cell.runtime: cell.version for cell in self.cells}
+        named = ", ".join(f"{runtime} {version}" for runtime, version in versions.items())
+        table = Table(
+            title="One inference of batch 1 in ms; peak memory over the import in MiB",
+            caption=f"{self.machine.cpu}; {named}; {self.protocol.statement}",
+            box=SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+            pad_edge=False,
+        )
+        table.add_column("network")
+        table.add_column("runtime, threads")
+        for name in ("p50", "95%", "p90", "p99", "load", "first", "MiB", "faster"):
+            table.add_column(name, justify="right")
+        for cell in self.cells:
+            latency, speedup = cell.latency, self.speedup(cell)
+            low, high = latency.p50_interval
+            precision = "" if cell.precision == "f32" else f" {cell.precision}"
+            table.add_row(
+                cell.network if cell.status == "OK" else f"{cell.network} !",
+                f"{cell.runtime}{precision} x{cell.threads}",
+                _ms(latency.p50),
+                f"±{100 * max(high - latency.p50, latency.p50 - low) / latency.p50:.1f}%",
+                _ms(latency.p90),
+                "" if latency.p99 is None else _ms(latency.p99),
+                _ms(median(process.load_ms for process in cell.processes)),
+                _ms(median(process.first_ms for process in cell.processes)),
+                f"{cell.peak_over_import / 2**20:.1f}",
+                "" if speedup is None else f"{speedup:.1f}x",
+            )
+        return table
+
+
+def summary(milliseconds: npt.NDArray[np.float64]) -> Latency:
+    """The figures of one process's samples, which are in the order in which they were taken."""
+    p50, p90 = np.quantile(milliseconds, [0.5, 0.9])
+    enough = len(milliseconds) >= P99_SAMPLES
+    return Latency(
+        n=len(milliseconds),
+        min=float(milliseconds.min()),
+        mean=float(milliseconds.mean()),
+        p50=float(p50),
+        p90=float(p90),
+        p99=float(np.quantile(milliseconds, 0.99)) if enough else None,
+        max=float(milliseconds.max()),
+        p50_interval=quantile_interval(milliseconds, 0.5),
+        p90_interval=quantile_interval(milliseconds, 0.9),
+    )
+
+
+def quantile_interval(samples: npt.NDArray[np.float64], q: float) -> tuple[float, float]:
+    """A 95 % interval of a quantile by a block bootstrap.
+
+    Successive runs resemble each other, so whole stretches of the time series are drawn (Künsch
+    1989, blocks that do not overlap), up to 100 of them; drawing single runs would give an interval
+    that is too narrow.
+
+    Args:
+        samples: in the order in which they were taken.
+        q: the quantile, 0..1.
+
+    Returns:
+        The 2.5 % and 97.5 % points of the quantile over 1,000 resamples.
+    """
+    n = len(samples)
+    blocks = min(n, _BLOCKS)
+    order = np.argsort(samples, kind="stable")
+    ranked = samples[order]
+    block_of = (order * blocks) // n
+    drawn = np.random.default_rng(0).multinomial(blocks, [1 / blocks] * blocks, _RESAMPLES)
+    points = np.empty(_RESAMPLES)
+    for index, times in enumerate(drawn):
+        below = np.cumsum(times[block_of])
+        points[index] = ranked[np.searchsorted(below, q * below[-1])]
+    low, high = np.quantile(points, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def combined(parts: Sequence[Latency]) -> Latency:
+    """The figures of several processes together: the median of each, and the widest interval."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def middle(name: str) -> float:
+        return float(median(getattr(part, name) for part in parts))
+
+    def span(name: str) -> tuple[float, float]:
+        intervals = [getattr(part, name) for part in parts]
+        return min(low for low, _ in intervals), max(high for _, high in intervals)
+
+    return Latency(
+        n=sum(part.n for part in parts),
+        min=min(part.min for part in parts),
+        mean=middle("mean"),
+        p50=middle("p50"),
+        p90=middle("p90"),
+        p99=None if any(part.p99 is None for part in parts) else middle("p99"),
+        max=max(part.max for part in parts),
+        p50_interval=span("p50_interval"),
+        p90_interval=span("p90_interval"),
+    )
+
+
+def judged_cell(profile: DeviceProfile, cells: Sequence[Cell]) -> Cell:
+    """What a deployment would run: of the profile's runtimes and threads, the fastest median."""
+    pruned = [cell for cell in cells if cell.network == "pruned"]
+    named = [cell for cell in pruned if cell.runtime in profile.runtime.backends] or pruned
+    nearest = min(abs(cell.threads - profile.runtime.threads) for cell in named)
+    fitting = [c for c in named if abs(c.threads - profile.runtime.threads) == nearest]
+    return min(fitting, key=lambda cell: cell.latency.p50)
+
+
+def judge(profile: DeviceProfile, cell: Cell, other: Sequence[str]) -> Iterator[Verdict]:
+    """Hold a cell against the profile's latency and memory budgets.
+
+    Args:
+        profile: the budgets.
+        cell: what was measured.
+        other: in what the machine is not the profile's device.
+    """
+    limits = profile.budgets.latency
+    for name in ("p50", "p90"):
+        limit = None if limits is None else getattr(limits, name)
+        yield _judge_latency(name, limit, cell, other)
+    limit = profile.budgets.memory
+    within = limit is None or cell.peak_over_import <= limit
+    yield Verdict(
+        budget="memory",
+        limit=limit,
+        reached=cell.peak_over_import,
+        unit="B",
+        verdict="UNCHECKED" if limit is None else "PASS" if within else "FAIL",
+        basis="measured",
+        note="peak resident memory over that after the import",
+    )
+
+
+def _judge_latency(name: str, limit: float | None, cell: Cell, other: Sequence[str]) -> Verdict:
+    low, high = getattr(cell.latency, f"{name}_interval")
+    note = ""
+    word: VerdictWord
+    if limit is None:
+        word = "UNCHECKED"
+    elif other:
+        word, note = "INCONCLUSIVE", f"measured on another machine: {'; '.join(other)}"
+    elif cell.status == "INVALID":
+        word, note = "INCONCLUSIVE", "the board was throttled or short of voltage"
+    elif cell.status == "NOISY":
+        # Another load only ever slows down: what even the fastest run missed is missed.
+        word = "FAIL" if cell.latency.min > limit else "INCONCLUSIVE"
+        note = "another load ran on the machine"
+    elif high <= limit:
+        word = "PASS"
+    elif low > limit:
+        word = "FAIL"
+    else:
+        word, note = "INCONCLUSIVE", f"the limit lies in the interval {_ms(low)} – {_ms(high)} ms"
+    return Verdict(
+        budget=f"latency.{name}",
+        limit=limit,
+        reached=getattr(cell.latency, name),
+        unit="ms",
+        verdict=word,
+        basis="measured",
+        note=note,
+    )
+
+
+def doubts(profile: DeviceProfile, machine: Machine, cells: Sequence[Cell]) -> Iterator[str]:
+    """What makes the figures less certain than they look, one sentence each."""
+    slow = [name for name in machine.governors if name != "performance"]
+    if slow:
+        yield f"frequency governor {', '.join(slow)}, not performance: times may vary"
+    if machine.cpu_quota is not None and machine.cpu_quota < machine.physical_cores:
+        yield f"this control group may use {machine.cpu_quota:g} cores only"
+    for pin in sorted({f"{cell.runtime}=={cell.version}" for cell in cells}):
+        if pin in profile.runtime.denylist:
+            yield f"{pin} does not work on {profile.id}, says its profile"
+    for cell in cells:
+        name = f"{cell.network} in {cell.runtime}, threads {cell.threads}"
+        if cell.status == "NOISY":
+            load = max(process.other_load for process in cell.processes)
+            yield f"{name}: NOISY, others used {load:.2f} of a core meanwhile"
+        if cell.status == "INVALID":
+            yield f"{name}: INVALID, the board was throttled or short of voltage"
+        if not all(process.warm_settled for process in cell.processes):
+            yield f"{name}: the warm-up did not settle within its cap"
+
+
+def _ms(value: float) -> str:
+    digits = 0 if value >= 99.95 else 1 if value >= 9.995 else 2 if value >= 0.9995 else 3
+    return f"{value:.{digits}f}"

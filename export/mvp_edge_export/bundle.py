@@ -1,0 +1,293 @@
+"""A bundle: the directory that goes to the device, and how it is opened there.
+
+    bundle/manifest.json           everything below, with the sha256 and size of every file
+           model.onnx              the pruned network
+           model.xml, model.bin    the same as OpenVINO IR
+           model_fp16.xml, .bin    optional: its weights stored in float16
+           baseline/…              optional: the unpruned network, for the comparison
+
+Opening one executes nothing and follows nothing out of the directory: files that are listed are
+checked by their sha256, files that are not listed are never looked at, and an ONNX file that would
+pull its weights from somewhere else is refused.
+"""
+
+import mmap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from mvp_edge_export.errors import BadInput
+from mvp_edge_export.images import Preprocess
+from mvp_edge_export.profile import DeviceProfile
+from mvp_edge_export.storage import read_json, sha256_file
+from mvp_edge_export.verified import Cost, Verdict, parse
+
+MANIFEST = "manifest.json"
+
+_FROZEN = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class BundleFile(BaseModel):
+    """What a file of the bundle must be."""
+
+    model_config = _FROZEN
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0)
+
+
+class Parity(BaseModel):
+    """How far a runtime's logits lie from PyTorch's on the same images, in float32."""
+
+    model_config = _FROZEN
+
+    network: Literal["pruned", "baseline"]
+    runtime: str
+    version: str
+    setting: str
+    """What was asked of the runtime, in words."""
+    real_images: int
+    random_images: int
+    max_difference: float
+    """The largest difference of a logit."""
+    tolerance: float
+    """What it may be on the image that came closest to its tolerance."""
+    ties: int
+    """Images whose two best classes lie within the tolerance and swapped places."""
+
+
+class RuntimeAccuracy(BaseModel):
+    """Top-1 on the test images, measured in a runtime as it is deployed."""
+
+    model_config = _FROZEN
+
+    model: str
+    """The format of the file: a key of ``Manifest.models``, or ``torch``."""
+    runtime: str
+    version: str
+    precision: str
+    """The arithmetic that the runtime chose."""
+    top1: float = Field(ge=0, le=1)
+    images: int = Field(ge=1)
+    lost: int = Field(ge=0)
+    """Images that PyTorch gets right and this runtime does not."""
+    gained: int = Field(ge=0)
+    """The reverse."""
+
+
+class Manifest(BaseModel):
+    """All that is known about the network in the bundle; ``manifest.json``."""
+
+    model_config = _FROZEN
+
+    schema_: Literal[1] = Field(default=1, alias="schema")
+    labels: tuple[str, ...] = Field(min_length=1)
+    """Class names in the order of the logits."""
+    preprocess: dict[str, Any]
+    """Fields of ``Preprocess``."""
+    embedded_preprocess: bool
+    """Whether the graph itself divides by 255 and normalises; it then takes 0..255 as float32."""
+    batch: int | None
+    """The batch that the graph is fixed to; None takes any."""
+    models: dict[str, str]
+    """Format (``onnx``, ``openvino``, ``openvino-fp16``) → file of the pruned network."""
+    baseline: dict[str, str]
+    """The same for the unpruned network; empty without one."""
+    files: dict[str, BundleFile]
+    """Path inside the bundle, with forward slashes → what it must be."""
+    exporter: dict[str, str]
+    """Network (``pruned``, ``baseline``) → what wrote its graph, and why if the second choice."""
+    weights_sha256: str
+    """Of the verified weights that were exported."""
+    kept: dict[str, tuple[int, ...]]
+    """Unit group → indices of the backbone's units that were kept."""
+    profile: DeviceProfile
+    profile_sha256: str
+    cost: Cost
+    cost_baseline: Cost
+    verdicts: tuple[Verdict, ...]
+    """Of the profile's budgets, with that of the file measured."""
+    parity: tuple[Parity, ...]
+    accuracy: tuple[RuntimeAccuracy, ...]
+    versions: dict[str, str]
+
+    @model_validator(mode="after")
+    def _files_listed(self) -> "Manifest":
+        for name in [*self.models.values(), *self.baseline.values()]:
+            if name not in self.files:
+                raise ValueError(f"{name} is a model but not among files")
+        return self
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle, whose files were checked against its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names in the order of the logits."""
+        return self.manifest.labels
+
+    @cached_property
+    def preprocess(self) -> Preprocess:
+        """How the network wants its images."""
+        return Preprocess.from_json(self.manifest.preprocess)
+
+    def model(self, form: str, *, baseline: bool = False) -> Path:
+        """The network's file in a format, e.g. ``onnx``; with ``baseline`` the unpruned one's.
+
+        Raises:
+            BadInput: the bundle has none.
+        """
+        models = self.manifest.baseline if baseline else self.manifest.models
+        if form not in models:
+            which = "unpruned network" if baseline else "network"
+            have = ", ".join(models) or "none"
+            raise BadInput(f"{self.path}: no {which} in format {form} (it has {have})")
+        return self.path / models[form]
+
+    def tensor(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """What the network is fed, float32 [N, 3, S, S], for pixels uint8 [N, S, S, 3]."""
+        return network_input(pixels, self.preprocess, embedded=self.manifest.embedded_preprocess)
+
+
+def network_input(
+    pixels: npt.NDArray[np.uint8], preprocess: Preprocess, *, embedded: bool
+) -> npt.NDArray[np.float32]:
+    """Float32 [N, 3, S, S] of uint8 [N, S, S, 3]: normalised, unless the graph does it itself."""
+    if embedded:
+        return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), dtype=np.float32)
+    return preprocess.normalise(pixels)
+
+
+def load_bundle(path: Path) -> Bundle:
+    """Open a bundle and check every file of it; nothing in it is executed.
+
+    Raises:
+        BadInput: no bundle, a damaged or missing file, a path that leads out of the directory, a
+            symbolic link, or an ONNX file with external data.
+    """
+    if not path.is_dir():
+        raise BadInput(f"bundle: {path} is not a directory; mvp-edge export makes one")
+    listing = path / MANIFEST
+    if listing.is_symlink():
+        raise BadInput(f"bundle: {listing} is a symbolic link; copy the file itself")
+    manifest = parse(Manifest, read_json(listing, "bundle"), "bundle", listing)
+    if manifest.profile.sha256 != manifest.profile_sha256:
+        raise BadInput(f"bundle: {listing}: profile does not have its profile_sha256; export again")
+    for name, expected in manifest.files.items():
+        _check_file(path, name, expected)
+    for name in [*manifest.models.values(), *manifest.baseline.values()]:
+        if name.endswith(".onnx") and has_external_data(path / name):
+            raise BadInput(f"bundle: {path / name} keeps its weights in another file; refused")
+    bundle = Bundle(path, manifest)
+    _ = bundle.preprocess  # its values are checked when it is made
+    return bundle
+
+
+def _check_file(bundle: Path, name: str, expected: BundleFile) -> None:
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in name or str(pure) != name:
+        raise BadInput(f"bundle: {bundle / MANIFEST}: files: {name!r} leads out of the bundle")
+    path = bundle
+    for part in pure.parts:
+        path /= part
+        if path.is_symlink():
+            raise BadInput(f"bundle: {path} is a symbolic link; copy the file itself")
+    if not path.is_file():
+        raise BadInput(f"bundle: {path} is missing; copy the bundle again")
+    size = path.stat().st_size
+    if size != expected.bytes:
+        raise BadInput(
+            f"bundle: {path} has {size} bytes instead of {expected.bytes}; copy it again"
+        )
+    if sha256_file(path) != expected.sha256:
+        raise BadInput(f"bundle: {path} is damaged (its sha256 differs); copy it again")
+
+
+# Where tensors can lie in an ONNX file: message → {field number: message inside}, from onnx.proto.
+_ONNX: dict[str, dict[int, str]] = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node", 11: "attribute"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+}
+_EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # fields of a tensor
+_MAX_DEPTH = 64
+
+
+def has_external_data(path: Path) -> bool:
+    """Whether an ONNX file takes a tensor from another file.
+
+    Reads the protobuf's structure alone: a device has no onnx package.
+
+    Raises:
+        BadInput: the file is not protobuf.
+    """
+    with path.open("rb") as stream:
+        if path.stat().st_size == 0:
+            raise BadInput(f"{path}: empty; not an ONNX model")
+        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            try:
+                return _external(data, 0, len(data), "model", 0)
+            except (IndexError, ValueError) as error:
+                raise BadInput(f"{path}: not an ONNX model ({error})") from error
+
+
+def _external(data: mmap.mmap, start: int, end: int, message: str, depth: int) -> bool:
+    if depth > _MAX_DEPTH:
+        raise ValueError("nested too deeply")
+    for field, wire, low, high in _fields(data, start, end):
+        if message == "tensor":
+            if field == _EXTERNAL_DATA or (field == _DATA_LOCATION and low != 0):
+                return True
+            continue
+        inside = _ONNX[message].get(field) if wire == 2 else None
+        if inside and _external(data, low, high, inside, depth + 1):
+            return True
+    return False
+
+
+def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """(field, wire type, start, end) of each field; a varint's value stands in both last places."""
+    while start < end:
+        key, start = _varint(data, start)
+        field, wire = key >> 3, key & 7
+        if wire == 0:
+            low, start = _varint(data, start)
+            high = low
+        elif wire == 2:
+            size, low = _varint(data, start)
+            high = start = low + size
+        elif wire in (1, 5):
+            low, high = start, start + (8 if wire == 1 else 4)
+            start = high
+        else:
+            raise ValueError(f"wire type {wire}")
+        if start > end:
+            raise ValueError("truncated")
+        yield field, wire, low, high
+
+
+def _varint(data: mmap.mmap, start: int) -> tuple[int, int]:
+    value = shift = 0
+    while shift < 64:
+        byte = data[start]
+        start += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, start
+        shift += 7
+    raise ValueError("a number of more than 64 bits")

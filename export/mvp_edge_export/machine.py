@@ -1,0 +1,209 @@
+"""What this machine is and does: facts from /proc and /sys, none of which are changed."""
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from mvp_edge_export.errors import BadInput
+from mvp_edge_export.profile import DeviceProfile
+from mvp_edge_export.quantities import format_bytes
+
+# The kernel names ARM cores by number: arch/arm64/include/asm/cputype.h, implementer 0x41.
+_ARM_CORES = {
+    **{0xD03: "cortex-a53", 0xD04: "cortex-a35", 0xD05: "cortex-a55", 0xD07: "cortex-a57"},
+    **{0xD08: "cortex-a72", 0xD09: "cortex-a73", 0xD0A: "cortex-a75", 0xD0B: "cortex-a76"},
+    **{0xD0C: "neoverse-n1", 0xD0D: "cortex-a77", 0xD40: "neoverse-v1", 0xD41: "cortex-a78"},
+    **{0xD42: "cortex-a78ae", 0xD46: "cortex-a510", 0xD47: "cortex-a710", 0xD49: "neoverse-n2"},
+    **{0xC07: "cortex-a7", 0xC0F: "cortex-a15"},
+}
+# (family, model) of Intel's processors: arch/x86/include/asm/intel-family.h.
+_INTEL_CORES = {("6", "190"): "gracemont"}
+# The levels of the x86-64 psABI, each with all flags of those before it.
+_X86_LEVELS = {
+    "x86-64-v2": {"cx16", "popcnt", "sse4_2", "ssse3"},
+    "x86-64-v3": {"abm", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"},
+    "x86-64-v4": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
+}
+_FLAG_NAMES = {"neon": ("asimd", "neon"), "amx": ("amx_tile",)}
+
+
+class Machine(BaseModel):
+    """The facts that a measured time depends on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    arch: str
+    cpu: str
+    """The processor as it names itself."""
+    cores: tuple[str, ...]
+    """Names of its microarchitectures as device profiles write them, as far as they are known."""
+    flags: tuple[str, ...]
+    physical_cores: int
+    """Of those that this process may run on."""
+    affinity: tuple[int, ...]
+    """Processors that this process may run on."""
+    cpu_quota: float | None
+    """Cores' worth of time that its control group may use; None is no limit."""
+    ram: int
+    """Bytes that the kernel has."""
+    board: str | None
+    """The device tree's model, on ARM boards."""
+    governors: tuple[str, ...]
+    """Frequency governors in use; empty where the machine does not say."""
+    max_mhz: float | None
+    """The frequency that the governor may go to."""
+    mhz: float | None
+    """The frequency when these facts were read."""
+    os: str
+    kernel: str
+    python: str
+
+
+def this_machine(root: Path = Path("/")) -> Machine:
+    """Read the facts of the machine whose /proc and /sys lie under ``root``.
+
+    Raises:
+        BadInput: there is no /proc: not a Linux.
+    """
+    if not (root / "proc/stat").is_file():
+        raise BadInput("measuring needs Linux with /proc mounted")
+    text = _read(root / "proc/cpuinfo") or ""
+    affinity = tuple(sorted(os.sched_getaffinity(0)))
+    flags = (_first(text, "flags") or _first(text, "Features") or "").split()
+    memory = re.search(r"MemTotal:\s+(\d+) kB", _read(root / "proc/meminfo") or "")
+    mhz = _first(text, "cpu MHz")
+
+    def frequency(name: str) -> list[str]:
+        places = [root / f"sys/devices/system/cpu/cpu{cpu}/cpufreq" / name for cpu in affinity]
+        return [value for place in places if (value := _read(place))]
+
+    def frequencies(name: str) -> list[float]:
+        return [float(kilohertz) / 1000 for kilohertz in frequency(name)]
+
+    board = _read(root / "proc/device-tree/model")
+    cores = _core_names(text, set(flags))
+    return Machine(
+        arch=platform.machine(),
+        cpu=_first(text, "model name") or board or " + ".join(cores) or platform.machine(),
+        cores=cores,
+        flags=tuple(sorted(set(flags))),
+        physical_cores=_physical_cores(root, affinity),
+        affinity=affinity,
+        cpu_quota=_cpu_quota(root),
+        ram=int(memory[1]) * 1024 if memory else 0,
+        board=board,
+        governors=tuple(sorted(set(frequency("scaling_governor")))),
+        max_mhz=max(frequencies("scaling_max_freq"), default=None),
+        mhz=max(frequencies("scaling_cur_freq"), default=float(mhz) if mhz else None),
+        os=_os_name(root),
+        kernel=platform.release(),
+        python=platform.python_version(),
+    )
+
+
+def differences(machine: Machine, profile: DeviceProfile) -> list[str]:
+    """In what the machine is not the profile's device; empty when it is one."""
+    hardware = profile.hardware
+    found: list[str] = []
+    if machine.arch != hardware.arch:
+        found.append(f"architecture {machine.arch}, not {hardware.arch}")
+    wanted = [part.strip().lower() for part in re.split(r"\band\b|[+,]", hardware.cpu)]
+    plain = re.sub(r"\((?:r|tm)\)", "", machine.cpu.lower())
+    if not all(part in machine.cores or part in plain for part in wanted):
+        found.append(f"processor {machine.cpu}, not {hardware.cpu}")
+    if machine.physical_cores != hardware.cores:
+        found.append(f"{machine.physical_cores} cores, not {hardware.cores}")
+    # The kernel, and on some boards the graphics processor, keep a part for themselves.
+    if not 0.75 * hardware.ram <= machine.ram <= 1.05 * hardware.ram:
+        found.append(f"{format_bytes(machine.ram)} of memory, not {format_bytes(hardware.ram)}")
+    found += [f"no {flag}" for flag in hardware.isa if not _has(machine, flag)]
+    found += [f"has {flag}" for flag in hardware.lacks if _has(machine, flag)]
+    return found
+
+
+def busy_seconds(root: Path = Path("/")) -> float:
+    """Seconds that all processors together were not idle since the start, stolen time included."""
+    first = (root / "proc/stat").read_text().split("\n", 1)[0].split()
+    user, nice, system, _idle, _wait, irq, softirq, steal = map(int, first[1:9])
+    ticks = user + nice + system + irq + softirq + steal
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def throttling() -> int | None:
+    """The Raspberry Pi's throttling flags; None on other machines.
+
+    Bits 0 to 3: under-voltage, frequency capped, throttled, temperature limit, now. Bits 16 to 19:
+    the same since the start.
+    """
+    program = shutil.which("vcgencmd")
+    if program is None:
+        return None
+    try:
+        answer = subprocess.run(
+            [program, "get_throttled"], capture_output=True, text=True, timeout=5, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    match = re.search(r"throttled=0x([0-9a-fA-F]+)", answer.stdout)
+    return int(match[1], 16) if match else None
+
+
+def was_throttled(before: int | None, after: int | None) -> bool:
+    """Whether a Pi was short of voltage, or slowed down, between two readings."""
+    if before is None or after is None:
+        return False
+    return bool((before | after) & 0xF or (after & ~before) >> 16 & 0xF)
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(errors="replace").strip("\0\n ")
+    except OSError:
+        return None
+
+
+def _first(cpuinfo: str, key: str) -> str | None:
+    match = re.search(rf"^{key}\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
+    return match[1].strip() if match else None
+
+
+def _core_names(cpuinfo: str, flags: set[str]) -> tuple[str, ...]:
+    parts = re.findall(r"^CPU part\s*:\s*(0x[0-9a-fA-F]+)$", cpuinfo, re.MULTILINE)
+    names = {_ARM_CORES[int(part, 16)] for part in parts if int(part, 16) in _ARM_CORES}
+    family, model = _first(cpuinfo, "cpu family"), _first(cpuinfo, "model")
+    if _first(cpuinfo, "vendor_id") == "GenuineIntel" and (family, model) in _INTEL_CORES:
+        names.add(_INTEL_CORES[(family or "", model or "")])
+    for level, needed in _X86_LEVELS.items():
+        if not needed <= flags:
+            break
+        names.add(level)
+    return tuple(sorted(names))
+
+
+def _physical_cores(root: Path, affinity: tuple[int, ...]) -> int:
+    cores = set()
+    for cpu in affinity:
+        topology = root / f"sys/devices/system/cpu/cpu{cpu}/topology"
+        package, core = _read(topology / "physical_package_id"), _read(topology / "core_id")
+        cores.add((package, core) if core is not None else cpu)
+    return len(cores)
+
+
+def _cpu_quota(root: Path) -> float | None:
+    quota, _, period = (_read(root / "sys/fs/cgroup/cpu.max") or "max").partition(" ")
+    return None if quota == "max" else int(quota) / int(period)
+
+
+def _os_name(root: Path) -> str:
+    release = _read(root / "etc/os-release") or ""
+    match = re.search(r'^PRETTY_NAME="?([^"\n]+)', release, re.MULTILINE)
+    return match[1] if match else platform.system()
+
+
+def _has(machine: Machine, flag: str) -> bool:
+    return any(name in machine.flags for name in _FLAG_NAMES.get(flag, (flag,)))

@@ -1,0 +1,216 @@
+"""The runtimes that a bundle can run in: one class each, with the same few methods.
+
+A runtime is imported when its session is made, never before, so that a device installs only the
+one it uses. Adding a runtime is one class here and one line in ``RUNTIMES``.
+"""
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from mvp_edge_export.errors import BadInput
+
+if TYPE_CHECKING:
+    from mvp_edge_export.bundle import Bundle
+
+Floats = npt.NDArray[np.float32]
+Precision = Literal["f32"]
+
+
+class Session(Protocol):
+    """A network, loaded and compiled for this machine's CPU."""
+
+    name: str
+    """The runtime: a key of ``RUNTIMES``."""
+    version: str
+    precision: str
+    """The arithmetic that the runtime chose or was given: ``f32``, ``bf16`` or ``f16``."""
+    options: dict[str, Any]
+    """What was asked of the runtime beyond its defaults."""
+
+    def run(self, batch: Floats) -> Floats:
+        """Logits [N, C] of ``batch`` [N, 3, S, S]; a network of fixed batch takes it in pieces."""
+        ...
+
+
+class OnnxRuntimeSession:
+    """An ONNX file in ONNX Runtime on the CPU.
+
+    Args:
+        model: the ``.onnx`` file.
+        threads: threads inside an operator; operators run one after the other.
+        optimise: all graph optimisations, or none (the parity gate runs both).
+    """
+
+    name = "onnxruntime"
+    precision = "f32"
+
+    def __init__(self, model: Path, *, threads: int = 1, optimise: bool = True) -> None:
+        ort = import_runtime(self.name)
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3  # errors only: its warnings about unknown CPUs are harmless
+        level = ort.GraphOptimizationLevel
+        options.graph_optimization_level = (
+            level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
+        )
+        # ONNX Runtime's exceptions share no base class below Exception, but all live in its C API.
+        state = ort.capi.onnxruntime_pybind11_state
+        refusals = (
+            *(state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf),
+            *(state.NoSuchFile, state.NotImplemented, state.RuntimeException),
+        )
+        try:
+            self._session = ort.InferenceSession(
+                str(model), options, providers=["CPUExecutionProvider"]
+            )
+        except refusals as error:
+            raise _refused(self.name, ort.__version__, model, error) from error
+        self.version = str(ort.__version__)
+        self.options: dict[str, Any] = {"threads": threads, "optimise": optimise}
+        entry = self._session.get_inputs()[0]
+        self._input = entry.name
+        self._batch = entry.shape[0] if isinstance(entry.shape[0], int) else None
+
+    def run(self, batch: Floats) -> Floats:
+        """Logits [N, C] of ``batch`` [N, 3, S, S]."""
+        pieces = [
+            self._session.run(None, {self._input: piece})[0]
+            for piece in _pieces(batch, self._batch)
+        ]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+
+class OpenVinoSession:
+    """An OpenVINO IR on the CPU.
+
+    Args:
+        model: the ``.xml`` file, its ``.bin`` beside it.
+        threads: inference threads, all in one stream (the setting for latency).
+        precision: ``f32`` forbids the arithmetic in bfloat16 that OpenVINO chooses by itself
+            on CPUs that have it; None leaves the choice to OpenVINO, as in a deployment.
+    """
+
+    name = "openvino"
+
+    def __init__(
+        self, model: Path, *, threads: int = 1, precision: Precision | None = None
+    ) -> None:
+        openvino = import_runtime(self.name)
+        asked: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": "1",
+            "INFERENCE_NUM_THREADS": threads,
+        }
+        if precision is not None:
+            asked["INFERENCE_PRECISION_HINT"] = precision
+        try:
+            core = openvino.Core()
+            compiled = core.compile_model(core.read_model(model), "CPU", asked)
+        except RuntimeError as error:
+            raise _refused(self.name, openvino.__version__, model, error) from error
+        self.version = str(openvino.__version__).split("-")[0]
+        self.precision = str(compiled.get_property("INFERENCE_PRECISION_HINT").to_string())
+        self.options: dict[str, Any] = {"threads": threads, "precision": precision}
+        self._request = compiled.create_infer_request()
+        first = compiled.input(0).get_partial_shape()[0]
+        self._batch = None if first.is_dynamic else int(first.get_length())
+
+    def run(self, batch: Floats) -> Floats:
+        """Logits [N, C] of ``batch`` [N, 3, S, S]."""
+        pieces = [
+            self._request.infer([piece], share_inputs=True)[0]
+            for piece in _pieces(batch, self._batch)
+        ]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+
+RUNTIMES: dict[str, Callable[..., Session]] = {
+    "onnxruntime": OnnxRuntimeSession,
+    "openvino": OpenVinoSession,
+}
+"""Runtime name → session class; the names are also the extras that install them."""
+
+FORMAT_OF = {"onnxruntime": "onnx", "openvino": "openvino"}
+"""Runtime name → the format of the files that it reads."""
+
+
+def import_runtime(runtime: str) -> Any:
+    """The runtime's Python package.
+
+    Raises:
+        BadInput: it is not installed, or not for this machine.
+    """
+    try:
+        return importlib.import_module(runtime)
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == runtime:
+            fix = f"pip install 'mvp-edge[{runtime}]'"
+            raise BadInput(f"{runtime} is not installed: {fix}") from error
+        # A wheel for another system: a newer C library, another processor.
+        raise BadInput(f"{runtime} cannot be imported on this machine: {error}") from error
+
+
+def installed_runtimes() -> list[str]:
+    """The runtimes that this Python has, in the order in which they are preferred."""
+    return [name for name in RUNTIMES if importlib.util.find_spec(name) is not None]
+
+
+def open_session(
+    bundle: "Bundle",
+    runtime: str | None = None,
+    threads: int = 1,
+    *,
+    baseline: bool = False,
+) -> Session:
+    """Open a bundle's network in a runtime, as it is to be deployed.
+
+    Args:
+        bundle: a loaded bundle.
+        runtime: a key of ``RUNTIMES``; None takes the first that is installed and that the bundle
+            has a file for.
+        threads: threads of one inference.
+        baseline: the unpruned network beside the pruned one.
+
+    Raises:
+        BadInput: no such runtime, not installed, or the bundle has no file for it.
+    """
+    runtime = runtime or choose_runtime(bundle)
+    if runtime not in RUNTIMES:
+        raise BadInput(f"unknown runtime {runtime!r}: choose one of {', '.join(RUNTIMES)}")
+    model = bundle.model(FORMAT_OF[runtime], baseline=baseline)
+    return RUNTIMES[runtime](model, threads=threads)
+
+
+def choose_runtime(bundle: "Bundle") -> str:
+    """The first installed runtime that the bundle has files for.
+
+    Raises:
+        BadInput: there is none.
+    """
+    for runtime in installed_runtimes():
+        if FORMAT_OF[runtime] in bundle.manifest.models:
+            return runtime
+    usable = [name for name in RUNTIMES if FORMAT_OF[name] in bundle.manifest.models]
+    extras = " or ".join(f"pip install 'mvp-edge[{name}]'" for name in usable)
+    raise BadInput(f"{bundle.path}: none of the runtimes it has files for is installed: {extras}")
+
+
+def _pieces(batch: Floats, size: int | None) -> list[Floats]:
+    if size is None or len(batch) == size:
+        return [batch]
+    if len(batch) % size:
+        raise BadInput(f"{len(batch)} images do not divide into the network's batches of {size}")
+    return [batch[start : start + size] for start in range(0, len(batch), size)]
+
+
+def _refused(runtime: str, version: str, model: Path, error: Exception) -> BadInput:
+    reason = " ".join(str(error).split())[:300]
+    return BadInput(f"{model}: {runtime} {version} cannot load it: {reason}")

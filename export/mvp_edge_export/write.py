@@ -1,0 +1,380 @@
+"""From a verified network to a bundle, through the export gate (server side: needs PyTorch).
+
+    module ─ torch.onnx ─→ graph ─ metadata ─→ model.onnx ─ OpenVINO ─→ model.xml + model.bin
+             file budget · parity of each runtime · accuracy in each runtime ─→ manifest.json
+
+The bundle appears under its name only after the last check; a failure leaves nothing.
+"""
+
+# ruff: noqa: TID253 - runs on the server alone
+
+import copy
+import importlib.metadata
+import platform
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import openvino
+import torch
+from torch import nn
+
+from mvp_edge_export.bundle import (
+    MANIFEST,
+    Bundle,
+    BundleFile,
+    Manifest,
+    Parity,
+    RuntimeAccuracy,
+    load_bundle,
+    network_input,
+)
+from mvp_edge_export.errors import BadInput, BudgetMissed, GateFailed
+from mvp_edge_export.graph import Normalised, describe, onnx_graph
+from mvp_edge_export.images import Preprocess
+from mvp_edge_export.parity import (
+    Floats,
+    Labels,
+    Pixels,
+    check_accuracy,
+    check_parity,
+    gate_images,
+)
+from mvp_edge_export.profile import DeviceProfile
+from mvp_edge_export.quantities import format_bytes
+from mvp_edge_export.sessions import OnnxRuntimeSession, OpenVinoSession, Session
+from mvp_edge_export.storage import atomic_directory, sha256_file, write_json
+from mvp_edge_export.verified import Verdict, Verified
+
+FORMATS = ("onnx", "openvino")
+
+_MAX_ONNX_BYTES = 2**31 - 1  # protobuf's limit for one file
+_REFERENCE_BATCH = 64
+
+Network = Literal["pruned", "baseline"]
+
+
+@dataclass(frozen=True)
+class _Written:
+    """One network's files in the bundle, and PyTorch's module that they must agree with."""
+
+    network: Network
+    module: nn.Module
+    models: dict[str, str]
+    exporter: str
+
+
+def export_bundle(
+    module: nn.Module,
+    verified: Verified,
+    weights: Path,
+    out: Path,
+    *,
+    labels: Sequence[str],
+    preprocess: Preprocess,
+    kept: Mapping[str, Sequence[int]],
+    profile: DeviceProfile,
+    images: Pixels,
+    targets: Labels,
+    gate_pixels: Pixels | None = None,
+    formats: Sequence[str] = FORMATS,
+    fp16: bool = False,
+    dynamic_batch: bool = False,
+    embed_preprocess: bool = False,
+    baseline: nn.Module | None = None,
+    force: bool = False,
+    progress: Callable[[str], None] = lambda phase: None,
+) -> Bundle:
+    """Write the bundle of a verified network, after it passed the gate in every runtime.
+
+    Args:
+        module: the pruned network, float32 [N, 3, S, S] → logits [N, C]; it is not changed.
+        verified: its verification, made for ``profile``.
+        weights: the file whose sha256 ``verified`` binds.
+        out: the directory to make.
+        labels: class names in the order of the logits.
+        preprocess: how images become the network's input.
+        kept: unit group → indices of the backbone's units that the network keeps.
+        profile: the device profile whose file budget is judged here.
+        images: the test images, uint8 [N, S, S, 3].
+        targets: their classes [N].
+        gate_pixels: real images for the parity gate, of any split; the test images if None.
+        formats: some of ``FORMATS``.
+        fp16: also write an OpenVINO IR whose weights are stored in float16.
+        dynamic_batch: leave the batch open instead of fixing it to 1.
+        embed_preprocess: put the division by 255 and the normalisation into the graph.
+        baseline: the unpruned network with the task's head, exported beside it.
+        force: replace an existing bundle.
+        progress: told the name of each phase as it begins.
+
+    Raises:
+        BadInput: arguments that do not fit together, or weights that were not verified.
+        BudgetMissed: a budget FAILs, that of the file included.
+        GateFailed: a runtime does not compute what PyTorch computes, or with less accuracy.
+    """
+    _check_ticket(verified, weights, profile)
+    _check_arguments(labels, preprocess, images, targets, formats, fp16)
+    _check_replaceable(out)
+    versions = _versions(formats)
+    metadata = {
+        "labels": list(labels),
+        **preprocess.to_json(),
+        "embedded_preprocess": embed_preprocess,
+        "profile": profile.id,
+        "profile_sha256": profile.sha256,
+        "versions": versions,
+    }
+    pruned_metadata = {
+        "weights_sha256": verified.weights_sha256,
+        "kept": {group: list(indices) for group, indices in kept.items()},
+    }
+
+    def write(folder: Path, network: Network, source: nn.Module, facts: dict[str, Any]) -> _Written:
+        progress(f"exporting the {network} network")
+        frozen = _frozen(source, preprocess if embed_preprocess else None)
+        return _write_network(
+            folder, network, frozen, facts, preprocess.size, formats, fp16, dynamic_batch
+        )
+
+    with atomic_directory(out, force=force) as folder:
+        pruned = write(folder, "pruned", module, metadata | pruned_metadata)
+        verdicts = _with_file_verdict(verified.verdicts, profile, folder, pruned.models)
+        networks = [pruned]
+        if baseline is not None:
+            networks.append(write(folder, "baseline", baseline, metadata))
+
+        progress("comparing the runtimes with PyTorch")
+        pixels, real = gate_images(images if gate_pixels is None else gate_pixels)
+        gate_input = network_input(pixels, preprocess, embedded=embed_preprocess)
+        parity = [
+            check
+            for network in networks
+            for check in _parity(folder, network, gate_input, real, len(labels))
+        ]
+        progress("measuring the accuracy in each runtime")
+        test_input = network_input(images, preprocess, embedded=embed_preprocess)
+        accuracy = _accuracy(folder, pruned, test_input, targets, verified)
+
+        manifest = Manifest(
+            labels=tuple(labels),
+            preprocess=preprocess.to_json(),
+            embedded_preprocess=embed_preprocess,
+            batch=None if dynamic_batch else 1,
+            models=pruned.models,
+            baseline=networks[1].models if baseline is not None else {},
+            files=_files(folder),
+            exporter={network.network: network.exporter for network in networks},
+            weights_sha256=verified.weights_sha256,
+            kept={group: tuple(map(int, indices)) for group, indices in kept.items()},
+            profile=profile,
+            profile_sha256=profile.sha256,
+            cost=verified.cost,
+            cost_baseline=verified.cost_baseline,
+            verdicts=verdicts,
+            parity=tuple(parity),
+            accuracy=tuple(accuracy),
+            versions=versions,
+        )
+        write_json(folder / MANIFEST, manifest.model_dump(mode="json", by_alias=True))
+        load_bundle(folder)  # what the device will do, before anyone can see it
+    return Bundle(out, manifest)
+
+
+def _check_ticket(verified: Verified, weights: Path, profile: DeviceProfile) -> None:
+    if not verified.passed:
+        missed = "; ".join(str(verdict) for verdict in verified.failed)
+        raise BudgetMissed(f"not exported, the network misses {profile.id}'s budgets: {missed}")
+    if verified.profile_sha256 != profile.sha256:
+        raise BadInput(
+            f"the network was verified for profile {verified.profile}, which is not {profile.id} as"
+            " it stands now: prune for this profile, or export with the one it was verified for"
+        )
+    verified.check_weights(weights)
+
+
+def _check_arguments(
+    labels: Sequence[str],
+    preprocess: Preprocess,
+    images: Pixels,
+    targets: Labels,
+    formats: Sequence[str],
+    fp16: bool,
+) -> None:
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown or not formats:
+        given = ", ".join(unknown) or "none"
+        raise BadInput(f"--format {given}: choose some of {', '.join(FORMATS)}")
+    if fp16 and "openvino" not in formats:
+        raise BadInput("--fp16 is a form of the OpenVINO files: add openvino to --format")
+    if len(images) == 0:
+        raise BadInput("export: there are no test images to hold the runtimes against")
+    if images.shape[1:] != (preprocess.size, preprocess.size, 3) or images.dtype != np.uint8:
+        raise ValueError(f"uint8 [N, {preprocess.size}, {preprocess.size}, 3] is needed")
+    if targets.shape != (len(images),) or targets.min() < 0 or targets.max() >= len(labels):
+        raise ValueError("targets must be one index of labels an image")
+
+
+def _check_replaceable(out: Path) -> None:
+    # --force replaces the whole directory: it must not take a folder of photographs for a bundle.
+    occupied = out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file()
+    if occupied or (out.exists() and not out.is_dir()):
+        raise BadInput(f"{out} exists and is not a bundle; choose another place")
+
+
+def _frozen(source: nn.Module, embedded: Preprocess | None) -> nn.Module:
+    module = copy.deepcopy(source).cpu().float().eval()
+    module = module.to(memory_format=torch.contiguous_format)
+    return (module if embedded is None else Normalised(module, embedded)).requires_grad_(False)
+
+
+def _write_network(
+    bundle: Path,
+    network: Network,
+    module: nn.Module,
+    metadata: Mapping[str, Any],
+    size: int,
+    formats: Sequence[str],
+    fp16: bool,
+    dynamic_batch: bool,
+) -> _Written:
+    folder = bundle if network == "pruned" else bundle / network
+    folder.mkdir(exist_ok=True)
+    graph, exporter = onnx_graph(module, torch.zeros(1, 3, size, size), dynamic_batch)
+    describe(graph, metadata)
+    if graph.ByteSize() > _MAX_ONNX_BYTES:
+        raise BadInput(f"the {network} network is over 2 GB, more than one ONNX file can hold")
+    models: dict[str, str] = {}
+
+    def place(form: str, name: str) -> Path:
+        models[form] = (folder / name).relative_to(bundle).as_posix()
+        return folder / name
+
+    with tempfile.TemporaryDirectory(dir=bundle) as scratch:
+        source = place("onnx", "model.onnx") if "onnx" in formats else Path(scratch) / "model.onnx"
+        source.write_bytes(graph.SerializeToString(deterministic=True))
+        if "openvino" in formats:
+            representation = openvino.Core().read_model(source)
+            openvino.save_model(
+                representation, place("openvino", "model.xml"), compress_to_fp16=False
+            )
+            if fp16 and network == "pruned":
+                openvino.save_model(
+                    representation, place("openvino-fp16", "model_fp16.xml"), compress_to_fp16=True
+                )
+    return _Written(network, module, models, exporter)
+
+
+def _with_file_verdict(
+    verdicts: Sequence[Verdict], profile: DeviceProfile, bundle: Path, models: Mapping[str, str]
+) -> tuple[Verdict, ...]:
+    """The verdicts, that of the file now measured on what was written.
+
+    Raises:
+        BudgetMissed: it is too large.
+    """
+    if "onnx" in models:
+        files = [bundle / models["onnx"]]
+    else:
+        files = [(bundle / models["openvino"]).with_suffix(suffix) for suffix in (".xml", ".bin")]
+    size = sum(file.stat().st_size for file in files)
+    limit = profile.budgets.file
+    if limit is not None and size > limit:
+        raise BudgetMissed(
+            f"budget file of {profile.id}: {files[0].name} has {format_bytes(size)} ({size:,} B),"
+            f" {size - limit:,} B over the limit of {format_bytes(limit)}; prune with a smaller"
+            " --keep; no bundle was written"
+        )
+    measured = Verdict(
+        budget="file",
+        limit=limit,
+        reached=size,
+        unit="B",
+        verdict="UNCHECKED" if limit is None else "PASS",
+        basis="measured",
+    )
+    others = [verdict for verdict in verdicts if verdict.budget != "file"]
+    return (*others, measured)
+
+
+def _parity(
+    bundle: Path, written: _Written, images: Floats, real: int, classes: int
+) -> Iterator[Parity]:
+    reference = _reference(written.module, images)
+    if reference.shape != (len(images), classes):
+        raise BadInput(
+            f"the {written.network} network gives logits {reference.shape[1:]} for {classes} labels"
+        )
+    for session, setting in _gate_sessions(bundle, written.models):
+        yield check_parity(
+            reference,
+            session.run(images),
+            session,
+            network=written.network,
+            setting=setting,
+            real_images=real,
+        )
+
+
+def _gate_sessions(bundle: Path, models: Mapping[str, str]) -> Iterator[tuple[Session, str]]:
+    """Each runtime in float32, one at a time; float16 weights are judged by accuracy alone."""
+    threads = torch.get_num_threads()
+    if "onnx" in models:
+        for optimise in (False, True):
+            setting = f"graph optimisation {'on' if optimise else 'off'}"
+            path = bundle / models["onnx"]
+            yield OnnxRuntimeSession(path, threads=threads, optimise=optimise), setting
+    if "openvino" in models:
+        path = bundle / models["openvino"]
+        yield OpenVinoSession(path, threads=threads, precision="f32"), "inference precision f32"
+
+
+def _accuracy(
+    bundle: Path, written: _Written, images: Floats, targets: Labels, verified: Verified
+) -> Iterator[RuntimeAccuracy]:
+    reference = _reference(written.module, images)
+    top1 = float((reference.argmax(axis=1) == targets).mean())
+    # Small differences come from the arithmetic of the verification; large ones from other images,
+    # another order of the labels or another preprocessing than were verified.
+    allowed = max(3, 0.02 * len(targets)) / len(targets)
+    if verified.images == len(targets) and abs(top1 - verified.accuracy) > allowed:
+        raise GateFailed(
+            f"export gate: the network gets {top1:.1%} of the {len(targets)} test images right,"
+            f" but {verified.accuracy:.1%} was verified: images, labels or preprocessing differ; no"
+            " bundle was written"
+        )
+    threads = torch.get_num_threads()
+    for form, name in written.models.items():
+        deployed = OnnxRuntimeSession if form == "onnx" else OpenVinoSession
+        session: Session = deployed(bundle / name, threads=threads)
+        yield check_accuracy(reference, session.run(images), targets, session, model=form)
+
+
+def _reference(module: nn.Module, images: Floats) -> Floats:
+    with torch.inference_mode():
+        parts = [
+            module(torch.from_numpy(images[start : start + _REFERENCE_BATCH])).numpy()
+            for start in range(0, len(images), _REFERENCE_BATCH)
+        ]
+    return np.concatenate(parts)
+
+
+def _files(bundle: Path) -> dict[str, BundleFile]:
+    return {
+        path.relative_to(bundle).as_posix(): BundleFile(
+            sha256=sha256_file(path), bytes=path.stat().st_size
+        )
+        for path in sorted(bundle.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _versions(formats: Sequence[str]) -> dict[str, str]:
+    packages = ["mvp-edge", "torch", "timm", "onnx", "onnxscript", "numpy"]
+    packages += [{"onnx": "onnxruntime", "openvino": "openvino"}[form] for form in formats]
+    return {
+        "python": platform.python_version(),
+        **{package: importlib.metadata.version(package) for package in packages},
+    }

@@ -1,0 +1,98 @@
+"""From a finished run to a bundle: what the exporter needs, gathered from the run directory."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from mvp_edge.backbone import Backbone, load_backbone
+from mvp_edge.methods import recipe_for
+from mvp_edge.network import TENSORS, Network
+from mvp_edge.rundir import RunDirectory
+from mvp_edge.task import Task
+from mvp_edge.train import Batches, Ledger, initialise_head
+from mvp_edge_export.bundle import Bundle
+from mvp_edge_export.errors import BadInput
+from mvp_edge_export.profile import load_profile
+from mvp_edge_export.verified import Verified
+from mvp_edge_export.write import FORMATS, export_bundle
+
+GATE_IMAGES = 64
+"""The parity gate wants at least this many real images; small test splits are filled up."""
+
+
+def export(
+    run: str | Path,
+    out: str | Path | None = None,
+    *,
+    formats: Sequence[str] = FORMATS,
+    fp16: bool = False,
+    dynamic_batch: bool = False,
+    embed_preprocess: bool = False,
+    baseline: bool = False,
+    force: bool = False,
+    progress: Callable[[str], None] = lambda phase: None,
+) -> Bundle:
+    """Export the verified network of ``run`` to a bundle (default: RUN/bundle), through the parity gate.
+
+    ``baseline``: the unpruned backbone is exported beside it for comparison; its head for the task is the
+    nearest-class-mean rule of its own features.
+    Raises BadInput (no such run, changed weights), BudgetMissed (a verdict is FAIL) or GateFailed.
+    """
+    directory = RunDirectory.open(Path(run))
+    network = Network.load(directory.path)
+    weights = directory.path / TENSORS
+    verified = Verified.load(directory.path / "verified.json", weights)
+    facts = directory.read("run.json")
+    profile = load_profile(facts["arguments"]["device"])
+    if profile.sha256 != verified.profile_sha256:
+        raise BadInput(
+            f"the profile {profile.id} was changed since {run} was verified against it: prune again, "
+            "or restore the profile"
+        )
+    task = Task.from_json(directory.read("task.json"))
+    test = task.images("test", network.preprocess)
+    unpruned = None
+    if baseline:
+        source = facts["backbone"]["source"]
+        unpruned = _unpruned(load_backbone(source, network.preprocess.size), task)
+    return export_bundle(
+        network.module(),
+        verified,
+        weights,
+        Path(out) if out is not None else directory.path / "bundle",
+        labels=network.classes,
+        preprocess=network.preprocess,
+        kept={name: units.tolist() for name, units in network.kept.items()},
+        profile=profile,
+        images=test.pixels,
+        targets=test.labels,
+        gate_pixels=_gate_pixels(task, network),
+        formats=formats,
+        fp16=fp16,
+        dynamic_batch=dynamic_batch,
+        embed_preprocess=embed_preprocess,
+        baseline=unpruned,
+        force=force,
+        progress=progress,
+    )
+
+
+def _unpruned(backbone: Backbone, task: Task) -> nn.Module:
+    """The whole backbone with a nearest-class-mean head for the task."""
+    module = backbone.with_head(len(task.classes))
+    images = task.images("train", backbone.preprocess)
+    batches = Batches(images, backbone.preprocess, recipe_for("random", backbone.family), seed=0)
+    initialise_head(module, batches, len(task.classes), Ledger())
+    return module
+
+
+def _gate_pixels(task: Task, network: Network) -> NDArray[np.uint8]:
+    """Real images for the gate: test images, then others of the task while there are too few."""
+    pixels = [task.images("test", network.preprocess).pixels]
+    for split in ("val", "train"):
+        if sum(map(len, pixels)) < GATE_IMAGES:
+            pixels.append(task.images(split, network.preprocess).pixels)
+    return np.concatenate(pixels)[: 2 * GATE_IMAGES]

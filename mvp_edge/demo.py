@@ -1,0 +1,181 @@
+"""`make demo`: the whole job on scikit-learn's handwritten digits, in a few minutes, without a network.
+
+A small timm ResNet learns the digits zero to six; a zoo of three-digit tasks is pruned from it; then the
+zoo votes on a network for seven, eight and nine, which neither has seen. Every step is the command that a
+user would type, through the same functions.
+"""
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mvp_edge.console import Console
+from mvp_edge_export.errors import BadInput
+
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+KNOWN, UNSEEN = NAMES[:7], NAMES[7:]
+BACKBONE, DIGITS, TASK, ZOO, RUN = "backbone.json", "digits", "seven-eight-nine", "zoo", "run"
+SIZE = 16
+AUGMENT = ("shift",)
+"""Mirrored digits are other signs: no flips."""
+
+
+@dataclass(frozen=True)
+class DemoDefaults:
+    """What `mvp-edge prune --device D` uses when nothing else is said, after the demo ran."""
+
+    task: str
+    zoo: str
+    augment: tuple[str, ...] = AUGMENT
+
+
+def demo_defaults(folder: Path = Path("demo")) -> DemoDefaults | None:
+    """The demo's task and zoo, if it ran in this folder."""
+    if (folder / ZOO / "zoo.json").exists() and (folder / TASK).is_dir():
+        return DemoDefaults(str(folder / TASK), str(folder / ZOO))
+    return None
+
+
+def run_demo(folder: Path, console: Console) -> Path:
+    """Run it, going on where an earlier one stopped; returns the report's path."""
+    from mvp_edge.build import build_from
+    from mvp_edge.deliver import export
+    from mvp_edge.report import report
+    from mvp_edge.run import prune
+    from mvp_edge_export.bench import bench
+    from mvp_edge_export.storage import write_json
+
+    console.say(f"1/6  handwritten digits → {folder / DIGITS}, {folder / TASK}")
+    write_digits(folder / DIGITS, KNOWN)
+    write_digits(folder / TASK, UNSEEN)
+    console.say(f"2/6  a small ResNet learns zero … six → {folder / BACKBONE}")
+    if not (folder / BACKBONE).exists():
+        train_backbone(folder, console)
+    console.say(
+        f"3/6  mvp-edge zoo build --backbone {folder / BACKBONE} --tasks {folder / DIGITS} --sample 6x3 …"
+    )
+    build_from(
+        backbone=str(folder / BACKBONE),
+        tasks=folder / DIGITS,
+        path=folder / ZOO,
+        sample="6x3",
+        keep=0.25,
+        steps=150,
+        augment=AUGMENT,
+        progress=console.progress,
+    )
+    run = folder / RUN
+    console.say(
+        f"4/6  mvp-edge prune --device rpi4.yaml --task {folder / TASK} --zoo {folder / ZOO} --reference"
+    )
+    if not (run / "verified.json").exists():
+        prune(
+            "rpi4.yaml",
+            folder / TASK,
+            folder / ZOO,
+            out=run,
+            augment=AUGMENT,
+            reference=True,
+            progress=console.progress,
+            say=console.say,
+        )
+    console.say(
+        f"5/6  mvp-edge export {run} --baseline; mvp-edge bench {run / 'bundle'} --seconds 5"
+    )
+    bundle = export(run, baseline=True, force=True, progress=console.step)
+    result = bench(bundle, seconds=5, progress=console.share)
+    write_json(run / "bench.json", result.model_dump(mode="json", by_alias=True))
+    console.say(f"6/6  mvp-edge report {run}")
+    return report([run])
+
+
+def write_digits(folder: Path, names: Iterable[str]) -> None:
+    """Class folders of 8×8 greyscale PNGs, from the copy that scikit-learn ships (UCI, CC BY 4.0)."""
+    from PIL import Image
+
+    try:
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError as error:
+        raise BadInput(
+            "the demo's digits come with scikit-learn: pip install 'mvp-edge[demo]'"
+        ) from error
+    digits = load_digits()
+    for name in names:
+        into = folder / name
+        if into.is_dir():
+            continue
+        partial = folder / f".{name}"
+        partial.mkdir(parents=True, exist_ok=True)
+        for index in (digits.target == NAMES.index(name)).nonzero()[0]:
+            grey = (digits.images[index] * (255 / 16)).astype("uint8")
+            Image.fromarray(grey).save(partial / f"{index:04d}.png")
+        partial.rename(into)
+
+
+def train_backbone(folder: Path, console: Console, steps: int = 300) -> None:
+    """Train a ResNet of four small stages on the known digits; writes description and weights."""
+    import torch
+    from safetensors.torch import save_file
+
+    from mvp_edge.backbone import Architecture, Backbone
+    from mvp_edge.prune import Problem
+    from mvp_edge.scratch import fine_tune
+    from mvp_edge.task import Task
+    from mvp_edge.train import Recipe, accuracy, predict_logits
+    from mvp_edge_export.images import Preprocess
+    from mvp_edge_export.storage import atomic_file, sha256_file, write_json
+
+    torch.manual_seed(0)
+    changes = {
+        "conv1": "Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)",
+        "maxpool": "Identity()",
+    }
+    arguments = {"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256]}
+    architecture = Architecture("resnet18", changes, arguments, SIZE)
+    preprocess = Preprocess(SIZE, (0.31, 0.31, 0.31), (0.37, 0.37, 0.37))
+    fresh = Backbone(
+        "digits", architecture, architecture.build(len(KNOWN)), preprocess, KNOWN, "", ""
+    )
+    task = Task.open(folder / DIGITS)
+    problem = Problem(
+        backbone=fresh,
+        policy="tied",
+        classes=len(task.classes),
+        train=task.images("train", preprocess),
+        validation=task.images("val", preprocess),
+        widths={},
+        recipe=Recipe(
+            steps=steps, batch=64, lr=0.05, augment=AUGMENT, head="random", statistics=False
+        ),
+        progress=lambda _phase, done, total: console.progress("backbone", done, total),
+    )
+    trained = fine_tune(problem, fresh.with_head(len(task.classes)), {})
+    test = task.images("test", preprocess)
+    top1 = accuracy(predict_logits(trained.model, test.pixels, preprocess), test.labels)
+    weights = folder / "backbone.safetensors"
+    with atomic_file(weights) as partial:
+        save_file(trained.model.state_dict(), partial)
+    write_json(
+        folder / BACKBONE,
+        {
+            "schema": 1,
+            "name": "digits-resnet",
+            "library": "timm",
+            "architecture": "resnet18",
+            "changes": changes,
+            "arguments": arguments,
+            "weights": weights.name,
+            "sha256": sha256_file(weights),
+            "num_classes": len(task.classes),
+            "input_size": [3, SIZE, SIZE],
+            "interpolation": "bilinear",
+            "mean": preprocess.mean,
+            "std": preprocess.std,
+            "classes": task.classes,
+            "test": {"images": len(test), "top1": top1},
+        },
+    )
+    print(
+        f"     {100 * top1:.1f} % top-1 on {len(test)} test images of zero … six", file=sys.stderr
+    )
