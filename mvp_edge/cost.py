@@ -11,7 +11,7 @@ Everything here looks at shapes alone: a replica of the module without weights i
 module itself is never run, changed or duplicated, and its device and precision do not matter.
 """
 
-# ruff: noqa: TID253 - the name starts like cli.py's, which alone has to stay light
+
 
 import copy
 import warnings

@@ -69,7 +69,7 @@ _DAMAGE = (
 )
 
 
-class Undecodable(Exception):  # noqa: N818 - a finding about a file, which its caller may list and skip
+class Undecodable(Exception):
     """A file that is no image, or a damaged or too large one; ``str()`` is the reason."""
 
     def __init__(self, name: str, reason: str) -> None:

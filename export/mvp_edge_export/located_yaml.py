@@ -129,7 +129,7 @@ def read(path: Path, mistakes: list[Mistake]) -> Entry | None:
     return _entry(node, path, node.start_mark.line + 1, "", mistakes)
 
 
-class _Unreadable(Exception):  # noqa: N818 - becomes a Mistake
+class _Unreadable(Exception):
     def __init__(self, line: int | None, text: str) -> None:
         super().__init__(text)
         self.line = line

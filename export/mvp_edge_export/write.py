@@ -45,11 +45,19 @@ from mvp_edge_export.parity import (
 )
 from mvp_edge_export.profile import DeviceProfile
 from mvp_edge_export.quantities import format_bytes
-from mvp_edge_export.sessions import OnnxRuntimeSession, OpenVinoSession, Session
+from mvp_edge_export.sessions import (
+    FORMAT_OF,
+    OnnxRuntimeSession,
+    OpenVinoSession,
+    Session,
+    import_runtime,
+)
 from mvp_edge_export.storage import atomic_directory, sha256_file, write_json
 from mvp_edge_export.verified import Verdict, Verified
 
-FORMATS = ("onnx", "openvino")
+RUNTIME_OF = {form: runtime for runtime, form in FORMAT_OF.items()}
+FORMATS = tuple(RUNTIME_OF)
+"""What a bundle can hold: ``onnx``, ``openvino``."""
 
 _MAX_ONNX_BYTES = 2**31 - 1  # protobuf's limit for one file
 _REFERENCE_BATCH = 64
@@ -118,6 +126,8 @@ def export_bundle(
     _check_ticket(verified, weights, profile)
     _check_arguments(labels, preprocess, images, targets, formats, fp16)
     _check_replaceable(out)
+    for form in formats:
+        import_runtime(RUNTIME_OF[form])
     versions = _versions(formats)
     metadata = {
         "labels": list(labels),
@@ -256,15 +266,26 @@ def _write_network(
         source = place("onnx", "model.onnx") if "onnx" in formats else Path(scratch) / "model.onnx"
         source.write_bytes(graph.SerializeToString(deterministic=True))
         if "openvino" in formats:
-            representation = openvino.Core().read_model(source)
-            openvino.save_model(
-                representation, place("openvino", "model.xml"), compress_to_fp16=False
-            )
+            _write_openvino(source, place("openvino", "model.xml"), fp16=False)
             if fp16 and network == "pruned":
-                openvino.save_model(
-                    representation, place("openvino-fp16", "model_fp16.xml"), compress_to_fp16=True
-                )
+                _write_openvino(source, place("openvino-fp16", "model_fp16.xml"), fp16=True)
     return _Written(network, module, models, exporter)
+
+
+def _write_openvino(source: Path, path: Path, *, fp16: bool) -> None:
+    # Not openvino.convert_model, which reports its use over the network.
+    try:
+        representation = openvino.Core().read_model(source)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise GateFailed(
+            f"export gate: OpenVINO cannot read the network: {reason}; no bundle was written"
+        ) from error
+    try:
+        openvino.save_model(representation, path, compress_to_fp16=fp16)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise BadInput(f"cannot write {path.name}: {reason}; no bundle was written") from error
 
 
 def _with_file_verdict(
@@ -320,15 +341,21 @@ def _parity(
 
 def _gate_sessions(bundle: Path, models: Mapping[str, str]) -> Iterator[tuple[Session, str]]:
     """Each runtime in float32, one at a time; float16 weights are judged by accuracy alone."""
-    threads = torch.get_num_threads()
     if "onnx" in models:
+        path = bundle / models["onnx"]
         for optimise in (False, True):
             setting = f"graph optimisation {'on' if optimise else 'off'}"
-            path = bundle / models["onnx"]
-            yield OnnxRuntimeSession(path, threads=threads, optimise=optimise), setting
+            yield _loaded(OnnxRuntimeSession, path, optimise=optimise), setting
     if "openvino" in models:
         path = bundle / models["openvino"]
-        yield OpenVinoSession(path, threads=threads, precision="f32"), "inference precision f32"
+        yield _loaded(OpenVinoSession, path, precision="f32"), "inference precision f32"
+
+
+def _loaded(runtime: Callable[..., Session], model: Path, **settings: Any) -> Session:
+    try:
+        return runtime(model, threads=torch.get_num_threads(), **settings)
+    except BadInput as error:  # nobody gave this file: we wrote it
+        raise GateFailed(f"export gate: {error}; no bundle was written") from error
 
 
 def _accuracy(
@@ -345,10 +372,8 @@ def _accuracy(
             f" but {verified.accuracy:.1%} was verified: images, labels or preprocessing differ; no"
             " bundle was written"
         )
-    threads = torch.get_num_threads()
     for form, name in written.models.items():
-        deployed = OnnxRuntimeSession if form == "onnx" else OpenVinoSession
-        session: Session = deployed(bundle / name, threads=threads)
+        session = _loaded(OnnxRuntimeSession if form == "onnx" else OpenVinoSession, bundle / name)
         yield check_accuracy(reference, session.run(images), targets, session, model=form)
 
 
@@ -373,7 +398,7 @@ def _files(bundle: Path) -> dict[str, BundleFile]:
 
 def _versions(formats: Sequence[str]) -> dict[str, str]:
     packages = ["mvp-edge", "torch", "timm", "onnx", "onnxscript", "numpy"]
-    packages += [{"onnx": "onnxruntime", "openvino": "openvino"}[form] for form in formats]
+    packages += [RUNTIME_OF[form] for form in formats]
     return {
         "python": platform.python_version(),
         **{package: importlib.metadata.version(package) for package in packages},

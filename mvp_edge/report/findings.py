@@ -12,7 +12,8 @@ from functools import cached_property
 
 from mvp_edge.report.measures import Accuracy, accuracy
 from mvp_edge.report.printed import count, percent, shown, size, times
-from mvp_edge.report.results import Candidate, GroupVotes, RunResult
+from mvp_edge.report.results import RunResult
+from mvp_edge.report.run_files import Candidate, GroupVotes
 from mvp_edge_export.verified import Verdict
 
 BUDGETS = {

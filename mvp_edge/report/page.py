@@ -33,7 +33,8 @@ from mvp_edge.report.measures import (
     pruned_cells,
 )
 from mvp_edge.report.printed import duration
-from mvp_edge.report.results import Example, HistoryFile, RunResult, read_run
+from mvp_edge.report.results import RunResult, read_run
+from mvp_edge.report.run_files import Example, HistoryFile
 from mvp_edge_export.bench_result import Cell
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.storage import write_text
@@ -298,10 +299,12 @@ def _worst(result: RunResult) -> list[tuple[int, str, str]]:
 
 def _names(runs: Sequence[Findings]) -> list[str]:
     """A name for each run: its directory's, with the parent's where two would be the same."""
-    short = [run.result.name for run in runs]
-    if len(set(short)) == len(short):
-        return short
-    return [f"{run.result.path.resolve().parent.name}/{run.result.name}" for run in runs]
+    paths = [run.result.path.resolve() for run in runs]
+    for parts in (1, 2):
+        names = ["/".join(path.parts[-parts:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]
 
 
 def _plain(value: float) -> str:

@@ -119,6 +119,7 @@ def fitted(digits: Digits) -> Callable[..., "nn.Module"]:
 
         inputs = torch.from_numpy(PREPROCESS.normalise(digits.train))
         targets = torch.from_numpy(digits.train_targets)
+        torch.set_num_threads(1)  # so that every worker of a run gets the same weights
         optimiser = torch.optim.Adam(network.parameters(), lr=3e-3)
         network.train()
         for _ in range(steps):
@@ -140,11 +141,12 @@ def network(fitted: Callable[..., "nn.Module"]) -> "nn.Module":
 
 
 @pytest.fixture(scope="session")
-def unpruned(fitted: Callable[..., "nn.Module"]) -> "nn.Module":
+def unpruned() -> "nn.Module":
     import torch
 
     torch.manual_seed(1)
-    return fitted(_resnet(32, 32, 64, 64))
+    network: nn.Module = _resnet(32, 32, 64, 64).eval()
+    return network
 
 
 @contextmanager

@@ -232,6 +232,16 @@ def test_a_network_that_cannot_be_written_leaves_nothing(
     assert _left_nothing(export)
 
 
+def test_a_graph_that_a_runtime_cannot_read_leaves_nothing(
+    export: Exporter, ready_graph: onnx.ModelProto
+) -> None:
+    ready_graph.opset_import[0].version = 10_000
+    for formats, runtime in ((("onnx",), "onnxruntime"), (("openvino",), "OpenVINO")):
+        with pytest.raises(GateFailed, match=rf"{runtime} .*cannot .*no bundle was written"):
+            export(formats=formats)
+        assert _left_nothing(export)
+
+
 def test_the_graph_is_the_same_each_time() -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2)).eval()
     first, second = (
