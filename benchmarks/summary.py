@@ -1,7 +1,7 @@
 """Headline figures and tables, recomputed from the committed raw rows.
 
-    python benchmarks/summary.py            writes summary.json and the tables in the README files
-    python benchmarks/summary.py --check    fails if what is committed differs from what the rows say
+python benchmarks/summary.py            writes summary.json and the tables in the README files
+python benchmarks/summary.py --check    fails if what is committed differs from what the rows say
 """
 
 import argparse
@@ -87,7 +87,10 @@ def ratio(rows: Rows, ours: str, theirs: str, key: str) -> tuple[float, float, f
 def figures() -> list[Figure]:
     """Every headline figure whose raw data exist."""
     found: list[Figure] = []
-    study, plan = "resnet18-cifar100", "python benchmarks/study.py benchmarks/plans/resnet18-cifar100.yaml"
+    study, plan = (
+        "resnet18-cifar100",
+        "python benchmarks/study.py benchmarks/plans/resnet18-cifar100.yaml",
+    )
     rows, base = study_rows(study), "ifp@1000"
     where = f"benchmarks/results/{study}/"
 
@@ -124,7 +127,13 @@ def study_table(study: str, base: str) -> str:
     """Markdown: every variant of a study, mean accuracy, paired difference, cost."""
     rows = study_rows(study)
     names = list(dict.fromkeys(name for r in rows.values() for name in r))
-    names.sort(key=lambda name: (name != base, name not in _ORDER, _ORDER.index(name) if name in _ORDER else 0))
+    names.sort(
+        key=lambda name: (
+            name != base,
+            name not in _ORDER,
+            _ORDER.index(name) if name in _ORDER else 0,
+        )
+    )
     lines = [
         f"| method @ steps | targets | top-1 % (95 %) | minus {base} | training cost, 10¹² | cost ratio |",
         "|---|---|---|---|---|---|",
@@ -175,7 +184,9 @@ def main() -> None:
     arguments.add_argument("--check", action="store_true")
     check = arguments.parse_args().check
     found = figures()
-    summary = json.dumps({"schema": 1, "figures": [asdict(f) for f in found]}, indent=1, ensure_ascii=False)
+    summary = json.dumps(
+        {"schema": 1, "figures": [asdict(f) for f in found]}, indent=1, ensure_ascii=False
+    )
     tables = {"headline": headline_table(found)}
     for study, base in (("resnet18-cifar100", "ifp@1000"), ("deit-tiny-imagenet", "ahnp@1000")):
         if study_rows(study):
@@ -185,10 +196,14 @@ def main() -> None:
         wanted[path] = rendered(path, tables)
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
     if check and stale:
-        sys.exit(f"differ from the raw rows: {', '.join(p.name for p in stale)}: run `make figures`")
+        sys.exit(
+            f"differ from the raw rows: {', '.join(p.name for p in stale)}: run `make figures`"
+        )
     for path in stale:
         path.write_text(wanted[path])
-    print(f"{len(found)} figures, {'all as the rows say' if not stale else f'{len(stale)} files written'}")
+    print(
+        f"{len(found)} figures, {'all as the rows say' if not stale else f'{len(stale)} files written'}"
+    )
 
 
 if __name__ == "__main__":

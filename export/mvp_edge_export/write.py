@@ -8,17 +8,13 @@ The bundle appears under its name only after the last check; a failure leaves no
 
 # ruff: noqa: TID253 - runs on the server alone
 
-import copy
 import importlib.metadata
 import platform
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import openvino
 import torch
 from torch import nn
 
@@ -32,8 +28,8 @@ from mvp_edge_export.bundle import (
     load_bundle,
     network_input,
 )
+from mvp_edge_export.convert import Network, Written, frozen, write_network
 from mvp_edge_export.errors import BadInput, BudgetMissed, GateFailed
-from mvp_edge_export.graph import Normalised, describe, onnx_graph
 from mvp_edge_export.images import Preprocess
 from mvp_edge_export.parity import (
     Floats,
@@ -59,20 +55,7 @@ RUNTIME_OF = {form: runtime for runtime, form in FORMAT_OF.items()}
 FORMATS = tuple(RUNTIME_OF)
 """What a bundle can hold: ``onnx``, ``openvino``."""
 
-_MAX_ONNX_BYTES = 2**31 - 1  # protobuf's limit for one file
 _REFERENCE_BATCH = 64
-
-Network = Literal["pruned", "baseline"]
-
-
-@dataclass(frozen=True)
-class _Written:
-    """One network's files in the bundle, and PyTorch's module that they must agree with."""
-
-    network: Network
-    module: nn.Module
-    models: dict[str, str]
-    exporter: str
 
 
 def export_bundle(
@@ -142,11 +125,18 @@ def export_bundle(
         "kept": {group: list(indices) for group, indices in kept.items()},
     }
 
-    def write(folder: Path, network: Network, source: nn.Module, facts: dict[str, Any]) -> _Written:
+    def write(folder: Path, network: Network, source: nn.Module, facts: dict[str, Any]) -> Written:
         progress(f"exporting the {network} network")
-        frozen = _frozen(source, preprocess if embed_preprocess else None)
-        return _write_network(
-            folder, network, frozen, facts, preprocess.size, formats, fp16, dynamic_batch
+        embedded = preprocess if embed_preprocess else None
+        return write_network(
+            folder,
+            network,
+            frozen(source, embedded),
+            metadata=facts,
+            size=preprocess.size,
+            formats=formats,
+            fp16=fp16,
+            dynamic_batch=dynamic_batch,
         )
 
     with atomic_directory(out, force=force) as folder:
@@ -234,60 +224,6 @@ def _check_replaceable(out: Path) -> None:
         raise BadInput(f"{out} exists and is not a bundle; choose another place")
 
 
-def _frozen(source: nn.Module, embedded: Preprocess | None) -> nn.Module:
-    module = copy.deepcopy(source).cpu().float().eval()
-    module = module.to(memory_format=torch.contiguous_format)
-    return (module if embedded is None else Normalised(module, embedded)).requires_grad_(False)
-
-
-def _write_network(
-    bundle: Path,
-    network: Network,
-    module: nn.Module,
-    metadata: Mapping[str, Any],
-    size: int,
-    formats: Sequence[str],
-    fp16: bool,
-    dynamic_batch: bool,
-) -> _Written:
-    folder = bundle if network == "pruned" else bundle / network
-    folder.mkdir(exist_ok=True)
-    graph, exporter = onnx_graph(module, torch.zeros(1, 3, size, size), dynamic_batch)
-    describe(graph, metadata)
-    if graph.ByteSize() > _MAX_ONNX_BYTES:
-        raise BadInput(f"the {network} network is over 2 GB, more than one ONNX file can hold")
-    models: dict[str, str] = {}
-
-    def place(form: str, name: str) -> Path:
-        models[form] = (folder / name).relative_to(bundle).as_posix()
-        return folder / name
-
-    with tempfile.TemporaryDirectory(dir=bundle) as scratch:
-        source = place("onnx", "model.onnx") if "onnx" in formats else Path(scratch) / "model.onnx"
-        source.write_bytes(graph.SerializeToString(deterministic=True))
-        if "openvino" in formats:
-            _write_openvino(source, place("openvino", "model.xml"), fp16=False)
-            if fp16 and network == "pruned":
-                _write_openvino(source, place("openvino-fp16", "model_fp16.xml"), fp16=True)
-    return _Written(network, module, models, exporter)
-
-
-def _write_openvino(source: Path, path: Path, *, fp16: bool) -> None:
-    # Not openvino.convert_model, which reports its use over the network.
-    try:
-        representation = openvino.Core().read_model(source)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise GateFailed(
-            f"export gate: OpenVINO cannot read the network: {reason}; no bundle was written"
-        ) from error
-    try:
-        openvino.save_model(representation, path, compress_to_fp16=fp16)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise BadInput(f"cannot write {path.name}: {reason}; no bundle was written") from error
-
-
 def _with_file_verdict(
     verdicts: Sequence[Verdict], profile: DeviceProfile, bundle: Path, models: Mapping[str, str]
 ) -> tuple[Verdict, ...]:
@@ -321,7 +257,7 @@ def _with_file_verdict(
 
 
 def _parity(
-    bundle: Path, written: _Written, images: Floats, real: int, classes: int
+    bundle: Path, written: Written, images: Floats, real: int, classes: int
 ) -> Iterator[Parity]:
     reference = _reference(written.module, images)
     if reference.shape != (len(images), classes):
@@ -359,7 +295,7 @@ def _loaded(runtime: Callable[..., Session], model: Path, **settings: Any) -> Se
 
 
 def _accuracy(
-    bundle: Path, written: _Written, images: Floats, targets: Labels, verified: Verified
+    bundle: Path, written: Written, images: Floats, targets: Labels, verified: Verified
 ) -> Iterator[RuntimeAccuracy]:
     reference = _reference(written.module, images)
     top1 = float((reference.argmax(axis=1) == targets).mean())

@@ -35,8 +35,8 @@ class Comparison:
             lines.append(
                 "The runs are of different tasks: their accuracies are not of the same images."
             )
-        if len(self._distinct("device")) > 1:
-            lines.append("The runs were made for different devices: their budgets differ.")
+        if len({run.result.run.profile.sha256 for run in self.runs}) > 1:
+            lines.append("The runs were made for different devices or budgets.")
         return tuple(lines)
 
     @property

@@ -31,9 +31,10 @@ def duration(milliseconds: float) -> str:
 
 def seconds(value: float) -> str:
     """Seconds: "0.4 s", "12 s", "3 min 20 s"."""
-    if value >= 60:
-        return f"{int(value // 60)}{NNBSP}min {round(value % 60)}{NNBSP}s"
-    return f"{value:.1f}{NNBSP}s" if value < 10 else f"{value:.0f}{NNBSP}s"
+    whole = round(value)
+    if whole >= 60:
+        return f"{whole // 60}{NNBSP}min {whole % 60}{NNBSP}s"
+    return f"{value:.1f}{NNBSP}s" if value < 10 else f"{whole}{NNBSP}s"
 
 
 def percent(fraction: float, digits: int = 1) -> str:

@@ -12,10 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Part(BaseModel):
+    """A JSON object: frozen, unknown keys left alone, no NaN."""
+
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
 class RunJson(Part):
+    """A whole file, which says the version of its format."""
+
     schema_: Literal[1] = Field(alias="schema")
 
 

@@ -1,26 +1,117 @@
-"""The ONNX graph of a PyTorch network (server side: needs PyTorch).
+"""A PyTorch network as ONNX and OpenVINO files that describe themselves.
 
-module → graph, without notes about the machine that wrote it → metadata
+    module → frozen → ONNX graph → model.onnx → model.xml + model.bin
+
+Server side: needs PyTorch.
 """
 
 # ruff: noqa: TID253 - runs on the server alone
 
+import copy
 import json
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import onnx
+import openvino
 import torch
 from torch import nn
 
-from mvp_edge_export.errors import GateFailed
+from mvp_edge_export.errors import BadInput, GateFailed
 from mvp_edge_export.images import Preprocess
 
 INPUT, OUTPUT = "image", "logits"
+
+_MAX_ONNX_BYTES = 2**31 - 1  # protobuf's limit for one file
+
+Network = Literal["pruned", "baseline"]
+
+
+@dataclass(frozen=True)
+class Written:
+    """One network's files in the bundle, and PyTorch's module that they must agree with."""
+
+    network: Network
+    module: nn.Module
+    models: dict[str, str]
+    exporter: str
+
+
+def write_network(
+    bundle: Path,
+    network: Network,
+    module: nn.Module,
+    *,
+    metadata: Mapping[str, Any],
+    size: int,
+    formats: Sequence[str],
+    fp16: bool,
+    dynamic_batch: bool,
+) -> Written:
+    """Write a network's files below ``bundle``; the baseline's in a folder of its own.
+
+    Args:
+        bundle: the bundle's directory.
+        network: which of its networks this is.
+        module: from ``frozen``.
+        metadata: what the ONNX file is to say about itself.
+        size: side of the images in pixels.
+        formats: some of ``onnx``, ``openvino``.
+        fp16: also an OpenVINO IR with weights in float16, of the pruned network.
+        dynamic_batch: leave the batch open instead of fixing it to 1.
+
+    Raises:
+        BadInput: too large for one file, or the disk is full.
+        GateFailed: it cannot be expressed in a format.
+    """
+    folder = bundle if network == "pruned" else bundle / network
+    folder.mkdir(exist_ok=True)
+    graph, exporter = onnx_graph(module, torch.zeros(1, 3, size, size), dynamic_batch)
+    describe(graph, metadata)
+    if graph.ByteSize() > _MAX_ONNX_BYTES:
+        raise BadInput(f"the {network} network is over 2 GB, more than one ONNX file can hold")
+    models: dict[str, str] = {}
+
+    def place(form: str, name: str) -> Path:
+        models[form] = (folder / name).relative_to(bundle).as_posix()
+        return folder / name
+
+    with tempfile.TemporaryDirectory(dir=bundle) as scratch:
+        source = place("onnx", "model.onnx") if "onnx" in formats else Path(scratch) / "model.onnx"
+        source.write_bytes(graph.SerializeToString(deterministic=True))
+        if "openvino" in formats:
+            _write_openvino(source, place("openvino", "model.xml"), fp16=False)
+            if fp16 and network == "pruned":
+                _write_openvino(source, place("openvino-fp16", "model_fp16.xml"), fp16=True)
+    return Written(network, module, models, exporter)
+
+
+def _write_openvino(source: Path, path: Path, *, fp16: bool) -> None:
+    # Not openvino.convert_model, which reports its use over the network.
+    try:
+        representation = openvino.Core().read_model(source)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise GateFailed(
+            f"export gate: OpenVINO cannot read the network: {reason}; no bundle was written"
+        ) from error
+    try:
+        openvino.save_model(representation, path, compress_to_fp16=fp16)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise BadInput(f"cannot write {path.name}: {reason}; no bundle was written") from error
+
+
+def frozen(source: nn.Module, embedded: Preprocess | None) -> nn.Module:
+    """A copy of ``source`` for the exporter: on the CPU, float32, eval; ``embedded`` put before it."""
+    module = copy.deepcopy(source).cpu().float().eval()
+    module = module.to(memory_format=torch.contiguous_format)
+    return (module if embedded is None else Normalised(module, embedded)).requires_grad_(False)
 
 
 class Normalised(nn.Module):

@@ -1,0 +1,128 @@
+"""P3, P8, P10: wall time of the commands as a user types them, on an otherwise idle machine.
+
+    python benchmarks/speed.py          needs MVP_EDGE_DATA and benchmarks/zoos/resnet18-cifar100
+
+Each command is a fresh process, imports included. P3 compares `prune --method mvp` with `prune --method ifp`
+(1,000 steps) on the same task, the phases that prune (similarity and pruning), taken from run.json.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mvp_edge.rundir import machine, versions
+from mvp_edge_export.storage import write_json
+
+HERE = Path(__file__).parent
+ZOO = HERE / "zoos" / "resnet18-cifar100"
+COMMAND = [str(Path(sys.executable).parent / "mvp-edge")]
+CLASSES = ("chair,clock,elephant,ray,snail", "bear,boy,bridge,cup,tulip", "bus,fox,lamp,pear,worm")
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument(
+        "--ifp", type=int, default=1, help="tasks on which IFP@1000 is timed too"
+    )
+    options = arguments.parse_args()
+    images = str(Path(os.environ["MVP_EDGE_DATA"]) / "cifar100.zip")
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        helps = [timed([*COMMAND, "--help"], folder) for _ in range(10)]
+        for number, classes in enumerate(CLASSES):
+            task = [
+                "--task",
+                images,
+                "--classes",
+                classes,
+                "--device",
+                "x86-laptop",
+                "--zoo",
+                str(ZOO),
+            ]
+            run = f"{folder}/mvp{number}"
+            prune = timed([*COMMAND, "prune", *task, "--method", "mvp", "--out", run, "-q"], folder)
+            export = timed([*COMMAND, "export", run, "-q"], folder)
+            row = {"classes": classes, "prune": prune, "export": export, "phases": phases(run)}
+            row["steps"] = json.loads(Path(run, "pruned.json").read_text())["training"][
+                "step_seconds"
+            ]
+            if number < options.ifp:
+                scratch = f"{folder}/ifp{number}"
+                timed([*COMMAND, "prune", *task, "--method", "ifp", "--out", scratch, "-q"], folder)
+                row["ifp_phases"] = phases(scratch)
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+    facts = {"schema": 1, "machine": machine(), "versions": versions(), "help": helps, "rows": rows}
+    write_json(HERE / "results" / "speed.json", {**facts, "figures": figures(helps, rows)})
+
+
+def timed(command: list[str], folder: str) -> float:
+    """Seconds of a command as a fresh process."""
+    start = time.perf_counter()
+    subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
+def phases(run: str) -> dict[str, float]:
+    """Phase → seconds, from run.json."""
+    facts = json.loads(Path(run, "run.json").read_text())
+    return {phase["name"]: phase["seconds"] for phase in facts["phases"]}
+
+
+def figures(helps: list[float], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The headline figures of these rows."""
+    both = [row["prune"] + row["export"] for row in rows]
+    shares = [row["steps"] / sum(row["phases"].values()) for row in rows]
+    conditions = (
+        f"ResNet-18, CIFAR-100, 5 classes, tied, zoo of {len(list(ZOO.glob('entries/*')))}, 2 cores"
+    )
+    found = [
+        figure(
+            "P8-prune-export-seconds",
+            both,
+            "s",
+            "≤ 60",
+            conditions + ", fresh processes, imports included",
+        ),
+        figure(
+            "P8-training-share", shares, "", "≥ 0.8", conditions + ", share of the phases of prune"
+        ),
+        figure("P10-help-seconds", helps, "s", "≤ 0.3", "mvp-edge --help, fresh process"),
+    ]
+    ratios = [
+        (r["ifp_phases"]["pruning"]) / (r["phases"]["similarity"] + r["phases"]["pruning"])
+        for r in rows
+        if "ifp_phases" in r
+    ]
+    if ratios:
+        found.append(
+            figure("P3-wall-ratio", ratios, "×", "≥ 20", conditions + ", IFP@1000 over MVP@100")
+        )
+    return found
+
+
+def figure(id_: str, values: list[float], unit: str, goal: str, conditions: str) -> dict[str, Any]:
+    """Median with the range of the repetitions."""
+    return {
+        "id": id_,
+        "value": float(np.median(values)),
+        "low": min(values) if len(values) > 1 else None,
+        "high": max(values) if len(values) > 1 else None,
+        "unit": unit,
+        "goal": goal,
+        "conditions": f"{conditions}; median and range of {len(values)}",
+        "command": "python benchmarks/speed.py",
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""P9: the product's training step against a bare PyTorch loop on the same module, interleaved.
+
+    python benchmarks/step.py
+
+The bare loop is what one would write by hand: ready-made batches in memory, the same precision, layout and
+optimizer, nothing recorded. Both take turns of ten steps in one process. Also measured: the layouts and
+precisions that `train.lay_out` chooses between.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from mvp_edge.backbone import Architecture, Backbone
+from mvp_edge.budget import exact_widths
+from mvp_edge.prune import Problem, Training
+from mvp_edge.rundir import machine, versions
+from mvp_edge.subnet import resize
+from mvp_edge.task import Images
+from mvp_edge.train import Recipe, compute, lay_out, make_optimizer, train_step
+from mvp_edge.units import unit_groups
+from mvp_edge_export.images import Preprocess
+from mvp_edge_export.storage import write_json
+
+CIFAR = {
+    "conv1": "Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)",
+    "maxpool": "Identity()",
+}
+TURNS, STEPS = 12, 10
+
+
+def main() -> None:
+    architecture = Architecture("resnet18", CIFAR, {}, 32)
+    preprocess = Preprocess(32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    backbone = Backbone("resnet18", architecture, architecture.build(5), preprocess, (), "", "")
+    rng = np.random.default_rng(0)
+    images = Images(
+        rng.integers(0, 256, (2125, 32, 32, 3), dtype=np.uint8),
+        rng.integers(0, 5, 2125).astype(np.int64),
+    )
+    rows = []
+    for keep, steps in ((0.1, STEPS), (0.5, 4)):
+        widths = exact_widths(unit_groups(backbone.model), keep)
+        recipe = Recipe(steps=10**6)
+        problem = Problem(backbone, "tied", 5, images, None, widths, recipe)
+        training = Training(problem, resize(backbone.with_head(5), widths), {})
+        bare = _bare_loop(resize(backbone.with_head(5), widths), training, recipe)
+        ours, theirs = [], []
+        for turn in range(TURNS + 1):
+            ours.append(_seconds(lambda: training.run(training.step + steps), steps))
+            theirs.append(_seconds(lambda: [bare(step) for step in range(steps)], steps))
+            if turn == 0:  # warm-up
+                ours.clear(), theirs.clear()
+        ratios = np.array(ours) / np.array(theirs)
+        rows.append(
+            {
+                "keep": keep,
+                "ours_ms": [1000 * s for s in ours],
+                "bare_ms": [1000 * s for s in theirs],
+            }
+        )
+        print(f"keep {keep}: {1000 * np.median(ours):.1f} ms, ratio {np.median(ratios):.3f}")
+    thin = np.array(rows[0]["ours_ms"]) / np.array(rows[0]["bare_ms"])
+    draws = np.random.default_rng(0).choice(thin, (10_000, len(thin)))
+    low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
+    threads = torch.get_num_threads()
+    figure = {
+        "id": "P9-step-over-bare",
+        "value": float(np.median(thin)),
+        "low": float(low),
+        "high": float(high),
+        "unit": "×",
+        "goal": "≤ 1.05",
+        "conditions": f"ResNet-18, 32 px, tied keep 0.1, batch 128, {threads} threads, interleaved",
+        "command": "python benchmarks/step.py",
+    }
+    facts = {
+        "schema": 1,
+        "machine": machine(),
+        "versions": versions(),
+        "threads": threads,
+        "rows": rows,
+    }
+    write_json(
+        Path(__file__).parent / "results" / "step.json",
+        {**facts, "layouts": layouts(backbone), "figures": [figure]},
+    )
+    print(json.dumps(figure, ensure_ascii=False))
+
+
+def _bare_loop(module: torch.nn.Module, training: Training, recipe: Recipe) -> Callable[[int], Any]:
+    model = lay_out(module, "cpu").train()
+    optimizer = make_optimizer(model, recipe)
+    ready = [training.batches.batch(step) for step in range(STEPS)]
+
+    def step(number: int) -> None:
+        x, y = ready[number]
+        with compute("cpu"):
+            loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def layouts(backbone: Backbone) -> list[dict[str, Any]]:
+    """Milliseconds of a step by keep ratio, memory layout and precision, best of three."""
+    rows = []
+    x, y = torch.randn(128, 3, 32, 32), torch.randint(0, 5, (128,))
+    for keep in (1.0, 0.5, 0.25, 0.1):
+        for name, layout in (
+            ("default", torch.contiguous_format),
+            ("channels-last", torch.channels_last),
+        ):
+            small = resize(backbone.with_head(5), exact_widths(unit_groups(backbone.model), keep))
+            model = lay_out(small, "cpu", layout).train()
+            optimizer = make_optimizer(model, Recipe())
+            batch = (x.contiguous(memory_format=layout), y)
+
+            def step(m: Any = model, o: Any = optimizer, b: Any = batch) -> None:
+                train_step(m, o, b, 0.01, "cpu")
+
+            step()
+            rows.append(
+                {
+                    "keep": keep,
+                    "layout": name,
+                    "ms": 1000 * min(_seconds(step, 1) for _ in range(3)),
+                }
+            )
+    return rows
+
+
+def _seconds(run: Callable[[], Any], steps: int) -> float:
+    start = time.perf_counter()
+    run()
+    return (time.perf_counter() - start) / steps
+
+
+if __name__ == "__main__":
+    main()
