@@ -39,7 +39,8 @@ def main() -> None:
             architecture, at, file = case["backbone"].rpartition("@")
             run = [*COMMAND, "prune", "--device", str(HERE / "plans" / "unbudgeted.yaml"), "-q",
                    "--backbone", f"{architecture}{at}{data / file}", "--task", str(data / case["task"]),
-                   "--method", "magnitude", "--steps", "0", "--keep", str(case["keep"]), "--out", "run"]  # fmt: skip
+                   "--method", "magnitude", "--steps", "0", "--keep", str(case["keep"]),
+                   "--out", "run"]  # fmt: skip
             if "classes" in case:
                 run += ["--classes", case["classes"]]
             for command in (
