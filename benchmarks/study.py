@@ -57,7 +57,10 @@ class Study:
         tasks = sample_tasks(
             Path(data) / plan["images"], drawn["count"], drawn["classes"], drawn["seed"]
         )
-        zoo = Zoo.create(HERE / "zoos" / plan["study"], backbone, plan["policy"], plan["keep"])
+        name = plan.get(
+            "zoo", plan["study"]
+        )  # a plan may use another study's zoo, which it does not build
+        zoo = Zoo.create(HERE / "zoos" / name, backbone, plan["policy"], plan["keep"])
         return cls(plan, backbone, tasks, zoo)
 
     def rows(self, task: Task) -> Path:
@@ -74,7 +77,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     study = Study.open(options.plan)
     tasks = study.tasks[::-1] if options.reverse else study.tasks
-    if options.only != "variants":
+    if options.only != "variants" and "zoo" not in study.plan:
         name = study.plan["scratch"]
         recipe = recipe_for(name, study.backbone.family, steps=study.plan.get("scratch_steps"))
         build_zoo(study.zoo, study.backbone, tasks, method=name, recipe=recipe, progress=_said)
@@ -121,6 +124,8 @@ def run_variant(
     backbone, method = study.backbone, variant["method"]
     clock, cpu, ledger = time.perf_counter(), time.process_time(), Ledger()
     recipe = recipe_for(method, backbone.family, steps=variant["steps"], lr=variant.get("lr"))
+    own = {key: variant[key] for key in ("head", "statistics") if key in variant}
+    recipe = replace(recipe, **own)
     preprocess = backbone.preprocess
     images = task.images("train", preprocess)
     problem = Problem(

@@ -259,7 +259,15 @@ class Findings:
             lines.append(
                 f"Judged by another profile, {bench.profile}: its verdicts are left out here."
             )
-        return (*lines, *(f"{warning}." for warning in bench.warnings))
+        noisy = sum(cell.status == "NOISY" for cell in bench.cells)
+        if noisy:
+            lines.append(
+                f"NOISY: another load ran during {noisy} of {len(bench.cells)} cells, so the times may "
+                "be too long."
+            )
+        # One line a disturbed cell would drown the others; they stand in bench.json.
+        others = [warning for warning in bench.warnings if "NOISY" not in warning]
+        return (*lines, *(f"{warning}." for warning in others))
 
     @property
     def parity(self) -> str | None:

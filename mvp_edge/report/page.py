@@ -42,6 +42,8 @@ from mvp_edge_export.storage import write_text
 MOST_CLASSES_IN_TABLE = 12
 """A confusion matrix of more classes is drawn, not tabulated."""
 MOST_COMPARED = 12
+FAR = 5
+"""A latency budget further than this factor from all times would squeeze them: it is left out."""
 THUMBNAILS = 800_000
 """Characters of base64 that the example images may take; what is beyond is left out, and counted."""
 
@@ -154,8 +156,10 @@ def _draw_latency(found: Findings) -> Markup | None:
         rows.append(Range(f"{place(pruned)}{doubt}", text, [_mark(cell) for cell in cells]))
     if not rows:
         return None
-    limit = found.latency_limit
     ends = [end for row in rows for mark in row.marks for end in (mark.low, mark.high, mark.tail)]
+    limit = found.latency_limit
+    if limit is not None and not min(ends) / FAR <= limit <= max(ends) * FAR:
+        limit = None
     axis = charts.span_axis("ms for one image, logarithmic", [*ends, limit or ends[0]], _plain)
     return charts.ranges("Latency of the unpruned and the pruned network", axis, rows, limit)
 

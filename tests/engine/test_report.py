@@ -203,6 +203,27 @@ def test_figures_of_the_comparison(tmp_path: Path) -> None:
     assert "one fused multiply-add is one" in text
 
 
+def test_disturbed_times_are_said_once(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", Recipe(network="digits"))
+    edit(run / "bench.json", "cells.0.status", "NOISY")
+    edit(run / "bench.json", "warnings", ["pruned: NOISY, others", "frequency governor powersave"])
+    text = Page(report([run])).text
+    assert "NOISY: another load ran during 1 of 8 cells" in text
+    assert "others used" not in text
+    assert "frequency governor powersave." in text
+    assert "ONNX Runtime, 1 thread, NOISY" in text
+
+
+@pytest.mark.parametrize(("limit", "drawn"), [(50, True), (5000, False)])
+def test_a_far_latency_budget_does_not_squeeze_the_times(
+    tmp_path: Path, limit: float, drawn: bool
+) -> None:
+    run = write_run(tmp_path / "run", Recipe(network="digits", limits={"latency.p90": limit}))
+    source = report([run]).read_text()
+    assert ('class="limit"' in source) == drawn
+    assert ("the upright stroke is the budget" in source) == drawn
+
+
 def test_deploying_takes_six_lines_and_reproducing_one(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", Recipe(network="digits"))
     blocks = re.findall(r"<pre>(.*?)</pre>", report([run]).read_text(), re.DOTALL)
