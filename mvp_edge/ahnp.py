@@ -5,8 +5,8 @@ below a threshold fall, and what is left of S at the end is folded into the line
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -17,21 +17,16 @@ from mvp_edge.prune import Problem, Pruned, Training
 from mvp_edge.scratch import SAVE_EVERY, drop_schedule, least_important, prepare, weight_norms
 from mvp_edge.units import UnitGroup, unit_groups
 
-_KINDS = ("score", "mean", "square")
-
 
 @dataclass(frozen=True)
 class Scores:
     """How the scores are learned."""
 
     lr: float = 0.05
-    l1: Mapping[str, float] = None  # type: ignore[assignment]
+    l1: Mapping[str, float] = field(default_factory=lambda: {"head": 0.1, "node": 0.1})
     """λ for each kind of unit."""
     threshold: float = 0.5
-
-    def __post_init__(self) -> None:
-        if self.l1 is None:
-            object.__setattr__(self, "l1", {"head": 0.1, "node": 0.1})
+    """A unit whose |S| is below it may fall."""
 
 
 def ahnp(problem: Problem, how: Scores | None = None) -> Pruned:
@@ -45,7 +40,8 @@ def ahnp(problem: Problem, how: Scores | None = None) -> Pruned:
     how = how or Scores()
     sizes = {g.name: g.size for g in problem.groups}
     drops = drop_schedule(sizes, problem.widths, problem.recipe.steps, problem.snapshots)
-    training = Training(problem, problem.backbone.with_head(problem.classes), {})
+    full = problem.backbone.with_head(problem.classes)
+    training = Training(problem, full, {}, f"ahnp {how}")
     if not training.restore():
         prepare(training)
         for group in problem.groups:
@@ -53,40 +49,31 @@ def ahnp(problem: Problem, how: Scores | None = None) -> Pruned:
                 training.extra[f"score/{group.name}"] = torch.ones(group.size)
                 training.extra[f"mean/{group.name}"] = torch.zeros(group.size)
                 training.extra[f"square/{group.name}"] = torch.zeros(group.size)
-    by_weight = weight_norms(problem.backbone.model, [g for g in problem.groups if not g.points])
-    final = drops[-1].step
-    for drop in drops:
+    for before, drop in zip((None, *drops[:-1]), drops, strict=True):
         if drop.step <= training.step and training.step > 0:
             continue
         with Gates(training, how) as gates:
             training.run(drop.step, gates.update)
-        groups = unit_groups(training.model, problem.policy)
-        importance, widths = {}, {}
-        for group in groups:
-            allowed = drop.widths.get(group.name, group.size)
-            if group.points:
-                importance[group.name] = _importance(training, group)
+        if before is not None and before.snapshot is not None:
+            _snapshot(training, before.snapshot)
+        importance = _importance(training)
+        last = drop is drops[-1]
+        widths = dict(drop.widths)
+        if not last and drop.snapshot is None:
+            for group in gates.groups:
                 strong = int((importance[group.name] >= how.threshold).sum())
-                forced = drop.step == final or drop.snapshot is not None
-                widths[group.name] = allowed if forced else max(allowed, strong)
-            else:
-                importance[group.name] = by_weight[group.name][training.kept[group.name]]
-                widths[group.name] = allowed
+                widths[group.name] = max(widths.get(group.name, 0), strong)
         local, order = least_important(importance, widths)
-        for key in [k for k in training.extra if k.partition("/")[0] in _KINDS]:
-            stay = torch.from_numpy(local[key.partition("/")[2]])
-            training.extra[key] = training.extra[key][stay].clone()
+        for key, values in training.extra.items():
+            training.extra[key] = values[torch.from_numpy(local[key.partition("/")[2]])].clone()
         training.shrink(local, order)
-        if drop.step == final:
+        if last:
             fold(training.model, unit_groups(training.model, problem.policy), training.extra)
-        elif drop.snapshot is not None:
-            _snapshot(training, drop.snapshot)
         training.save()
     while training.step < problem.recipe.steps:
         training.run(min(training.step + SAVE_EVERY, problem.recipe.steps))
         training.save()
-    last = {g.name: _importance(training, g) for g in problem.groups if g.points}
-    return training.finished(last)
+    return training.finished(_importance(training))
 
 
 class Gates:
@@ -97,13 +84,12 @@ class Gates:
         self.groups = [g for g in unit_groups(training.model, training.problem.policy) if g.points]
         device = next(training.model.parameters()).device
         self.scores = {
-            g.name: training.extra[f"score/{g.name}"].to(device).requires_grad_()
+            g.name: training.extra[f"score/{g.name}"].clone().to(device).requires_grad_()
             for g in self.groups
         }
         self._hooks: list[Any] = []
-        self._step = training.step
 
-    def __enter__(self) -> "Gates":
+    def __enter__(self) -> Self:
         for group in self.groups:
             module = self.training.model.get_submodule(group.points[0].module)
             self._hooks.append(module.register_forward_pre_hook(self._gate(group)))
@@ -122,8 +108,8 @@ class Gates:
 
     @torch.no_grad()
     def update(self) -> None:
-        """One proximal step on every score."""
-        self._step += 1
+        """One proximal step on every score, after the network's own."""
+        step = self.training.step + 1
         how, extra = self.how, self.training.extra
         for group in self.groups:
             score = self.scores[group.name]
@@ -132,9 +118,7 @@ class Gates:
             mean, square = extra[f"mean/{group.name}"], extra[f"square/{group.name}"]
             mean.lerp_(gradient, 0.1)
             square.lerp_(gradient.square(), 0.001)
-            direction = (mean / (1 - 0.9**self._step)) / (
-                (square / (1 - 0.999**self._step)).sqrt() + 1e-12
-            )
+            direction = (mean / (1 - 0.9**step)) / ((square / (1 - 0.999**step)).sqrt() + 1e-12)
             moved = score.detach().cpu() - how.lr * direction
             shrunk = moved.sign() * (moved.abs() - how.lr * how.l1[group.kind]).clamp(min=0)
             extra[f"score/{group.name}"] = shrunk
@@ -153,12 +137,20 @@ def fold(model: nn.Module, groups: Sequence[UnitGroup], extra: Mapping[str, torc
             reader.weight.mul_(extra[key].to(reader.weight.device).repeat_interleave(group.width))
 
 
-def _importance(training: Training, group: UnitGroup) -> NDArray[np.float64]:
-    """|S|; units whose scores are equal are told apart by how much the loss still pulls at them."""
-    score = training.extra[f"score/{group.name}"].abs().double()
-    pull = training.extra[f"mean/{group.name}"].abs().double()
-    result: NDArray[np.float64] = (score + 1e-3 * pull / pull.max().clamp(min=1e-30)).numpy()
-    return result
+def _importance(training: Training) -> dict[str, NDArray[np.float64]]:
+    """|S|, or where there is none (head_dim; before the first step) the size of the weights.
+
+    Units whose scores are equal are told apart by how much the loss still pulls at them.
+    """
+    groups = unit_groups(training.model, training.problem.policy)
+    importance = weight_norms(training.model, groups)
+    for group in groups:
+        if group.points and training.step > 0:
+            score = training.extra[f"score/{group.name}"].abs().double()
+            pull = training.extra[f"mean/{group.name}"].abs().double()
+            values = score + 1e-3 * pull / pull.max().clamp(min=1e-30)
+            importance[group.name] = values.numpy()
+    return importance
 
 
 def _snapshot(training: Training, ratio: float) -> None:

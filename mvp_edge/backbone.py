@@ -9,18 +9,24 @@ A backbone is named in one of three ways, and `load_backbone` understands all of
 
 import ast
 import copy
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import timm
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from timm.models import is_model_in_modules
 from torch import nn
 
 from mvp_edge.units import family_of, unit_groups
+from mvp_edge.weights import classes_in, fill, first_line, read_tensors
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.images import Preprocess
 from mvp_edge_export.storage import read_json, sha256_file, sha256_json
@@ -31,6 +37,19 @@ _LAYERS = {
     "Linear": nn.Linear,
     "Identity": nn.Identity,
 }
+"""What a description's ``changes`` may build."""
+
+ARGUMENTS = frozenset(
+    {
+        *("layers", "channels", "stem_width", "stem_type", "avg_down", "output_stride"),
+        *("depth", "embed_dim", "num_heads", "mlp_ratio", "patch_size", "qkv_bias"),
+        *("class_token", "reg_tokens", "no_embed_class", "init_values", "pre_norm", "global_pool"),
+    }
+)
+"""What a description's ``arguments`` may set: shapes, and nothing that reads a file or is random."""
+
+_SIZED = ("deit", "vision_transformer", "vision_transformer_hybrid")
+"""timm's modules of networks that are built for one image size."""
 
 
 class BackboneFile(BaseModel):
@@ -48,13 +67,23 @@ class BackboneFile(BaseModel):
     """Keyword arguments of timm.create_model (depth=4, channels=…)."""
     weights: str
     sha256: str
-    num_classes: int
-    input_size: tuple[int, int, int]
+    num_classes: int = Field(ge=1)
+    input_size: tuple[Literal[3], int, int]
     interpolation: str = "bilinear"
     crop_pct: float = 1.0
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     classes: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.input_size[1] != self.input_size[2]:
+            raise ValueError(f"input_size {self.input_size} is not square")
+        if self.classes and len(self.classes) != self.num_classes:
+            raise ValueError(
+                f"num_classes is {self.num_classes}, but {len(self.classes)} are named"
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -68,23 +97,36 @@ class Architecture:
 
     def build(self, num_classes: int) -> nn.Module:
         """The network with fresh weights and a head of ``num_classes``, in eval mode."""
-        arguments = dict(self.arguments)
-        if not self.name.startswith("resnet"):
-            arguments.setdefault("img_size", self.input_size)
+        if not timm.is_model(self.name):
+            raise BadInput(f"timm has no architecture {self.name!r}{_similar(self.name)}")
+        unknown = sorted(self.arguments.keys() - ARGUMENTS)
+        if unknown:
+            raise BadInput(
+                f"arguments: {unknown[0]!r} is not one of {', '.join(sorted(ARGUMENTS))}"
+            )
+        sized = is_model_in_modules(self.name, _SIZED)
+        size = {"img_size": self.input_size} if sized else {}
         try:
             model: nn.Module = timm.create_model(
-                self.name, pretrained=False, num_classes=num_classes, **arguments
+                self.name, pretrained=False, num_classes=num_classes, **size, **self.arguments
             )
-        except (RuntimeError, TypeError, AssertionError, ValueError) as error:
+        except (
+            RuntimeError,
+            TypeError,
+            AssertionError,
+            ValueError,
+            ArithmeticError,
+            LookupError,
+        ) as error:
             raise BadInput(f"timm cannot build {self.name!r}: {first_line(error)}") from error
+        patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1,))[0]
+        if self.input_size < patch:
+            raise BadInput(f"{self.name} needs images of at least {patch} pixels")
         for path, call in self.changes.items():
             parent, _, leaf = path.rpartition(".")
-            try:
-                owner = model.get_submodule(parent)
-                owner.get_submodule(leaf)
-            except AttributeError as error:
-                raise BadInput(f"changes: {self.name} has no module {path!r}") from error
-            setattr(owner, leaf, _construct(path, call))
+            if path not in dict(model.named_modules()) or not leaf:
+                raise BadInput(f"changes: {self.name} has no module {path!r}")
+            setattr(model.get_submodule(parent), leaf, _construct(path, call))
         return model.eval()
 
     def to_json(self) -> dict[str, Any]:
@@ -157,10 +199,12 @@ def load_backbone(name: str, input_size: int | None = None) -> Backbone:
     (a ViT's position embedding is resampled).
     Raises BadInput, in one line, for whatever is missing, broken or of another architecture.
     """
+    if input_size is not None and input_size < 1:
+        raise BadInput(f"--input-size {input_size}: give the side of the image in pixels")
     path = Path(name)
-    if name.endswith(".json"):
+    if path.suffix == ".json":
         backbone = _from_description(path, input_size)
-    elif "@" in name:
+    elif "@" in name and not path.is_file():
         architecture, _, weights = name.partition("@")
         backbone = _from_state_dict(architecture, Path(weights), name, input_size)
     elif path.suffix in (".safetensors", ".pth", ".pt", ".bin"):
@@ -179,23 +223,27 @@ def _from_description(path: Path, input_size: int | None) -> Backbone:
     try:
         described = BackboneFile.model_validate(read_json(path, "backbone"))
     except ValidationError as error:
-        where = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        where = "; ".join(
+            ": ".join([".".join(map(str, e["loc"])), e["msg"]]).removeprefix(": ")
+            for e in error.errors()
+        )
         raise BadInput(f"backbone: {path}: {where}") from error
     weights = path.parent / described.weights
-    tensors = _read_tensors(weights)
+    tensors = read_tensors(weights)
     found = sha256_file(weights)
     if found != described.sha256:
         raise BadInput(
             f"backbone: {weights} is not the file that {path.name} describes (sha256 {found[:12]}…)"
         )
     size = input_size or described.input_size[1]
-    architecture = Architecture(
-        described.architecture, described.changes, described.arguments, size
-    )
-    model = _fill(architecture, described.num_classes, tensors, weights)
     preprocess = Preprocess(
         size, described.mean, described.std, described.interpolation, described.crop_pct
     )
+    architecture = Architecture(
+        described.architecture, described.changes, described.arguments, size
+    )
+    bare = architecture.build(described.num_classes)
+    model = fill(bare, tensors, architecture.name, weights)
     return Backbone(
         described.name, architecture, model, preprocess, described.classes, found, str(path)
     )
@@ -204,7 +252,7 @@ def _from_description(path: Path, input_size: int | None) -> Backbone:
 def _from_state_dict(name: str, weights: Path, source: str, input_size: int | None) -> Backbone:
     if not timm.is_model(name):
         raise BadInput(f"--backbone {source}: timm has no architecture {name!r}{_similar(name)}")
-    tensors = _read_tensors(weights)
+    tensors = read_tensors(weights)
     config = timm.get_pretrained_cfg(name)
     if config is None:
         raise BadInput(
@@ -212,8 +260,9 @@ def _from_state_dict(name: str, weights: Path, source: str, input_size: int | No
         )
     size = input_size or int(config.input_size[1])
     architecture = Architecture(name, {}, {}, size)
-    classes = _classes_in(name, tensors)
-    model = _fill(architecture, classes, tensors, weights)
+    bare = architecture.build(classes_in(tensors, name, weights))
+    unit_groups(bare)  # "cannot be pruned" says more than "does not fit"
+    model = fill(bare, tensors, name, weights)
     preprocess = _preprocess(config, size)
     return Backbone(name, architecture, model, preprocess, (), sha256_file(weights), source)
 
@@ -230,111 +279,72 @@ def _from_hub(name: str, input_size: int | None) -> Backbone:
         )
     size = input_size or int(config.input_size[1])
     architecture = Architecture(name, {}, {}, size)
-    family_of(architecture.build(1))  # before a long download
-    arguments = {} if name.startswith("resnet") else {"img_size": size}
-    try:
-        model: nn.Module = timm.create_model(name, pretrained=True, **arguments).eval()
-    except (OSError, RuntimeError, ValueError) as error:
-        raise BadInput(
-            f"--backbone {name}: the download of its weights failed ({first_line(error)}); "
-            f"with a local file say --backbone {name}@FILE"
-        ) from error
+    unit_groups(architecture.build(1))  # before a long download
+    sized = {"img_size": size} if is_model_in_modules(name, _SIZED) else {}
+    # Of whichever HTTP client this version of the hub uses:
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+
+    with _hub() as reason:
+        try:
+            model: nn.Module = timm.create_model(name, pretrained=True, **sized).eval()
+        except (OSError, RuntimeError, ValueError, HTTPError) as error:
+            raise BadInput(
+                f"--backbone {name}: the download of its weights failed ({reason or first_line(error)}); "
+                f"with a local file say --backbone {name}@FILE"
+            ) from error
     digest = sha256_json({n: _digest(t) for n, t in model.state_dict().items()})
     return Backbone(name, architecture, model, _preprocess(config, size), (), digest, name)
 
 
-def _fill(
-    architecture: Architecture, num_classes: int, tensors: dict[str, torch.Tensor], path: Path
-) -> nn.Module:
-    """Build and load, refusing missing, surplus, misshapen and non-finite tensors by name."""
-    model = architecture.build(num_classes)
-    key = "pos_embed"
-    own = model.state_dict()
-    if key in tensors and key in own and tensors[key].shape != own[key].shape:
-        from timm.layers import resample_abs_pos_embed
+@contextmanager
+def _hub() -> Iterator[str]:
+    """Yield why the hub is out of reach, or ""; out of reach, it is asked for its cache alone.
 
-        grid: Any = model.get_submodule("patch_embed")
-        prefix = int(getattr(model, "num_prefix_tokens", 1))
-        tensors[key] = resample_abs_pos_embed(
-            tensors[key].float(), new_size=list(grid.grid_size), num_prefix_tokens=prefix
-        )
-    missing, surplus = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-    wrong = [n for n in own if n in tensors and tensors[n].shape != own[n].shape]
-    missing = [n for n in missing if not n.endswith("num_batches_tracked")]
-    for names, problem in (
-        (missing, "lacks"),
-        (surplus, "has the unexpected"),
-        (wrong, "has another shape of"),
-    ):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise BadInput(
-                f"{path}: these are not weights of {architecture.name}: the file {problem} {names[0]!r}{more}"
-            )
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise BadInput(f"{path}: tensor {name!r} holds NaN or infinite values")
-    model.load_state_dict(tensors, strict=False)
-    return model.float().eval()
+    Left to itself its client would retry for a minute, warning each time.
+    """
+    from huggingface_hub import constants
 
-
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise BadInput(f"{path}: no such weights file")
-    if path.suffix == ".safetensors":
+    host = urlsplit(constants.ENDPOINT).hostname
+    before, reason = constants.HF_HUB_OFFLINE, ""
+    if before:
+        reason = "the hub is set to offline, and its cache has no copy"
+    elif not getproxies():
         try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise BadInput(
-                f"{path} is truncated or not a safetensors file ({first_line(error)})"
-            ) from error
-    import pickle
-
+            socket.getaddrinfo(host, 443)
+        except OSError:
+            reason = f"{host} cannot be found from here, and there is no copy in the hub's cache"
+    constants.HF_HUB_OFFLINE = bool(reason)
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise BadInput(
-            f"{path} holds more than tensors (pickled code is never run): save its state_dict() as safetensors"
-        ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise BadInput(f"{path} is truncated or not a state dict ({first_line(error)})") from error
-    for key in ("state_dict", "model"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-    if not isinstance(loaded, dict) or not all(
-        isinstance(v, torch.Tensor) for v in loaded.values()
-    ):
-        raise BadInput(f"{path} is not a state dict of tensors: save model.state_dict()")
-    return dict(loaded)
-
-
-def _classes_in(name: str, tensors: Mapping[str, torch.Tensor]) -> int:
-    for key in ("fc.weight", "head.weight"):
-        if key in tensors and tensors[key].dim() == 2:
-            return int(tensors[key].shape[0])
-    raise BadInput(
-        f"these are not weights of {name}: neither fc.weight nor head.weight is among them"
-    )
+        yield reason
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _construct(path: str, call: str) -> nn.Module:
-    """Build a layer from text such as ``Conv2d(3, 64, kernel_size=3)``: literals only, nothing is run."""
+    """Build a layer from text such as ``Conv2d(3, 64, kernel_size=3)``: numbers only, nothing is run."""
     try:
         node = ast.parse(call, mode="eval").body
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
             raise ValueError("not a constructor call")
         layer = _LAYERS[node.func.id]
-        arguments = [ast.literal_eval(argument) for argument in node.args]
-        named = {str(word.arg): ast.literal_eval(word.value) for word in node.keywords}
+        arguments = [_numbers(argument) for argument in node.args]
+        named = {str(word.arg): _numbers(word.value) for word in node.keywords}
         built: nn.Module = layer(*arguments, **named)
-    except (SyntaxError, ValueError, KeyError, TypeError) as error:
+    except (SyntaxError, ValueError, KeyError, TypeError, RuntimeError, MemoryError) as error:
         raise BadInput(
-            f"changes: {path}: {call!r} is not one of {', '.join(_LAYERS)} with literal arguments"
+            f"changes: {path}: {call[:80]!r} is not one of {', '.join(_LAYERS)} with numbers for arguments"
         ) from error
     return built
+
+
+def _numbers(node: ast.expr) -> bool | int | float | tuple[int, ...]:
+    """The literal that ``node`` is: a number, a truth value or a tuple of numbers."""
+    value = ast.literal_eval(node)
+    for one in value if isinstance(value, tuple) else (value,):
+        if not isinstance(one, bool | int | float):
+            raise TypeError(f"{one!r} is not a number")
+    result: bool | int | float | tuple[int, ...] = value
+    return result
 
 
 def _preprocess(config: Any, size: int) -> Preprocess:
@@ -358,8 +368,3 @@ def _digest(tensor: torch.Tensor) -> str:
     import hashlib
 
     return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, short enough for one line of ours."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -7,6 +7,8 @@ import fcntl
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
+from glob import escape
 from pathlib import Path
 
 import torch
@@ -19,9 +21,10 @@ from mvp_edge.network import Network
 from mvp_edge.prune import Problem, Progress, Pruned
 from mvp_edge.subnet import Kept
 from mvp_edge.synsets import open_wordnet
-from mvp_edge.task import Task, sample_tasks, tasks_in
+from mvp_edge.task import Images, Task, sample_tasks, tasks_in
 from mvp_edge.train import Recipe, accuracy, predict_logits
 from mvp_edge.units import POLICIES, unit_groups
+from mvp_edge.weights import first_line
 from mvp_edge.zoo import Zoo
 from mvp_edge_export.errors import BadInput
 
@@ -49,25 +52,30 @@ def build_from(
     ``tasks``: a folder whose sub-folders (or zips) are tasks; with ``sample`` "NxK" a folder or zip of
     classes, from which N tasks of K classes are drawn with ``seed``.
     """
-    loaded = load_backbone(backbone, input_size)
+    for ratio in snapshots:
+        if not keep < ratio < 1:
+            raise BadInput(
+                f"--snapshots {ratio:g}: a snapshot's ratio lies between --keep {keep:g} and 1"
+            )
+    loaded = load_backbone(anchored(backbone), input_size)
     chosen = policy or POLICIES[loaded.family][0]
-    unit_groups(loaded.model, chosen)
+    exact_widths(unit_groups(loaded.model, chosen), keep)
     name = method or FROM_SCRATCH[loaded.family]
     if method_for(name, loaded.family).prune is None:
         raise BadInput(f"--method {name} needs a zoo: build one with {FROM_SCRATCH[loaded.family]}")
     accelerator = choose_accelerator(accelerator)
     recipe = recipe_for(name, loaded.family, steps=steps, augment=augment, accelerator=accelerator)
+
+    def checking(done: int, total: int) -> None:
+        progress("checking images", done, total)
+
     if sample is None:
-        found = tasks_in(tasks, seed=seed)
+        found = tasks_in(tasks, seed=seed, progress=checking)
     else:
         count, _, classes = sample.partition("x")
         if not (count.isdecimal() and classes.isdecimal()):
             raise BadInput(f"--sample {sample}: write NxK, e.g. 20x5 for 20 tasks of 5 classes")
-        found = sample_tasks(tasks, int(count), int(classes), seed)
-    if not found:
-        raise BadInput(
-            f"--tasks {tasks}: no tasks there: each sub-folder with class folders is one"
-        )
+        found = sample_tasks(tasks, int(count), int(classes), seed, progress=checking)
     zoo = Zoo.create(path, loaded, chosen, keep)
     todo = [task for task in found if task.name not in zoo.names()]
     say(
@@ -86,6 +94,14 @@ def build_from(
     return zoo, added
 
 
+def anchored(source: str) -> str:
+    """A backbone's source as it means the same from every folder: files by their absolute paths."""
+    architecture, at, file = source.rpartition("@")
+    if Path(source).is_file():
+        return str(Path(source).absolute())
+    return f"{architecture}@{Path(file).absolute()}" if at and Path(file).is_file() else source
+
+
 def choose_accelerator(wanted: str) -> str:
     """The device to train on; BadInput when CUDA is asked for and absent."""
     if wanted == "auto":
@@ -98,9 +114,12 @@ def choose_accelerator(wanted: str) -> str:
 def synsets_of(classes: Sequence[str], overrides: Mapping[str, str] | None = None) -> list[str]:
     """The classes' synsets, for WordNet similarity later; [] where not every name has one."""
     try:
-        return [m.synset for m in open_wordnet().meanings(classes, overrides)]
+        return [m.synset for m in _wordnet().meanings(classes, overrides)]
     except BadInput:
         return []
+
+
+_wordnet = cache(open_wordnet)
 
 
 def build_zoo(
@@ -124,51 +143,71 @@ def build_zoo(
     prune = method_for(name, backbone.family).prune
     assert prune is not None
     groups = unit_groups(backbone.model, zoo.policy)
+    recipe = recipe or recipe_for(name, backbone.family)
     added = []
     for number, task in enumerate(tasks):
-        with claim(zoo.path / ".work", task.name) as work:
+        progress("zoo", number, len(tasks))
+        with claim(zoo.path / ".work", task.name) as work, writing(zoo.path):
             if work is None or task.name in zoo.names():
                 continue
-            progress(f"{task.name} ({number + 1} of {len(tasks)})", 0, 1)
+            for leftover in (zoo.path / "entries").glob(f".{escape(task.name)}.*"):
+                shutil.rmtree(leftover)  # a killed process was writing it
             problem = Problem(
                 backbone=backbone,
                 policy=zoo.policy,
                 classes=len(task.classes),
-                train=task.images("train", backbone.preprocess),
-                validation=task.images("val", backbone.preprocess),
+                train=_images(task, "train", backbone, progress),
+                validation=_images(task, "val", backbone, progress),
                 widths=exact_widths(groups, zoo.keep),
-                recipe=recipe or recipe_for(name, backbone.family),
+                recipe=recipe,
                 seed=seed,
                 snapshots=snapshots,
                 checkpoint=work / "checkpoint.safetensors",
-                progress=progress,
+                progress=_named(task.name, progress),
             )
-            pruned = prune(problem)
-            network = to_network(backbone, zoo.policy, task, pruned)
-            larger = {
-                ratio: to_network(backbone, zoo.policy, task, pruned, kept, weights)
-                for ratio, (kept, weights) in pruned.snapshots.items()
-            }
-            zoo.add(
-                task.name,
-                network,
-                synsets=synsets_of(task.classes),
-                scores=scores(pruned, task, backbone),
-                cost=costs(pruned, backbone),
-                recipe={
-                    "method": name,
-                    "steps": problem.recipe.steps,
-                    "lr": problem.recipe.lr,
-                    "batch": problem.recipe.batch,
-                    "seed": seed,
-                    "seconds": round(pruned.seconds, 1),
-                },
-                keep=zoo.keep,
-                snapshots=larger,
-            )
+            _add(zoo, task, problem, prune(problem), name)
             added.append(task.name)
             shutil.rmtree(work)
+    progress("zoo", len(tasks), len(tasks))
     return added
+
+
+def _add(zoo: Zoo, task: Task, problem: Problem, pruned: Pruned, method: str) -> None:
+    """Make what a method returned an entry."""
+    backbone, recipe = problem.backbone, problem.recipe
+    zoo.add(
+        task.name,
+        to_network(backbone, zoo.policy, task, pruned),
+        synsets=synsets_of(task.classes),
+        scores=scores(pruned, task, backbone),
+        cost=costs(pruned, backbone),
+        recipe={
+            "method": method,
+            "steps": recipe.steps,
+            "lr": recipe.lr,
+            "batch": recipe.batch,
+            "seed": problem.seed,
+            "seconds": round(pruned.seconds, 1),
+        },
+        keep=zoo.keep,
+        snapshots={
+            ratio: to_network(backbone, zoo.policy, task, pruned, kept, weights)
+            for ratio, (kept, weights) in pruned.snapshots.items()
+        },
+    )
+
+
+def _images(task: Task, split: str, backbone: Backbone, progress: Progress) -> Images:
+    return task.images(
+        split,
+        backbone.preprocess,
+        progress=lambda done, total: progress(f"{task.name}: decoding {split}", done, total),
+    )
+
+
+def _named(task: str, progress: Progress) -> Progress:
+    """The progress of one task among many."""
+    return lambda phase, done, total: progress(f"{task}: {phase}", done, total)
 
 
 def to_network(
@@ -212,6 +251,17 @@ def costs(pruned: Pruned, backbone: Backbone) -> dict[str, int]:
         "statistics": pruned.ledger.statistics_flops,
         "training": pruned.ledger.training_flops,
     }
+
+
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """Tells a full disk from a bug where tensors are written, which safetensors does not."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        raise BadInput(f"cannot write in {place}: {first_line(error)}") from error
 
 
 @contextmanager

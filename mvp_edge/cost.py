@@ -11,8 +11,6 @@ Everything here looks at shapes alone: a replica of the module without weights i
 module itself is never run, changed or duplicated, and its device and precision do not matter.
 """
 
-
-
 import copy
 import warnings
 from collections import Counter

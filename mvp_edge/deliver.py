@@ -10,13 +10,14 @@ from torch import nn
 from mvp_edge.backbone import Backbone, load_backbone
 from mvp_edge.methods import recipe_for
 from mvp_edge.network import TENSORS, Network
-from mvp_edge.rundir import RunDirectory
+from mvp_edge.run import Run
 from mvp_edge.task import Task
 from mvp_edge.train import Batches, Ledger, initialise_head
 from mvp_edge_export.bundle import Bundle
 from mvp_edge_export.errors import BadInput
-from mvp_edge_export.profile import load_profile
-from mvp_edge_export.verified import Verified
+from mvp_edge_export.profile import DeviceProfile
+from mvp_edge_export.storage import read_json
+from mvp_edge_export.verified import parse
 from mvp_edge_export.write import FORMATS, export_bundle
 
 GATE_IMAGES = 64
@@ -24,7 +25,7 @@ GATE_IMAGES = 64
 
 
 def export(
-    run: str | Path,
+    run: str | Path | Run,
     out: str | Path | None = None,
     *,
     formats: Sequence[str] = FORMATS,
@@ -39,30 +40,36 @@ def export(
 
     ``baseline``: the unpruned backbone is exported beside it for comparison; its head for the task is the
     nearest-class-mean rule of its own features.
-    Raises BadInput (no such run, changed weights), BudgetMissed (a verdict is FAIL) or GateFailed.
+    ``progress`` is told the name of each phase as it begins.
+
+    Raises:
+        BadInput: no such run, changed weights, an existing bundle without ``force``.
+        BudgetMissed: a verdict is FAIL.
+        GateFailed: a runtime does not compute what was verified; no bundle is left.
     """
-    directory = RunDirectory.open(Path(run))
-    network = Network.load(directory.path)
-    weights = directory.path / TENSORS
-    verified = Verified.load(directory.path / "verified.json", weights)
-    facts = directory.read("run.json")
-    profile = load_profile(facts["arguments"]["device"])
-    if profile.sha256 != verified.profile_sha256:
-        raise BadInput(
-            f"the profile {profile.id} was changed since {run} was verified against it: prune again, "
-            "or restore the profile"
-        )
-    task = Task.from_json(directory.read("task.json"))
+    done = run if isinstance(run, Run) else Run.load(run)
+    done.check()
+    path, network = done.path, done.network
+    facts = read_json(path / "run.json", "run")
+    profile = parse(
+        DeviceProfile, read_json(path / "profile.json", "run"), "run", path / "profile.json"
+    )
+    task = Task.from_json(read_json(path / "task.json", "run"))
     test = task.images("test", network.preprocess)
     unpruned = None
     if baseline:
-        source = facts["backbone"]["source"]
-        unpruned = _unpruned(load_backbone(source, network.preprocess.size), task)
+        progress("preparing the unpruned network")
+        backbone = load_backbone(facts["backbone"]["source"], network.preprocess.size)
+        if backbone.sha256 != network.backbone_sha256:
+            raise BadInput(
+                f"--baseline: {backbone.source} is not the backbone that {path} was pruned from any more"
+            )
+        unpruned = _unpruned(backbone, task)
     return export_bundle(
         network.module(),
-        verified,
-        weights,
-        Path(out) if out is not None else directory.path / "bundle",
+        done.verified,
+        path / TENSORS,
+        Path(out) if out is not None else path / "bundle",
         labels=network.classes,
         preprocess=network.preprocess,
         kept={name: units.tolist() for name, units in network.kept.items()},

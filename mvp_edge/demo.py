@@ -5,7 +5,7 @@ zoo votes on a network for seven, eight and nine, which neither has seen. Every 
 user would type, through the same functions.
 """
 
-import sys
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,57 +37,58 @@ def demo_defaults(folder: Path = Path("demo")) -> DemoDefaults | None:
     return None
 
 
-def run_demo(folder: Path, console: Console) -> Path:
+def run_demo(folder: Path, console: Console, seed: int = 0) -> Path:
     """Run it, going on where an earlier one stopped; returns the report's path."""
     from mvp_edge.build import build_from
     from mvp_edge.deliver import export
     from mvp_edge.report import report
-    from mvp_edge.run import prune
+    from mvp_edge.run import prune_for
+    from mvp_edge.settle import Request
     from mvp_edge_export.bench import bench
-    from mvp_edge_export.storage import write_json
+    from mvp_edge_export.bundle import load_bundle
 
-    console.say(f"1/6  handwritten digits → {folder / DIGITS}, {folder / TASK}")
-    write_digits(folder / DIGITS, KNOWN)
-    write_digits(folder / TASK, UNSEEN)
+    digits, task, zoo, run = (folder / name for name in (DIGITS, TASK, ZOO, RUN))
+    console.say(f"1/6  handwritten digits → {digits}, {task}")
+    write_digits(digits, KNOWN)
+    write_digits(task, UNSEEN)
     console.say(f"2/6  a small ResNet learns zero … six → {folder / BACKBONE}")
     if not (folder / BACKBONE).exists():
         train_backbone(folder, console)
+    shift = "--augment shift"
     console.say(
-        f"3/6  mvp-edge zoo build --backbone {folder / BACKBONE} --tasks {folder / DIGITS} --sample 6x3 …"
+        f"3/6  mvp-edge zoo build --backbone {folder / BACKBONE} --tasks {digits} --zoo {zoo} "
+        f"--sample 6x3 --keep 0.25 --steps 150 {shift} --seed {seed}"
     )
     build_from(
         backbone=str(folder / BACKBONE),
-        tasks=folder / DIGITS,
-        path=folder / ZOO,
+        tasks=digits,
+        path=zoo,
         sample="6x3",
         keep=0.25,
         steps=150,
         augment=AUGMENT,
+        seed=seed,
         progress=console.progress,
     )
-    run = folder / RUN
-    console.say(
-        f"4/6  mvp-edge prune --device rpi4.yaml --task {folder / TASK} --zoo {folder / ZOO} --reference"
-    )
-    if not (run / "verified.json").exists():
-        prune(
-            "rpi4.yaml",
-            folder / TASK,
-            folder / ZOO,
-            out=run,
-            augment=AUGMENT,
-            reference=True,
-            progress=console.progress,
-            say=console.say,
-        )
-    console.say(
-        f"5/6  mvp-edge export {run} --baseline; mvp-edge bench {run / 'bundle'} --seconds 5"
-    )
-    bundle = export(run, baseline=True, force=True, progress=console.step)
-    result = bench(bundle, seconds=5, progress=console.share)
-    write_json(run / "bench.json", result.model_dump(mode="json", by_alias=True))
+    request = Request("rpi4.yaml", str(task), str(zoo), augment=AUGMENT, reference=True, seed=seed)
+    console.say(f"4/6  {shlex.join(request.command(run))}")
+    if not _finished(run):
+        prune_for(request, run, False, console.progress, console.say)
+    bundle = run / "bundle"
+    console.say(f"5/6  mvp-edge export {run} --baseline; mvp-edge bench {bundle} --seconds 5")
+    if not bundle.exists():
+        export(run, baseline=True, progress=console.step)
+    if not (run / "bench.json").exists():
+        bench(load_bundle(bundle), seconds=5, progress=console.share).save(run / "bench.json")
     console.say(f"6/6  mvp-edge report {run}")
     return report([run])
+
+
+def _finished(run: Path) -> bool:
+    from mvp_edge_export.storage import read_json
+
+    facts = run / "run.json"
+    return facts.exists() and bool(read_json(facts, "run").get("finished"))
 
 
 def write_digits(folder: Path, names: Iterable[str]) -> None:
@@ -176,6 +177,4 @@ def train_backbone(folder: Path, console: Console, steps: int = 300) -> None:
             "test": {"images": len(test), "top1": top1},
         },
     )
-    print(
-        f"     {100 * top1:.1f} % top-1 on {len(test)} test images of zero … six", file=sys.stderr
-    )
+    console.say(f"     {100 * top1:.1f} % top-1 on {len(test)} test images of zero … six")

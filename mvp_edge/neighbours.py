@@ -80,6 +80,9 @@ def find_neighbours(
     Raises BadInput when there are fewer entries than neighbours, or a class name has no synset and
     WordNet is the measure; the shared meanings are only described where every name has one.
     """
+    # Too few are refused before the forward passes, which may take a while.
+    unranked = [Candidate(entry.name, 0.0, entry.classes) for entry in entries]
+    nearest(unranked, count, disjoint_from=classes if disjoint else None)
     if similarity == "leep":
         predict = _Predictor(entries, backbone, images, ledger)
         names = {entry.name: entry.classes for entry in entries}

@@ -17,9 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from mvp_edge.backbone import Architecture, Backbone, first_line
+from mvp_edge.backbone import Architecture, Backbone
 from mvp_edge.subnet import SubNetwork, check_kept, resize
 from mvp_edge.units import unit_groups
+from mvp_edge.weights import first_line
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.images import Preprocess
 from mvp_edge_export.storage import atomic_file, read_json, sha256_file, write_json
@@ -57,17 +58,14 @@ class Network:
         with torch.device("meta"):
             bare = self.architecture.build(len(self.classes))
         small = resize(bare, self.widths, self.policy)
-        missing, surplus = small.load_state_dict(dict(self.weights), strict=False, assign=True)
-        if surplus or any(not name.endswith("num_batches_tracked") for name in missing):
+        own = {name: tensor.clone() for name, tensor in self.weights.items()}
+        try:
+            small.load_state_dict(own, assign=True)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split()).partition(": ")[2][:160]
             raise BadInput(
-                f"network: tensors do not fit {self.architecture.name}: {[*missing, *surplus][0]!r}"
-            )
-        for name, buffer in list(small.named_buffers()):
-            if buffer.is_meta:
-                owner, _, leaf = name.rpartition(".")
-                small.get_submodule(owner)._buffers[leaf] = torch.zeros(
-                    buffer.shape, dtype=buffer.dtype
-                )
+                f"network: no {self.architecture.name} of these units: {reason}"
+            ) from error
         return small.eval()
 
     def save(self, directory: Path) -> str:
@@ -104,6 +102,11 @@ class Network:
         path = directory / TENSORS
         facts: dict[str, Any] = read_json(directory / DESCRIPTION, "network")
         try:
+            if facts["schema"] != 1:
+                raise BadInput(
+                    f"{directory / DESCRIPTION}: schema {facts['schema']!r} is unknown; "
+                    "this version reads 1"
+                )
             found = sha256_file(path)
             if found != facts["sha256"]:
                 raise BadInput(
@@ -133,6 +136,8 @@ class Network:
 
     def check(self, backbone: Backbone) -> None:
         """Raise BadInput unless this is a sound sub-network of ``backbone``."""
+        if self.backbone_sha256 != backbone.sha256:
+            raise BadInput(f"it is a sub-network of another backbone ({self.backbone})")
         groups = unit_groups(backbone.model, self.policy)
         check_kept(groups, self.kept)
         for group in groups:

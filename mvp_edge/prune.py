@@ -5,6 +5,7 @@ Every method (`scratch.random`, `scratch.magnitude`, `scratch.ifp`, `ahnp.ahnp`,
 be saved and resumed at any of its stops.
 """
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from mvp_edge.backbone import Architecture, Backbone
+from mvp_edge.backbone import Backbone
 from mvp_edge.cost import forward_macs
 from mvp_edge.subnet import Kept, compose, extract, kept_axes, resize
 from mvp_edge.train import (
@@ -34,10 +35,13 @@ from mvp_edge.train import (
 )
 from mvp_edge.units import UnitGroup, unit_groups
 from mvp_edge_export.errors import BadInput
-from mvp_edge_export.storage import atomic_file
+from mvp_edge_export.storage import atomic_file, sha256_json
 
 Progress = Callable[[str, int, int], None]
 """Called with (phase, done, total)."""
+
+Snapshot = tuple[dict[str, NDArray[np.int64]], dict[str, torch.Tensor]]
+"""A network on its way: the kept units of each group, and the weights."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +85,8 @@ class Pruned:
     history: History
     seconds: float
     """Wall time of the method, on this machine."""
-    snapshots: dict[float, tuple[dict[str, NDArray[np.int64]], dict[str, torch.Tensor]]] = field(
-        default_factory=dict
-    )
+    snapshots: dict[float, Snapshot] = field(default_factory=dict)
+    """Keep ratio → the network as it was at that ratio."""
 
 
 class Training:
@@ -91,25 +94,29 @@ class Training:
 
     ``kept`` are its units as indices in the backbone, ``fallen`` the removed ones in the order in which
     they fell. Between two calls everything that matters is in tensors and numbers, so `save` and
-    `restore` make a killed run go on to the bit-same result.
+    `restore` make a killed run go on to the bit-same result. ``method`` says how the network is made,
+    beyond what the problem says: a checkpoint of another method or problem is not gone on with.
     """
 
-    def __init__(self, problem: Problem, model: nn.Module, kept: Kept):
+    def __init__(self, problem: Problem, model: nn.Module, kept: Kept, method: str = ""):
         self.problem = problem
+        full = problem.backbone.with_head(problem.classes)
+        self.dense_macs = forward_macs(full, problem.backbone.shape)
         self.batches = problem.batches
         self.kept = {
             g.name: np.asarray(kept.get(g.name, np.arange(g.size))) for g in problem.groups
         }
         self.fallen: dict[str, list[int]] = {g.name: [] for g in problem.groups}
-        self.snapshots: dict[
-            float, tuple[dict[str, NDArray[np.int64]], dict[str, torch.Tensor]]
-        ] = {}
+        self.snapshots: dict[float, Snapshot] = {}
         self.step = 0
         self.ledger, self.history = Ledger(), History()
         self.extra: dict[str, torch.Tensor] = {}
         """Tensors of the method's own (AHNP's scores)."""
         self.seconds = 0.0
         self._clock = time.perf_counter()
+        self._identity = ""
+        if problem.checkpoint is not None:
+            self._identity = _identity(problem, model, self.kept, method)
         self._adopt(model)
 
     def _adopt(self, model: nn.Module) -> None:
@@ -118,12 +125,9 @@ class Training:
         self.model = lay_out(model, recipe.accelerator)
         self.optimizer = make_optimizer(self.model, recipe)
         self.macs = forward_macs(self.model, self.problem.backbone.shape)
-        if self.step == 0 and not hasattr(self, "dense_macs"):
-            full = resize(self.problem.backbone.with_head(self.problem.classes).to("meta"), {})
-            self.dense_macs = forward_macs(full, self.problem.backbone.shape)
 
     def run(self, until: int, after_step: Callable[[], None] | None = None) -> None:
-        """Fine-tune up to step ``until``; a validation point every tenth of the recipe."""
+        """Fine-tune up to step ``until``; a validation point every fifth of the recipe."""
         recipe, problem = self.problem.recipe, self.problem
         self.model.train()
         every = max(1, recipe.steps // 5)
@@ -213,6 +217,7 @@ class Training:
             tensors |= {f"snapshot/{ratio}/kept/{n}": torch.from_numpy(u) for n, u in kept.items()}
             tensors |= {f"snapshot/{ratio}/model/{n}": t.contiguous() for n, t in values.items()}
         facts = {
+            "problem": self._identity,
             "step": self.step,
             "fallen": self.fallen,
             "ledger": asdict(self.ledger),
@@ -223,7 +228,7 @@ class Training:
             save_file(tensors, partial, {"facts": json.dumps(facts)})
 
     def restore(self) -> bool:
-        """Go on from the checkpoint, if there is one; True when there was."""
+        """Go on from the checkpoint, if there is one of this very problem; True when there was."""
         path = self.problem.checkpoint
         if path is None or not path.exists():
             return False
@@ -234,29 +239,27 @@ class Training:
             with safe_open(path, framework="pt") as file:
                 facts: dict[str, Any] = json.loads(file.metadata()["facts"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise BadInput(
                 f"checkpoint {path} is broken ({error}): delete it to start afresh"
             ) from error
+        if facts.get("problem") != self._identity:
+            return False
         part = _sections(tensors)
-        self.kept = {name: units.numpy() for name, units in part.get("kept", {}).items()}
-        architecture: Architecture = self.problem.backbone.architecture
-        bare = architecture.build(self.problem.classes)
+        self.kept = {name: units.numpy() for name, units in part["kept"].items()}
         widths = {name: len(units) for name, units in self.kept.items()}
-        model = resize(bare, widths, self.problem.policy)
+        full = self.problem.backbone.with_head(self.problem.classes)
+        model = resize(full, widths, self.problem.policy)
         model.load_state_dict(part["model"])
         self.step = facts["step"]
         self._adopt(model)
+        state = _sections(part.get("optimizer", {}))
         for name, parameter in self.model.named_parameters():
-            state = {
-                key: values[name]
-                for key, values in _nested(part.get("optimizer", {})).items()
-                if name in values
-            }
-            if state:
-                self.optimizer.state[parameter] = state
+            own = {key: values[name] for key, values in state.items() if name in values}
+            if own:
+                self.optimizer.state[parameter] = own
         self.extra = part.get("extra", {})
-        for ratio, values in _nested(part.get("snapshot", {})).items():
+        for ratio, values in _sections(part.get("snapshot", {})).items():
             inside = _sections(values)
             kept = {n: u.numpy() for n, u in inside["kept"].items()}
             self.snapshots[float(ratio)] = (kept, inside["model"])
@@ -277,6 +280,28 @@ class Training:
             )
 
 
+def _identity(problem: Problem, model: nn.Module, kept: Kept, method: str) -> str:
+    """What a checkpoint has to agree in: everything that the result follows from."""
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
+    units = {name: np.ascontiguousarray(indices) for name, indices in kept.items()}
+    arrays = {**{name: tensor.numpy() for name, tensor in tensors.items()}, **units}
+    arrays["labels"] = np.ascontiguousarray(problem.train.labels)
+    arrays["pixels"] = np.ascontiguousarray(
+        problem.train.pixels[:: 1 + len(arrays["labels"]) // 64]
+    )
+    return sha256_json(
+        {
+            "method": method,
+            "recipe": asdict(problem.recipe),
+            "seed": problem.seed,
+            "policy": problem.policy,
+            "widths": dict(problem.widths),
+            "snapshots": list(problem.snapshots),
+            "arrays": {name: hashlib.sha256(array).hexdigest() for name, array in arrays.items()},
+        }
+    )
+
+
 def _sections(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
     """Split names at their first slash."""
     parts: dict[str, dict[str, torch.Tensor]] = {}
@@ -284,6 +309,3 @@ def _sections(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.
         section, _, rest = name.partition("/")
         parts.setdefault(section, {})[rest] = tensor
     return parts
-
-
-_nested = _sections

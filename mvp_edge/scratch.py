@@ -9,7 +9,7 @@ Automatic head & node pruning, the ViT's own, is in `ahnp`.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from mvp_edge.prune import Problem, Pruned, Training
 from mvp_edge.subnet import extract
 from mvp_edge.train import SHRINKING, estimate_statistics, initialise_head
 from mvp_edge.units import Point, UnitGroup, unit_groups
+from mvp_edge_export.errors import BadInput
 
 DROP_SHARE = 0.1
 """About this share of the remaining units goes at each drop (the paper's p; our choice)."""
@@ -87,36 +88,38 @@ def drop_schedule(
 ) -> list[Drop]:
     """Equal shares of what remains, evenly spaced, the target reached at 0.8 of the steps.
 
-    A snapshot ratio replaces the nearest drop's own ratio, so that the weights at exactly that ratio
-    exist (and are fine-tuned until the next drop).
+    A snapshot ratio replaces the nearest drop's own ratio, so that the network at exactly that ratio
+    exists, and is fine-tuned until the next drop.
+    Raises BadInput for a snapshot that does not lie on the way, or steps too few for all of them.
     """
-    final = min(width / sizes[name] for name, width in widths.items())
+    final = min((width / sizes[name] for name, width in widths.items()), default=1.0)
+    wanted = sorted(set(snapshots), reverse=True)
+    for ratio in wanted:
+        if not final < ratio < 1:
+            raise BadInput(f"a snapshot at {ratio:g} does not lie between {final:g} and 1")
     if final >= 1 or steps < 2:
         return [Drop(0, dict(widths))]
     span = max(1, int(steps * SHRINKING))
-    count = min(span, max(1, round(np.log(final) / np.log(1 - DROP_SHARE))))
-    ratios = {k: final ** (k / count) for k in range(1, count + 1)}
-    named: dict[int, float] = {}
-    for ratio in snapshots:
-        if ratio > final:
-            nearest = min(
-                (k for k in ratios if k < count), key=lambda k: abs(ratios[k] - ratio), default=None
-            )
-            if nearest is not None:
-                named[nearest] = ratio
-    drops = []
-    for k in range(1, count + 1):
-        share = np.log(named.get(k, ratios[k])) / np.log(final)
-        now = {
-            name: max(width, int(sizes[name] * (width / sizes[name]) ** share + 0.5))
-            if k not in named
-            else max(width, int(sizes[name] * named[k] + 0.5))
-            for name, width in widths.items()
-        }
-        if k == count:
-            now = dict(widths)
-        drops.append(Drop(round(span * k / count), now, named.get(k)))
-    return drops
+    if span <= len(wanted):
+        raise BadInput(f"{steps} steps are too few for {len(wanted)} snapshots on the way")
+    count = max(1, len(wanted) + 1, round(np.log(final) / np.log(1 - DROP_SHARE)))
+    count = min(span, count)
+    ratios = [final ** (k / count) for k in range(1, count)]
+    for ratio in wanted:
+        if ratio not in ratios:
+            own = [r for r in ratios if r not in wanted]
+            ratios[ratios.index(min(own, key=lambda r: abs(r - ratio)))] = ratio
+    drops: list[Drop] = []
+    now = {name: sizes[name] for name in widths}
+    for k, ratio in enumerate(sorted(ratios, reverse=True), start=1):
+        share = np.log(ratio) / np.log(final)
+        for name, width in widths.items():
+            size = sizes[name]
+            left = ratio if ratio in wanted else (width / size) ** share
+            now[name] = min(now[name], max(width, int(size * left + 0.5)))
+        at = round(span * k / count)
+        drops.append(Drop(at, dict(now), ratio if ratio in wanted else None))
+    return [*drops, Drop(span, dict(widths))]
 
 
 def ifp(problem: Problem, criterion: str = "activation") -> Pruned:
@@ -127,30 +130,32 @@ def ifp(problem: Problem, criterion: str = "activation") -> Pruned:
     """
     sizes = {g.name: g.size for g in problem.groups}
     drops = drop_schedule(sizes, problem.widths, problem.recipe.steps, problem.snapshots)
-    training = Training(problem, problem.backbone.with_head(problem.classes), {})
+    full = problem.backbone.with_head(problem.classes)
+    training = Training(problem, full, {}, f"ifp {criterion}")
     if not training.restore():
         prepare(training)
     one_pass = max(1, -(-len(problem.train.labels) // training.batches.size))
-    for number, drop in enumerate(drops):
+    for before, drop in zip((None, *drops[:-1]), drops, strict=True):
         if drop.step <= training.step and training.step > 0:
             continue
         training.run(max(training.step, drop.step - one_pass))
-        with Meter(training.model, unit_groups(training.model, problem.policy), criterion) as meter:
-            training.run(drop.step)
-        local, order = least_important(meter.importance(), drop.widths)
-        training.shrink(local, order)
+        importance = _metered(training, criterion, drop.step)
+        if before is not None and before.snapshot is not None:
+            training.snapshot(before.snapshot)
+        training.shrink(*least_important(importance, drop.widths))
         training.save()
-        if drop.snapshot is not None:
-            # A snapshot ratio is never the last drop's: it is tuned until just before the next one.
-            training.run(max(training.step, drops[number + 1].step - one_pass))
-            training.snapshot(drop.snapshot)
     while training.step < problem.recipe.steps - one_pass:
         training.run(min(training.step + SAVE_EVERY, problem.recipe.steps - one_pass))
         training.save()
-    with Meter(training.model, unit_groups(training.model, problem.policy), criterion) as meter:
-        training.run(problem.recipe.steps)
-    importance = meter.importance() if meter.seen else {}
-    return training.finished(importance)
+    return training.finished(_metered(training, criterion, problem.recipe.steps))
+
+
+def _metered(training: Training, criterion: str, until: int) -> dict[str, NDArray[np.float64]]:
+    """Train up to ``until`` and say what each unit was worth; by its weights where there is no step."""
+    groups = unit_groups(training.model, training.problem.policy)
+    with Meter(training.model, groups, criterion) as meter:
+        training.run(until)
+    return meter.importance() or weight_norms(training.model, groups)
 
 
 def least_important(
@@ -170,24 +175,19 @@ class Meter:
     """Accumulates each unit's importance while the network trains, as a context manager.
 
     activation: mean over images and positions of the map after normalisation and ReLU (Molchanov
-    2016); taylor: (Σ a·∂L/∂a)², accumulated over mini-batches (Molchanov 2019). A group seen at several
-    points sums them, each normalised to mean 1.
+    2016); taylor: (gate·∂L/∂gate)² = (Σ a·∂L/∂a)², accumulated over mini-batches (Molchanov 2019). A
+    group seen at several points sums them, each normalised to mean 1.
     """
 
     def __init__(self, model: nn.Module, groups: Sequence[UnitGroup], criterion: str):
-        self.groups, self.criterion = groups, criterion
+        self.model, self.groups, self.criterion = model, groups, criterion
         self.sums: dict[Point, torch.Tensor] = {}
-        self.seen = 0
         self._hooks: list[Any] = []
-        for group in groups:
-            for point in group.points:
-                module = model.get_submodule(point.module)
-                if point.side == "output":
-                    self._hooks.append(module.register_forward_hook(self._output_hook(point)))
-                else:
-                    self._hooks.append(module.register_forward_pre_hook(self._input_hook(point)))
 
-    def __enter__(self) -> "Meter":
+    def __enter__(self) -> Self:
+        for group in self.groups:
+            for point in group.points:
+                self._hooks.append(self._watch(point, group.width))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -202,39 +202,41 @@ class Meter:
             for point in group.points:
                 if point in self.sums:
                     values = self.sums[point].double().cpu().numpy()
-                    values = values.reshape(group.size, group.width).sum(1)
                     rows.append(values / max(values.mean(), 1e-30))
             if rows:
                 result[group.name] = np.sum(rows, axis=0)
         return result
 
-    def _output_hook(self, point: Point) -> Any:
-        def hook(_module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
-            self._observe(point, output)
+    def _watch(self, point: Point, width: int) -> Any:
+        def seen(_module: nn.Module, inputs: tuple[torch.Tensor, ...], output: Any = None) -> None:
+            if torch.is_grad_enabled():  # not in validation
+                self._observe(point, width, inputs[0] if output is None else output)
 
-        return hook
+        module = self.model.get_submodule(point.module)
+        if point.side == "output":
+            return module.register_forward_hook(seen)
+        return module.register_forward_pre_hook(seen)
 
-    def _input_hook(self, point: Point) -> Any:
-        def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            self._observe(point, inputs[0])
-
-        return hook
-
-    def _observe(self, point: Point, value: torch.Tensor) -> None:
-        if not torch.is_grad_enabled():
-            return
-        self.seen += 1
+    def _observe(self, point: Point, width: int, value: torch.Tensor) -> None:
         others = (0, 2, 3) if value.dim() == 4 else tuple(range(value.dim() - 1))
+        seen = value.detach()
         if self.criterion == "activation":
-            self._add(point, value.detach().abs().sum(others, dtype=torch.float32))
-        else:
-            kept = value.detach()
-            value.register_hook(  # type: ignore[no-untyped-call]
-                lambda g: self._add(point, (kept * g).sum(others, dtype=torch.float32).square())
-            )
+            self._add(point, _by_unit(seen.abs().sum(others, dtype=torch.float32), width))
+            return
+
+        def gated(gradient: torch.Tensor) -> None:
+            effect = (seen * gradient).sum(others, dtype=torch.float32)
+            self._add(point, _by_unit(effect, width).square())
+
+        value.register_hook(gated)  # type: ignore[no-untyped-call]
 
     def _add(self, point: Point, value: torch.Tensor) -> None:
         self.sums[point] = self.sums[point] + value if point in self.sums else value
+
+
+def _by_unit(channels: torch.Tensor, width: int) -> torch.Tensor:
+    """[units · width] summed to [units]."""
+    return channels.reshape(-1, width).sum(1)
 
 
 def weight_norms(model: nn.Module, groups: Sequence[UnitGroup]) -> dict[str, NDArray[np.float64]]:
@@ -246,10 +248,9 @@ def weight_norms(model: nn.Module, groups: Sequence[UnitGroup]) -> dict[str, NDA
         for cut in group.cuts:
             if cut.axis == 0 and cut.tensor in tensors and tensors[cut.tensor].dim() > 1:
                 index = cut.indices(np.arange(group.size))
-                rows = (
-                    tensors[cut.tensor].detach()[torch.from_numpy(index)].flatten(1).square().sum(1)
-                )
-                values = rows.double().numpy().reshape(group.size, -1).sum(1) ** 0.5
+                rows = tensors[cut.tensor].detach().cpu()[torch.from_numpy(index)]
+                squares = rows.flatten(1).square().sum(1).double().numpy()
+                values = squares.reshape(group.size, -1).sum(1) ** 0.5
                 total += values / max(values.mean(), 1e-30)
         norms[group.name] = total
     return norms

@@ -79,8 +79,8 @@ def mask(model: nn.Module, kept: Kept, policy: str | None = None) -> nn.Module:
                 np.arange(group.size), kept.get(group.name, np.arange(group.size))
             )
             for cut in group.cuts:
-                index = torch.from_numpy(cut.indices(removed))
-                tensors[cut.tensor].index_fill_(cut.axis, index, 0.0)
+                tensor = tensors[cut.tensor]
+                tensor.index_fill_(cut.axis, _index(cut.indices(removed), tensor), 0.0)
     return masked
 
 
@@ -100,15 +100,15 @@ def extract(model: nn.Module, kept: Kept, policy: str | None = None) -> nn.Modul
     with torch.no_grad():
         for name, factors in _temperatures(groups, kept).items():
             new[name] = tensors[name].detach().clone()
-            for index, factor in factors:
-                new[name][torch.from_numpy(index)] *= factor
-        for (name, axis), index in kept_axes(groups, kept, tensors).items():
-            new[name] = new.get(name, tensors[name].detach()).index_select(
-                axis, torch.from_numpy(index)
-            )
+            for rows, factor in factors:
+                new[name][_index(rows, new[name])] *= factor
+        for (name, axis), stay in kept_axes(groups, kept, tensors).items():
+            value = new.get(name, tensors[name].detach())
+            new[name] = value.index_select(axis, _index(stay, value))
     for name, tensor in tensors.items():
         value = new[name] if name in new else tensor.detach().clone()
-        owner, leaf = _owner(small, name)
+        path, _, leaf = name.rpartition(".")
+        owner = small.get_submodule(path)
         if isinstance(tensor, nn.Parameter):
             owner._parameters[leaf] = nn.Parameter(value, requires_grad=tensor.requires_grad)
         else:
@@ -208,16 +208,16 @@ def _settle(small: nn.Module, groups: Sequence[UnitGroup], kept: Kept) -> None:
                 attention.head_dim = len(kept[group.name])
                 attention.scale = attention.head_dim**-0.5
             attention.attn_dim = attention.num_heads * attention.head_dim
-    features = getattr(small, "fc", None)
-    if isinstance(features, nn.Linear) and hasattr(small, "num_features"):
+    classifier = getattr(small, "fc", None)
+    if isinstance(classifier, nn.Linear):  # a ResNet, whose features are a stream
         facts: Any = small
-        facts.num_features = facts.head_hidden_size = features.in_features
+        facts.num_features = facts.head_hidden_size = classifier.in_features
 
 
 def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    path, _, leaf = name.rpartition(".")
-    return model.get_submodule(path), leaf
+def _index(units: NDArray[np.int64], tensor: torch.Tensor) -> torch.Tensor:
+    """Indices where the tensor they index lies."""
+    return torch.from_numpy(units).to(tensor.device)

@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -142,6 +144,8 @@ class Batches:
     ) -> torch.Tensor:
         """Flip and shift by up to an eighth (edge pixels repeated), as one gather."""
         chosen = torch.from_numpy(np.ascontiguousarray(pixels[index]))
+        if not self.recipe.augment:
+            return chosen
         count, side = chosen.shape[:2]
         rows, columns = np.tile(np.arange(side), (count, 1)), np.tile(np.arange(side), (count, 1))
         if "flip" in self.recipe.augment:
@@ -151,8 +155,6 @@ class Batches:
             reach = max(1, side // 8)
             dy, dx = rng.integers(-reach, reach + 1, (2, count, 1))
             rows, columns = np.clip(rows + dy, 0, side - 1), np.clip(columns + dx, 0, side - 1)
-        if not self.recipe.augment:
-            return chosen
         picture = torch.arange(count)[:, None, None]
         return chosen[
             picture, torch.from_numpy(rows)[:, :, None], torch.from_numpy(columns)[:, None, :]
@@ -169,7 +171,7 @@ def faster_dtype(accelerator: str) -> torch.dtype | None:
     """bfloat16 where the hardware multiplies it natively, else None (plain float32)."""
     if accelerator == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else None
-    native = "avx512_bf16" in _cpu_flags() or "amx_bf16" in _cpu_flags() or "bf16" in _cpu_flags()
+    native = _cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"}  # the last one is Arm's
     return torch.bfloat16 if native else None
 
 
@@ -264,18 +266,18 @@ def initialise_head(
 
     W_c = s·(μ_c − μ̄), b_c = −s·‖μ_c‖²/2, with s by a line search on the training loss (METHOD §4).
     """
-    head_layers = heads(model)
+    classifiers = heads(model)
     if batches.recipe.head == "zero":
         return
     if batches.recipe.head == "random":
         generator = torch.Generator().manual_seed(batches.seed)
-        for head in head_layers.values():
+        for head in classifiers.values():
             head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * 0.01)
         return
     macs = forward_macs(model, _shape(batches.preprocess))
-    seen: dict[str, list[torch.Tensor]] = {name: [] for name in head_layers}
+    seen: dict[str, list[torch.Tensor]] = {name: [] for name in classifiers}
     hooks = [
-        head.register_forward_pre_hook(_collector(seen[name])) for name, head in head_layers.items()
+        head.register_forward_pre_hook(_collector(seen[name])) for name, head in classifiers.items()
     ]
     labels = []
     model.eval()
@@ -287,7 +289,7 @@ def initialise_head(
     for hook in hooks:
         hook.remove()
     y = torch.cat(labels)
-    for name, head in head_layers.items():
+    for name, head in classifiers.items():
         weight, bias = class_means(torch.cat(seen[name]).float(), y, classes)
         head.weight.copy_(weight)
         head.bias.copy_(bias)
@@ -358,16 +360,12 @@ def _shape(preprocess: Preprocess) -> tuple[int, int, int]:
     return (3, preprocess.size, preprocess.size)
 
 
+@cache
 def _cpu_flags() -> frozenset[str]:
-    global _FLAGS
-    if _FLAGS is None:
-        try:
-            with open("/proc/cpuinfo", encoding="utf-8") as info:  # noqa: PTH123
-                lines = [line for line in info if line.startswith(("flags", "Features"))]
-            _FLAGS = frozenset(lines[0].partition(":")[2].split() if lines else ())
-        except OSError:
-            _FLAGS = frozenset()
-    return _FLAGS
-
-
-_FLAGS: frozenset[str] | None = None
+    """What this processor can do, as Linux lists it; empty elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return frozenset()
+    flags = (line.partition(":")[2] for line in lines if line.startswith(("flags", "Features")))
+    return frozenset(next(flags, "").split())

@@ -13,8 +13,8 @@ tensor that goes with each unit. The families below only yield these data; `subn
 A new family is one more generator of `UnitGroup` and one line in `FAMILIES`.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -70,14 +70,16 @@ class UnitGroup:
     points: tuple[Point, ...] = ()
     width: int = 1
     """Channels a unit has at its points: 1 for a filter or node, head_dim for a head."""
-    tempered: tuple[Cut, ...] = field(default=())
+    tempered: tuple[Cut, ...] = ()
     """Cuts to multiply by √(kept/size): attention divides by √head_dim, so q has to make up for it."""
     attention: str | None = None
     """For heads and head_dim: the attention module whose bookkeeping follows the cut."""
 
 
 def unit_groups(model: nn.Module, policy: str | None = None) -> tuple[UnitGroup, ...]:
-    """The unit groups of ``model`` under ``policy`` (None: the family's default), in data-flow order.
+    """The unit groups of ``model`` under ``policy`` (None: the family's default).
+
+    A ResNet's streams come first, then its inner filters; each in the order in which data flows.
 
     Works on an already pruned model too: sizes are read from its modules. Raises BadInput for a model
     of another family, a module that cannot be cut, or an unknown policy.
@@ -92,7 +94,7 @@ def unit_groups(model: nn.Module, policy: str | None = None) -> tuple[UnitGroup,
 def family_of(model: nn.Module) -> str:
     """The family's name, by the class that timm built; BadInput names the families that work."""
     for cls in type(model).__mro__:
-        if cls.__name__ in _CLASSES:
+        if cls.__module__.startswith("timm.") and cls.__name__ in _CLASSES:
             return _CLASSES[cls.__name__]
     raise BadInput(
         f"{type(model).__name__} cannot be pruned yet: these families work: timm ResNets with BasicBlock "
@@ -108,53 +110,51 @@ def _resnet(model: Any, policy: str) -> Iterator[UnitGroup]:
     Bottleneck stem is a stream of its own).
     """
     inner: list[UnitGroup] = []
-    streams: list[tuple[str, int, list[Cut], list[Point]]] = []
+    streams: list[_Stream] = []
 
-    if isinstance(model.conv1, nn.Sequential):  # resnetXXd: three 3×3 convolutions
-        convs = [f"conv1.{n}" for n, m in model.conv1.named_children() if isinstance(m, nn.Conv2d)]
-        norms = [f"conv1.{n}" for n, m in model.conv1.named_children() if _is_norm(m)]
-        acts = [f"conv1.{n}" for n, m in model.conv1.named_children() if isinstance(m, nn.ReLU)]
-        for conv, norm, act, reader in zip(convs[:-1], norms, acts, convs[1:], strict=True):
-            cuts = [*_writes(model, conv, norm), Cut(f"{reader}.weight", 1)]
-            inner.append(_filters(model, f"{conv}.filters", conv, cuts, [Point(act)]))
-        last = convs[-1]
+    if isinstance(model.conv1, nn.Sequential):  # resnetXXd: convolution, norm, act, …, convolution
+        stem = [f"conv1.{name}" for name, _ in model.conv1.named_children()]
+        for conv, norm, act, reader in zip(stem, stem[1:], stem[2:], stem[3:], strict=False):
+            if isinstance(model.get_submodule(conv), nn.Conv2d):
+                inner.append(_inside(model, conv, norm, act, reader))
+        last = stem[-1]
     else:
         last = "conv1"
-    streams.append(("stem", _out(model, last), _writes(model, last, "bn1"), [Point("act1")]))
+    streams.append(_Stream("stem", _writes(model, last, "bn1"), [Point("act1")]))
 
     for stage in ("layer1", "layer2", "layer3", "layer4"):
         for index, block in enumerate(getattr(model, stage)):
             at = f"{stage}.{index}"
-            _check_block(block, at)
+            if type(block).__name__ not in ("BasicBlock", "Bottleneck"):
+                raise BadInput(
+                    f"{at} is a {type(block).__name__}: only BasicBlock and Bottleneck can be pruned"
+                )
             chain = [n for n in ("conv1", "conv2", "conv3") if hasattr(block, n)]
             for position, (name, reader) in enumerate(pairwise(chain), start=1):
-                cuts = [
-                    *_writes(model, f"{at}.{name}", f"{at}.bn{position}"),
-                    Cut(f"{at}.{reader}.weight", 1),
-                ]
-                after = [Point(f"{at}.act{position}")]
-                inner.append(_filters(model, f"{at}.{name}.filters", f"{at}.{name}", cuts, after))
-            _, _, cuts_in, _ = streams[-1]
-            cuts_in.append(Cut(f"{at}.conv1.weight", 1))
-            if block.downsample is not None:
-                shortcut = [
-                    n for n, m in block.downsample.named_children() if isinstance(m, nn.Conv2d)
-                ]
-                norms = [n for n, m in block.downsample.named_children() if _is_norm(m)]
-                conv = f"{at}.downsample.{shortcut[0]}"
-                cuts_in.append(Cut(f"{conv}.weight", 1))
-                written = _writes(model, conv, f"{at}.downsample.{norms[0]}")
-                streams.append((stage, _out(model, conv), written, []))
+                norm, act = f"{at}.bn{position}", f"{at}.act{position}"
+                inner.append(_inside(model, f"{at}.{name}", norm, act, f"{at}.{reader}"))
+            streams[-1].cuts.append(Cut(f"{at}.conv1.weight", 1))
+            if block.downsample is not None:  # (average pooling,) convolution, norm
+                *_, conv, norm = (
+                    f"{at}.downsample.{n}" for n, _ in block.downsample.named_children()
+                )
+                streams[-1].cuts.append(Cut(f"{conv}.weight", 1))
+                streams.append(_Stream(stage, _writes(model, conv, norm), []))
             elif index == 0:
-                streams[-1] = (stage, *streams[-1][1:])
-            _, _, cuts_out, points = streams[-1]
-            cuts_out.extend(_writes(model, f"{at}.{chain[-1]}", f"{at}.bn{len(chain)}"))
-            points.append(Point(f"{at}.act{len(chain)}"))
-    streams[-1][2].append(Cut("fc.weight", 1))
+                streams[-1].name = stage
+            streams[-1].cuts += _writes(model, f"{at}.{chain[-1]}", f"{at}.bn{len(chain)}")
+            streams[-1].points.append(Point(f"{at}.act{len(chain)}"))
+    streams[-1].cuts.append(Cut("fc.weight", 1))
+    tied = [_filters(model, f"{s.name}.stream", s.cuts, s.points) for s in streams]
+    if getattr(model.fc, "in_features", None) != tied[-1].size:
+        raise BadInput(
+            f"fc ({type(model.fc).__name__}) is in the way: a Linear that reads the last stage's "
+            f"{tied[-1].size} channels is expected there"
+        )
+    _check_nothing_else(model, (*tied, *inner))
 
     if policy == "tied":
-        for name, size, cuts, points in streams:
-            yield UnitGroup(f"{name}.stream", "filter", size, tuple(cuts), tuple(points))
+        yield from tied
     yield from inner
 
 
@@ -200,14 +200,41 @@ POLICIES: dict[str, tuple[str, ...]] = {"resnet": ("tied", "inner"), "vit": ("he
 _CLASSES = {"ResNet": "resnet", "VisionTransformer": "vit"}
 
 
+@dataclass
+class _Stream:
+    """A residual stream as it is followed through the network."""
+
+    name: str
+    cuts: list[Cut]
+    points: list[Point]
+
+
 def _filters(
-    model: nn.Module, name: str, conv: str, cuts: list[Cut], points: list[Point]
+    model: nn.Module, name: str, cuts: Sequence[Cut], points: Sequence[Point]
 ) -> UnitGroup:
-    return UnitGroup(name, "filter", _out(model, conv), tuple(cuts), tuple(points))
+    """A group of filters; the first cut is that of a convolution which writes them."""
+    size = int(model.get_parameter(cuts[0].tensor).shape[0])
+    return UnitGroup(name, "filter", size, tuple(cuts), tuple(points))
+
+
+def _inside(model: nn.Module, conv: str, norm: str, act: str, reader: str) -> UnitGroup:
+    """The filters of a convolution inside a residual branch, or inside the stem."""
+    cuts = [*_writes(model, conv, norm), Cut(f"{reader}.weight", 1)]
+    return _filters(model, f"{conv}.filters", cuts, [Point(act)])
 
 
 def _writes(model: nn.Module, conv: str, norm: str) -> list[Cut]:
     """The cuts of a convolution's filters and of the normalisation behind it."""
+    for name, kind in ((conv, nn.Conv2d), (norm, nn.BatchNorm2d)):
+        module = model.get_submodule(name)
+        if not isinstance(module, kind):
+            raise BadInput(
+                f"{name} ({type(module).__name__}) is in the way: a {kind.__name__} is expected there"
+            )
+        if isinstance(module, nn.Conv2d) and module.groups != 1:
+            raise BadInput(
+                f"{name} is a grouped convolution: plain ResNets (not ResNeXt) can be pruned"
+            )
     names = [f"{conv}.weight"]
     if model.get_submodule(conv).bias is not None:
         names.append(f"{conv}.bias")
@@ -215,34 +242,14 @@ def _writes(model: nn.Module, conv: str, norm: str) -> list[Cut]:
     return [Cut(name, 0) for name in names]
 
 
-def _out(model: nn.Module, conv: str) -> int:
-    return int(model.get_parameter(f"{conv}.weight").shape[0])
-
-
-def _is_norm(module: nn.Module) -> bool:
-    return isinstance(module, nn.BatchNorm2d)
-
-
-def _check_block(block: Any, at: str) -> None:
-    """Refuse what would sit between a filter and its reader without being cut with it."""
-    if type(block).__name__ not in ("BasicBlock", "Bottleneck"):
-        raise BadInput(
-            f"{at} is a {type(block).__name__}: only BasicBlock and Bottleneck can be pruned"
-        )
-    for name in ("se", "aa"):
-        extra = getattr(block, name, None)
-        if extra is not None and not isinstance(extra, nn.Identity):
+def _check_nothing_else(model: nn.Module, groups: Iterable[UnitGroup]) -> None:
+    """Refuse what a stream runs through without being cut with it (SE, anti-aliasing, a stem pool)."""
+    known = {cut.tensor.rpartition(".")[0] for group in groups for cut in group.cuts}
+    for name, module in model.named_modules():
+        tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        if tensors and name not in known:
             raise BadInput(
-                f"{at}.{name} ({type(extra).__name__}) is in the way: plain ResNets can be pruned"
-            )
-    for name, module in block.named_modules():
-        if isinstance(module, nn.Conv2d) and module.groups != 1:
-            raise BadInput(
-                f"{at}.{name} is a grouped convolution: plain ResNets (not ResNeXt) can be pruned"
-            )
-        if "bn" in name.rpartition(".")[2] and not _is_norm(module):
-            raise BadInput(
-                f"{at}.{name} ({type(module).__name__}) is in the way: BatchNorm is expected there"
+                f"{name} ({type(module).__name__}) is in the way: plain ResNets can be pruned"
             )
 
 

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from mvp_edge.backbone import heads
 from mvp_edge.prune import Problem, Pruned
 from mvp_edge.scratch import fine_tune, weight_norms
 from mvp_edge.subnet import extract, full_coordinates
@@ -22,7 +23,10 @@ from mvp_edge.units import UnitGroup
 
 @dataclass(frozen=True)
 class Voter:
-    """A neighbour as it votes: what it kept, in which order units fell, and its weights."""
+    """A neighbour as it votes: what it kept, in which order units fell, and its weights.
+
+    ``kept`` belongs to the weights; it may be wider than what is voted for.
+    """
 
     name: str
     kept: Mapping[str, NDArray[np.int64]]
@@ -31,9 +35,7 @@ class Voter:
 
     def choice(self, group: UnitGroup, width: int) -> NDArray[np.int64]:
         """The units it would keep at ``width``: the nested ranking read at that size, ascending."""
-        ranking = self.ranking.get(group.name)
-        if ranking is None:
-            return np.arange(group.size)
+        ranking = self.ranking[group.name]
         return np.sort(ranking[len(ranking) - width :])
 
 
@@ -124,24 +126,20 @@ def average_into(full: nn.Module, voters: Sequence[Voter], policy: str) -> None:
     The task's head is not touched.
     """
     own = {**dict(full.named_parameters()), **dict(full.named_buffers())}
-    sums = {
-        n: torch.zeros_like(t, dtype=torch.float64) for n, t in own.items() if t.is_floating_point()
-    }
-    counts = {n: torch.zeros_like(t, dtype=torch.float64) for n, t in sums.items()}
-    for voter in voters:
-        body = {
-            name: tensor
-            for name, tensor in voter.weights.items()
-            if not name.startswith(("fc.", "head.", "head_dist.")) and name in sums
-        }
-        for name, (values, index) in full_coordinates(full, voter.kept, body, policy).items():
+    classifiers = tuple(f"{name}." for name in heads(full))
+    body = [n for n, t in own.items() if t.is_floating_point() and not n.startswith(classifiers)]
+    placed = [full_coordinates(full, v.kept, v.weights, policy) for v in voters]
+    for name in body:
+        tensor = own[name]
+        total = torch.zeros_like(tensor, dtype=torch.float64)
+        count = torch.zeros_like(total)
+        for entries in placed:
+            values, index = entries[name]
             place = tuple(torch.from_numpy(i) for i in np.ix_(*index))
-            sums[name][place] += values.double()
-            counts[name][place] += 1
-    for name, tensor in own.items():
-        if name in sums:
-            mean = sums[name] / counts[name].clamp(min=1)
-            tensor.copy_(torch.where(counts[name] > 0, mean, tensor.double()).to(tensor.dtype))
+            total[place] += values.double()
+            count[place] += 1
+        mean = total / count.clamp(min=1)
+        tensor.copy_(torch.where(count > 0, mean, tensor.double()).to(tensor.dtype))
 
 
 def _ranking(ballot: Ballot) -> NDArray[np.int64]:

@@ -1,13 +1,15 @@
 """The zoo: the pruned models of earlier tasks of ONE backbone.
 
-zoo/zoo.json                     the backbone's identity, policy and keep ratio
-zoo/entries/<name>/entry.json    labels, synsets, scores, cost, recipe: small, read for listings
-network.*     kept indices, the order in which units fell, the weights
-0.5/network.* snapshots at larger keep ratios
+zoo/zoo.json                    the backbone's identity, policy and keep ratio
+zoo/entries/<name>/
+    entry.json                  labels, synsets, scores, cost, recipe: small, read for listings
+    network.*                   kept indices, the order in which units fell, the weights
+    0.5/network.*               snapshots at larger keep ratios
 """
 
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -23,6 +25,8 @@ if TYPE_CHECKING:  # listing a zoo must not import torch
     from mvp_edge.votes import Voter
 
 _ZOO, _ENTRY = "zoo.json", "entry.json"
+_FACTS = {"policy", "keep", "name", "sha256", "source", "local", "input_size"}
+"""What zoo.json says of the zoo and its backbone."""
 
 
 @dataclass(frozen=True)
@@ -42,25 +46,35 @@ class Entry:
     @property
     def network(self) -> "Network":
         """The model itself; BadInput names the entry when its files are broken."""
+        return self._load(self.directory)
+
+    def voter(self, keep: float) -> "Voter":
+        """The entry as it votes for a network of ``keep``.
+
+        It votes by its own ranking, with the weights of its smallest network that is wide enough (of
+        its widest, where none is).
+        """
+        from mvp_edge.votes import Voter
+
+        network = weights = self.network
+        if keep > self.keep + 1e-9 and self.snapshots:
+            enough = [ratio for ratio in self.snapshots if float(ratio) >= keep - 1e-9]
+            ratio = min(enough, key=float) if enough else max(self.snapshots, key=float)
+            weights = self._load(self.directory / ratio)
+        return Voter(self.name, weights.kept, network.ranking, weights.weights)
+
+    def check(self, backbone: "Backbone") -> None:
+        """Read all of it and raise BadInput unless each model is a sound one of ``backbone``."""
+        for directory in (self.directory, *(self.directory / ratio for ratio in self.snapshots)):
+            self._load(directory).check(backbone)
+
+    def _load(self, directory: Path) -> "Network":
         from mvp_edge.network import Network
 
         try:
-            return Network.load(self.directory)
+            return Network.load(directory)
         except BadInput as error:
-            raise BadInput(
-                f"zoo entry {self.name}: {error}; mvp-edge zoo rm {self.name} removes it"
-            ) from error
-
-    def voter(self, keep: float) -> "Voter":
-        """The entry as it votes for a network of ``keep``, with its smallest sufficient snapshot."""
-        from mvp_edge.network import Network
-        from mvp_edge.votes import Voter
-
-        enough = [ratio for ratio in self.snapshots if float(ratio) >= keep - 1e-9]
-        network = self.network
-        if keep > self.keep + 1e-9 and enough:
-            network = Network.load(self.directory / min(enough, key=float))
-        return Voter(self.name, network.kept, self.network.ranking, network.weights)
+            raise _broken(self.directory, error) from error
 
 
 @dataclass(frozen=True)
@@ -78,29 +92,32 @@ class Zoo:
                 f"{path} is not a zoo ({_ZOO} is missing): mvp-edge zoo build --backbone B --tasks DIR --zoo {path}"
             )
         facts = read_json(path / _ZOO, "zoo")
-        if facts.get("schema") != 1:
+        try:
+            if facts["schema"] != 1:
+                raise BadInput(
+                    f"{path / _ZOO}: schema {facts['schema']!r} is unknown; this version reads 1"
+                )
+            missing = _FACTS - {*facts, *facts["backbone"]}
+            if missing or not 0 < float(facts["keep"]) <= 1:
+                raise ValueError(f"{min(missing, default='keep')} is missing or wrong")
+        except (KeyError, TypeError, ValueError) as error:
             raise BadInput(
-                f"{path / _ZOO}: schema {facts.get('schema')!r} is unknown; this version reads 1"
-            )
+                f"{path / _ZOO} is damaged ({error}): restore it, or build anew"
+            ) from error
         return cls(path, facts)
 
     @classmethod
     def create(cls, path: Path, backbone: "Backbone", policy: str, keep: float) -> "Zoo":
         """Open the zoo at ``path``, made if need be; BadInput if it belongs to something else."""
         if not (path / _ZOO).exists():
-            if path.exists() and any(path.iterdir()):
+            if path.exists() and not _empty(path):
                 raise BadInput(f"{path} is neither empty nor a zoo: choose another folder")
-            source = Path(backbone.source)
-            local = source.exists()
             facts = {
                 "schema": 1,
                 "backbone": {
                     "name": backbone.name,
                     "sha256": backbone.sha256,
-                    "source": os.path.relpath(source.resolve(), path.resolve())
-                    if local
-                    else backbone.source,
-                    "local": local,
+                    **_found_from(path, backbone.source),
                     "input_size": backbone.preprocess.size,
                 },
                 "policy": policy,
@@ -130,7 +147,13 @@ class Zoo:
         """What to load the zoo's backbone by."""
         backbone = self.facts["backbone"]
         source = str(backbone["source"])
-        return os.path.normpath(self.path / source) if backbone["local"] else source
+        if not backbone["local"]:
+            return source
+        file = os.path.normpath(self.path / source)
+        if not Path(file).exists():  # behind a symbolic link, ".." leads elsewhere
+            file = os.path.normpath(self.path.resolve() / source)
+        architecture = backbone.get("architecture")
+        return f"{architecture}@{file}" if architecture else file
 
     def check(self, backbone: "Backbone", policy: str | None = None) -> None:
         """Refuse another backbone or policy than the zoo's."""
@@ -146,7 +169,7 @@ class Zoo:
 
     def entries(self) -> list[Entry]:
         """All entries, by name; BadInput names a broken one."""
-        return [self.entry(name) for name in self.names()]
+        return [self._read(name) for name in self.names()]
 
     def names(self) -> list[str]:
         """The entries' names, sorted."""
@@ -159,24 +182,33 @@ class Zoo:
 
     def entry(self, name: str) -> Entry:
         """One entry by name."""
-        directory = self.path / "entries" / name
+        self._must_have(name)
+        return self._read(name)
+
+    def _must_have(self, name: str) -> None:
         if name not in self.names():
             raise BadInput(f"zoo {self.path} has no entry {name!r}: mvp-edge zoo list {self.path}")
+
+    def _read(self, name: str) -> Entry:
+        directory = self.path / "entries" / name
         try:
-            facts = read_json(directory / _ENTRY, f"zoo entry {name}")
+            facts = read_json(directory / _ENTRY, "entry")
+            classes, synsets = tuple(facts["classes"]), tuple(facts["synsets"])
+            if facts["schema"] != 1 or len(synsets) not in (0, len(classes)):
+                raise ValueError(f"{_ENTRY} is not of this version, or not whole")
             return Entry(
                 name,
                 directory,
-                tuple(facts["classes"]),
-                tuple(facts["synsets"]),
+                classes,
+                synsets,
                 facts["scores"],
                 facts["cost"],
                 facts["recipe"],
                 float(facts["keep"]),
                 tuple(facts["snapshots"]),
             )
-        except KeyError as error:
-            raise BadInput(f"zoo entry {name}: {directory / _ENTRY} lacks {error}") from error
+        except (BadInput, KeyError, TypeError, ValueError) as error:
+            raise _broken(directory, error) from error
 
     def add(
         self,
@@ -225,9 +257,14 @@ class Zoo:
 
     def remove(self, name: str) -> None:
         """Delete an entry."""
-        if name not in self.names():
-            raise BadInput(f"zoo {self.path} has no entry {name!r}: mvp-edge zoo list {self.path}")
-        shutil.rmtree(self.path / "entries" / name)
+        self._must_have(name)
+        folder = self.path / "entries"
+        try:
+            gone = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=folder))
+            (folder / name).rename(gone / name)
+            shutil.rmtree(gone)
+        except OSError as error:
+            raise BadInput(f"cannot remove {folder / name}: {error.strerror or error}") from error
 
     def verify(self, backbone: "Backbone") -> dict[str, str]:
         """Entry name → what is wrong with it, for every broken entry."""
@@ -235,12 +272,31 @@ class Zoo:
         broken = {}
         for name in self.names():
             try:
-                entry = self.entry(name)
-                entry.network.check(backbone)
-                for ratio in entry.snapshots:
-                    from mvp_edge.network import Network
-
-                    Network.load(entry.directory / ratio).check(backbone)
+                self._read(name).check(backbone)
             except BadInput as error:
                 broken[name] = str(error)
         return broken
+
+
+def _broken(entry: Path, why: Exception) -> BadInput:
+    reason = f"it lacks {why}" if isinstance(why, KeyError) else str(why)
+    removal = f"mvp-edge zoo rm {entry.parent.parent} {entry.name}"
+    return BadInput(f"zoo entry {entry.name} is broken: {reason}; {removal} removes it")
+
+
+def _empty(path: Path) -> bool:
+    """Whether there is nothing in the folder but what an interrupted write left."""
+    if not path.is_dir():
+        raise BadInput(f"{path} is a file: a zoo is a folder")
+    return all(entry.name.startswith(".") for entry in path.iterdir())
+
+
+def _found_from(zoo: Path, source: str) -> dict[str, Any]:
+    """How a zoo says where its backbone is: a file relative to itself, so that both can be moved."""
+    architecture, at, file = source.partition("@")
+    for prefix, path in (("", source), (architecture, file if at else "")):
+        if path and Path(path).is_file():
+            relative = os.path.relpath(Path(path).resolve(), zoo.resolve())
+            named = {"architecture": prefix} if prefix else {}
+            return {"source": relative, "local": True, **named}
+    return {"source": source, "local": False}

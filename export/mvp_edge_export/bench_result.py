@@ -13,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from mvp_edge_export.machine import Machine
@@ -169,12 +168,11 @@ class BenchResult(BaseModel):
         table = Table(
             title="One inference of batch 1 in ms; peak memory over the import in MiB",
             caption=f"{self.machine.cpu}; {named}; {self.protocol.statement}",
-            box=SIMPLE_HEAD,
+            box=None,
             padding=(0, 1, 0, 0),
-            pad_edge=False,
         )
         table.add_column("network")
-        table.add_column("runtime, threads")
+        table.add_column("runtime x threads", no_wrap=True)
         for name in ("p50", "95%", "p90", "p99", "load", "first", "MiB", "faster"):
             table.add_column(name, justify="right")
         for cell in self.cells:
@@ -182,16 +180,16 @@ class BenchResult(BaseModel):
             low, high = latency.p50_interval
             precision = "" if cell.precision == "f32" else f" {cell.precision}"
             table.add_row(
-                cell.network if cell.status == "OK" else f"{cell.network} !",
+                cell.network if cell.status == "OK" else f"{cell.network}!",
                 f"{cell.runtime}{precision} x{cell.threads}",
-                _ms(latency.p50),
-                f"±{100 * max(high - latency.p50, latency.p50 - low) / latency.p50:.1f}%",
-                _ms(latency.p90),
-                "" if latency.p99 is None else _ms(latency.p99),
-                _ms(median(process.load_ms for process in cell.processes)),
-                _ms(median(process.first_ms for process in cell.processes)),
-                f"{cell.peak_over_import / 2**20:.1f}",
-                "" if speedup is None else f"{speedup:.1f}x",
+                _short(latency.p50),
+                f"±{100 * max(high - latency.p50, latency.p50 - low) / latency.p50:.2g}%",
+                _short(latency.p90),
+                "" if latency.p99 is None else _short(latency.p99),
+                _short(median(process.load_ms for process in cell.processes)),
+                _short(median(process.first_ms for process in cell.processes)),
+                _short(cell.peak_over_import / 2**20),
+                "" if speedup is None else f"{_short(speedup)}x",
             )
         return table
 
@@ -319,7 +317,10 @@ def _judge_latency(name: str, limit: float | None, cell: Cell, other: Sequence[s
     elif low > limit:
         word = "FAIL"
     else:
-        word, note = "INCONCLUSIVE", f"the limit lies in the interval {_ms(low)} – {_ms(high)} ms"
+        word, note = (
+            "INCONCLUSIVE",
+            f"the limit lies in the interval {_short(low)} – {_short(high)} ms",
+        )
     return Verdict(
         budget=f"latency.{name}",
         limit=limit,
@@ -352,6 +353,7 @@ def doubts(profile: DeviceProfile, machine: Machine, cells: Sequence[Cell]) -> I
             yield f"{name}: the warm-up did not settle within its cap"
 
 
-def _ms(value: float) -> str:
+def _short(value: float) -> str:
+    """Three figures or so, never in powers of ten."""
     digits = 0 if value >= 99.95 else 1 if value >= 9.995 else 2 if value >= 0.9995 else 3
     return f"{value:.{digits}f}"

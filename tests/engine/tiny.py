@@ -1,0 +1,239 @@
+"""A backbone, a zoo and a task small enough to be made in seconds, and commands run as a shell would.
+
+`command` starts each command as a process of its own, forked from a server that has done nothing but
+import: exit codes, signals, streams and working folder are those of a user's command, without the
+seconds that importing PyTorch takes.
+"""
+
+import fcntl
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+KNOWN, UNSEEN = NAMES[:6], NAMES[7:]
+IMAGES = 20
+"""Of each class."""
+
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["mvp_edge.cli", "mvp_edge.deliver", "mvp_edge.report", "nltk"])
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A process that came to its end."""
+
+    code: int
+    """Exit code; −9 when SIGKILL ended it."""
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line of an error; fails when there is more, or less, than that and remarks."""
+        assert "Traceback" not in self.err, self.err
+        lines = [line for line in self.err.splitlines() if line.startswith("mvp-edge")]
+        assert len(lines) == 1, self.err
+        assert self.err.rstrip().endswith(lines[0]), self.err
+        return lines[0]
+
+
+@dataclass(frozen=True)
+class At:
+    """A moment of a command: when ``phase`` reports ``done``, or just before ``file`` gets its name."""
+
+    phase: str = ""
+    done: int = 0
+    file: str = ""
+    signal: int = signal.SIGKILL
+
+
+def command(
+    *words: str | Path,
+    cwd: Path,
+    at: At | None = None,
+    file_limit: int | None = None,
+    wordnet: bool = False,
+) -> Ended:
+    """Run ``mvp-edge WORDS`` in ``cwd``.
+
+    ``file_limit``: bytes that a file may have, as on a disk that is nearly full; ``wordnet``: leave
+    the machine's WordNet in sight (reading it takes longer than all else).
+    """
+    said, told = cwd.parent / f"{cwd.name}.out", cwd.parent / f"{cwd.name}.err"
+    started = _SERVER.Process(
+        target=_main, args=([str(w) for w in words], cwd, (said, told), at, file_limit, wordnet)
+    )
+    started.start()
+    started.join(120)
+    assert started.exitcode is not None, "still running after 120 s"
+    return Ended(started.exitcode, said.read_text("utf-8"), told.read_text("utf-8"))
+
+
+def in_process(work: Callable[..., None], *arguments: Any) -> None:
+    """Call ``work`` in such a process; fails when it does."""
+    started = _SERVER.Process(target=work, args=arguments)
+    started.start()
+    started.join(120)
+    assert started.exitcode == 0
+
+
+def _main(
+    words: list[str],
+    cwd: Path,
+    streams: tuple[Path, Path],
+    at: At | None,
+    file_limit: int | None,
+    wordnet: bool,
+) -> None:
+    import warnings
+
+    import nltk.data
+    import torch
+
+    import mvp_edge.wordnet
+    from mvp_edge.cli import main
+
+    os.chdir(cwd)
+    for stream, descriptor in zip(streams, (1, 2), strict=True):
+        os.dup2(os.open(stream, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+    torch.set_num_threads(1)
+    warnings.simplefilter("error")
+    if not wordnet:
+        nltk.data.path = []
+        setattr(mvp_edge.wordnet, "SYSTEM_FOLDERS", ())  # noqa: B010 - of another length
+    if at is not None:
+        _arm(at)
+    if file_limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+    sys.argv = ["mvp-edge", *words]
+    main()
+
+
+def _arm(at: At) -> None:
+    """Send this process a signal at that moment."""
+    from mvp_edge.console import Console
+
+    shown, renamed = Console.progress, Path.replace
+
+    def progress(self: Console, phase: str, done: int, total: int) -> None:
+        shown(self, phase, done, total)
+        if (phase, done) == (at.phase, at.done):
+            os.kill(os.getpid(), at.signal)
+
+    def replace(self: Path, target: Path) -> Path:
+        if Path(target).name == at.file:
+            os.kill(os.getpid(), at.signal)
+        return renamed(self, target)
+
+    Console.progress = progress  # type: ignore[method-assign]
+    Path.replace = replace  # type: ignore[method-assign,assignment]
+
+
+@contextmanager
+def alone(place: Path) -> Iterator[None]:
+    """One worker of a test run at a time."""
+    with place.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def make(folder: Path) -> None:
+    """Backbone, zoo and task, at ``folder`` when all is there."""
+    partial = folder.with_name("partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    write_digits(partial / "digits", KNOWN)
+    write_digits(partial / "task", UNSEEN)
+    in_process(_train, partial)
+    built = command(
+        "zoo", "build", "--backbone", "backbone.json", "--tasks", "digits", "--sample", "4x3",
+        "--zoo", "zoo", "--keep", "0.5", "--steps", "10", "--augment", "shift",
+        cwd=partial,
+    )  # fmt: skip
+    assert built.code == 0, built.err
+    (partial / "board.yaml").write_text(board())
+    partial.rename(folder)
+
+
+def board(name: str = "board", **budgets: str) -> str:
+    """A device profile that rounds to 2 channels, with these budgets alone."""
+    limits = {"flops": "null", "params": "null", "file": "null", "memory": "null", **budgets}
+    lines = [f"  {key}: {value}" for key, value in limits.items()]
+    head = f"schema: 1\nid: {name}\nextends: rpi4\nprune: {{round_to: 2, min_channels: 2}}"
+    return "\n".join([head, "budgets:", *lines, "  latency: {p90: null}\n"])
+
+
+def write_digits(folder: Path, names: tuple[str, ...]) -> None:
+    """Class folders of real handwritten digits, 8×8 pixels."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        for index in (digits.target == NAMES.index(name)).nonzero()[0][:IMAGES]:
+            grey = (digits.images[index] * (255 / 16)).astype("uint8")
+            Image.fromarray(grey).save(folder / name / f"{index:04d}.png")
+
+
+def _train(folder: Path) -> None:
+    """A ResNet of four thin stages that has seen the known digits for 20 steps."""
+    import torch
+    from safetensors.torch import save_file
+
+    from mvp_edge.backbone import Architecture, Backbone
+    from mvp_edge.prune import Problem
+    from mvp_edge.scratch import fine_tune
+    from mvp_edge.task import Task
+    from mvp_edge.train import Recipe
+    from mvp_edge_export.images import Preprocess
+    from mvp_edge_export.storage import sha256_file, write_json
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    changes = {
+        "conv1": "Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)",
+        "maxpool": "Identity()",
+    }
+    arguments = {"layers": [1, 1, 1, 1], "channels": [16, 16, 32, 32]}
+    architecture = Architecture("resnet18", changes, arguments, 16)
+    preprocess = Preprocess(16, (0.31, 0.31, 0.31), (0.37, 0.37, 0.37))
+    task = Task.open(folder / "digits")
+    fresh = Backbone("tiny", architecture, architecture.build(6), preprocess, task.classes, "", "")
+    problem = Problem(
+        backbone=fresh,
+        policy="tied",
+        classes=6,
+        train=task.images("train", preprocess),
+        validation=None,
+        widths={},
+        recipe=Recipe(20, 32, lr=0.1, augment=("shift",), head="random", statistics=False),
+    )
+    trained = fine_tune(problem, fresh.with_head(6), {}).model
+    save_file(trained.state_dict(), folder / "backbone.safetensors")
+    write_json(
+        folder / "backbone.json",
+        {
+            "schema": 1,
+            "name": "tiny",
+            "library": "timm",
+            "architecture": "resnet18",
+            "changes": changes,
+            "arguments": arguments,
+            "weights": "backbone.safetensors",
+            "sha256": sha256_file(folder / "backbone.safetensors"),
+            "num_classes": 6,
+            "input_size": [3, 16, 16],
+            "mean": preprocess.mean,
+            "std": preprocess.std,
+            "classes": task.classes,
+        },
+    )
