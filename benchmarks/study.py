@@ -90,6 +90,8 @@ def run_variants(study: Study, task: Task) -> None:
     """All rows of one target; those that exist are kept."""
     entries = [entry for entry in study.zoo.entries() if entry.name != task.name]
     own = next((e for e in study.zoo.entries() if e.name == task.name), None)
+    if own is None and "zoo" not in study.plan:
+        return  # its baseline is not there yet
     with claim(study.zoo.path / ".work", f"rows-{task.name}") as work:
         if work is None:
             return
@@ -98,8 +100,10 @@ def run_variants(study: Study, task: Task) -> None:
         if own is not None:
             rows[f"{study.plan['scratch']}@{own.recipe['steps']}"] = _scratch_row(own)
         for name, variant in study.plan["variants"].items():
-            if name in rows or study.tasks.index(task) >= variant.get("targets", len(study.tasks)):
+            if study.tasks.index(task) >= variant.get("targets", len(study.tasks)):
                 continue
+            if name in rows and rows[name].get("zoo", len(entries)) == len(entries):
+                continue  # done, and with the zoo as it stands now
             print(f"{task.name}: {name}", flush=True)
             rows[name] = run_variant(study, task, entries, variant)
             write_json(
@@ -153,6 +157,7 @@ def run_variant(
             disjoint=variant.get("disjoint", False),
         )
         chosen = found.candidates[-count:] if variant.get("farthest") else found.chosen
+        row["zoo"] = len(entries)
         row["neighbours"] = [{"task": c.task, "score": c.score} for c in chosen]
         row["similarity_seconds"] = time.perf_counter() - clock
         by_name = {entry.name: entry for entry in entries}
