@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from timm.models import is_model_in_modules
 from torch import nn
 
+from mvp_edge.cost import blank_copy
 from mvp_edge.units import family_of, unit_groups
 from mvp_edge.weights import classes_in, fill, first_line, read_tensors
 from mvp_edge_export.errors import BadInput
@@ -216,7 +217,31 @@ def load_backbone(name: str, input_size: int | None = None) -> Backbone:
     else:
         backbone = _from_hub(name, input_size)
     unit_groups(backbone.model)  # refuses, by name, what cannot be pruned
+    _check_size(backbone)
     return backbone
+
+
+def _check_size(backbone: Backbone) -> None:
+    """Refuse images of which a stage before the last leaves a single pixel.
+
+    Nothing is left to convolve there, and bfloat16 gradients of a 3×3 convolution that strides over one
+    pixel are garbage on CPUs (seen with PyTorch 2.14).
+    """
+    blank, spent = blank_copy(backbone.model), []
+
+    def look(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        spent.append(inputs[0].shape[-1] == 1)
+
+    for module in blank.modules():
+        if isinstance(module, nn.Conv2d) and module.stride != (1, 1):
+            module.register_forward_pre_hook(look)
+    blank(torch.empty(1, *backbone.shape, device="meta"))
+    if any(spent):
+        size = backbone.preprocess.size
+        raise BadInput(
+            f"{backbone.name}: of {size}×{size} images a single pixel is left before the last stage: "
+            f"give --input-size {2 * size} or more"
+        )
 
 
 def _from_description(path: Path, input_size: int | None) -> Backbone:

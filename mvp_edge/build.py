@@ -114,12 +114,13 @@ def choose_accelerator(wanted: str) -> str:
 def synsets_of(classes: Sequence[str], overrides: Mapping[str, str] | None = None) -> list[str]:
     """The classes' synsets, for WordNet similarity later; [] where not every name has one."""
     try:
-        return [m.synset for m in _wordnet().meanings(classes, overrides)]
+        return [m.synset for m in wordnet().meanings(classes, overrides)]
     except BadInput:
         return []
 
 
-_wordnet = cache(open_wordnet)
+wordnet = cache(open_wordnet)
+"""WordNet, read once a process."""
 
 
 def build_zoo(
@@ -147,7 +148,7 @@ def build_zoo(
     added = []
     for number, task in enumerate(tasks):
         progress("zoo", number, len(tasks))
-        with claim(zoo.path / ".work", task.name) as work, writing(zoo.path):
+        with claim(zoo.path / ".work", task.name) as work, within_limits(zoo.path):
             if work is None or task.name in zoo.names():
                 continue
             for leftover in (zoo.path / "entries").glob(f".{escape(task.name)}.*"):
@@ -254,14 +255,18 @@ def costs(pruned: Pruned, backbone: Backbone) -> dict[str, int]:
 
 
 @contextmanager
-def writing(place: Path) -> Iterator[None]:
-    """Tells a full disk from a bug where tensors are written, which safetensors does not."""
+def within_limits(place: Path) -> Iterator[None]:
+    """Tells a full disk, which safetensors reports in its own way, and full memory from a bug."""
     from safetensors import SafetensorError
 
     try:
         yield
     except SafetensorError as error:
         raise BadInput(f"cannot write in {place}: {first_line(error)}") from error
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise BadInput(
+            f"out of memory ({first_line(error)}): a smaller --input-size, or another --accelerator"
+        ) from error
 
 
 @contextmanager

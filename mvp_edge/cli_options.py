@@ -100,7 +100,7 @@ accelerator = click.option(
 )
 seed = click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
 input_size = click.option(
-    "--input-size", type=click.IntRange(8, 4096), metavar="PX", help="Side of the input."
+    "--input-size", type=click.IntRange(8, 1024), metavar="PX", help="Side of the input."
 )
 
 

@@ -16,7 +16,9 @@ from mvp_edge_export.errors import BadInput
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 KNOWN, UNSEEN = NAMES[:7], NAMES[7:]
 BACKBONE, DIGITS, TASK, ZOO, RUN = "backbone.json", "digits", "seven-eight-nine", "zoo", "run"
-SIZE = 16
+SIZE, CHANNELS = 16, [32, 64, 128, 256]
+"""Of the backbone: pixels of its input's side, and filters of its four stages."""
+BACKBONE_STEPS, ZOO_TASKS, ZOO_STEPS, BENCH_SECONDS = 300, 6, 150, 5
 AUGMENT = ("shift",)
 """Mirrored digits are other signs: no flips."""
 
@@ -57,15 +59,15 @@ def run_demo(folder: Path, console: Console, seed: int = 0) -> Path:
     shift = "--augment shift"
     console.say(
         f"3/6  mvp-edge zoo build --backbone {folder / BACKBONE} --tasks {digits} --zoo {zoo} "
-        f"--sample 6x3 --keep 0.25 --steps 150 {shift} --seed {seed}"
+        f"--sample {ZOO_TASKS}x3 --keep 0.25 --steps {ZOO_STEPS} {shift} --seed {seed}"
     )
     build_from(
         backbone=str(folder / BACKBONE),
         tasks=digits,
         path=zoo,
-        sample="6x3",
+        sample=f"{ZOO_TASKS}x3",
         keep=0.25,
-        steps=150,
+        steps=ZOO_STEPS,
         augment=AUGMENT,
         seed=seed,
         progress=console.progress,
@@ -75,11 +77,14 @@ def run_demo(folder: Path, console: Console, seed: int = 0) -> Path:
     if not _finished(run):
         prune_for(request, run, False, console.progress, console.say)
     bundle = run / "bundle"
-    console.say(f"5/6  mvp-edge export {run} --baseline; mvp-edge bench {bundle} --seconds 5")
+    console.say(
+        f"5/6  mvp-edge export {run} --baseline; mvp-edge bench {bundle} --seconds {BENCH_SECONDS}"
+    )
     if not bundle.exists():
         export(run, baseline=True, progress=console.step)
     if not (run / "bench.json").exists():
-        bench(load_bundle(bundle), seconds=5, progress=console.share).save(run / "bench.json")
+        measured = bench(load_bundle(bundle), seconds=BENCH_SECONDS, progress=console.share)
+        measured.save(run / "bench.json")
     console.say(f"6/6  mvp-edge report {run}")
     return report([run])
 
@@ -114,7 +119,7 @@ def write_digits(folder: Path, names: Iterable[str]) -> None:
         partial.rename(into)
 
 
-def train_backbone(folder: Path, console: Console, steps: int = 300) -> None:
+def train_backbone(folder: Path, console: Console) -> None:
     """Train a ResNet of four small stages on the known digits; writes description and weights."""
     import torch
     from safetensors.torch import save_file
@@ -132,7 +137,7 @@ def train_backbone(folder: Path, console: Console, steps: int = 300) -> None:
         "conv1": "Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)",
         "maxpool": "Identity()",
     }
-    arguments = {"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256]}
+    arguments = {"layers": [1, 1, 1, 1], "channels": CHANNELS}
     architecture = Architecture("resnet18", changes, arguments, SIZE)
     preprocess = Preprocess(SIZE, (0.31, 0.31, 0.31), (0.37, 0.37, 0.37))
     fresh = Backbone(
@@ -147,7 +152,12 @@ def train_backbone(folder: Path, console: Console, steps: int = 300) -> None:
         validation=task.images("val", preprocess),
         widths={},
         recipe=Recipe(
-            steps=steps, batch=64, lr=0.05, augment=AUGMENT, head="random", statistics=False
+            steps=BACKBONE_STEPS,
+            batch=64,
+            lr=0.05,
+            augment=AUGMENT,
+            head="random",
+            statistics=False,
         ),
         progress=lambda _phase, done, total: console.progress("backbone", done, total),
     )

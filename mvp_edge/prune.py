@@ -31,6 +31,7 @@ from mvp_edge.train import (
     lay_out,
     make_optimizer,
     predict_logits,
+    spoils_channels_last,
     train_step,
 )
 from mvp_edge.units import UnitGroup, unit_groups
@@ -123,6 +124,7 @@ class Training:
         """Train ``model`` from here on."""
         recipe = self.problem.recipe
         self.model = lay_out(model, recipe.accelerator)
+        self.plain_memory = spoils_channels_last(self.model, recipe.accelerator)
         self.optimizer = make_optimizer(self.model, recipe)
         self.macs = forward_macs(self.model, self.problem.backbone.shape)
 
@@ -132,12 +134,11 @@ class Training:
         self.model.train()
         every = max(1, recipe.steps // 5)
         while self.step < until:
+            x, y = self.batches.batch(self.step)
+            if self.plain_memory:
+                x = x.contiguous()
             loss, correct = train_step(
-                self.model,
-                self.optimizer,
-                self.batches.batch(self.step),
-                recipe.rate(self.step),
-                recipe.accelerator,
+                self.model, self.optimizer, (x, y), recipe.rate(self.step), recipe.accelerator
             )
             if after_step is not None:
                 after_step()

@@ -19,7 +19,7 @@ from typing import Any, Literal, TypedDict, Unpack
 
 from torch import nn
 
-from mvp_edge.build import costs, scores, synsets_of, to_network, writing
+from mvp_edge.build import costs, scores, synsets_of, to_network, within_limits
 from mvp_edge.cost import forward_macs, layers, paper_cost
 from mvp_edge.methods import method_for
 from mvp_edge.neighbours import LEEP_IMAGES, Similarity, find_neighbours
@@ -152,7 +152,7 @@ def prune_for(
     settled = settle(request, progress, say)
     say(describe(settled))
     claim = Claim(request.arguments(), settled.identity, request.command)
-    with RunDirectory.claim(claim, out, force=force) as run, writing(run.path):
+    with RunDirectory.claim(claim, out, force=force) as run, within_limits(run.path):
         return execute(settled, run, progress)
 
 

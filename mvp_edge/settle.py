@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from mvp_edge.backbone import Backbone, load_backbone
 from mvp_edge.budget import Plan, solve
-from mvp_edge.build import anchored, choose_accelerator
+from mvp_edge.build import anchored, choose_accelerator, wordnet
 from mvp_edge.methods import FROM_SCRATCH, METHODS, method_for, recipe_for
 from mvp_edge.neighbours import Similarity
 from mvp_edge.prune import Progress
@@ -30,6 +30,7 @@ from mvp_edge_export.storage import sha256_json
 
 DEFAULT_KEEP = 0.1
 """Kept where neither a zoo nor the user says: the paper's 90 % pruned."""
+MAX_INPUT = 1024
 DEFAULT_NEIGHBOURS = 3
 DEFAULT_TAU = 0.2
 
@@ -99,6 +100,8 @@ class Request:
             value = getattr(self, name)
             if value is not None and not (value >= least and math.isfinite(value)):
                 raise BadInput(f"{_flag(name)} {value}: a number, at least {least:g}")
+        if self.input_size is not None and self.input_size > MAX_INPUT:
+            raise BadInput(f"--input-size {self.input_size}: at most {MAX_INPUT}")
         if self.lr == 0:
             raise BadInput("--lr 0: nothing would be learned; give a rate above 0")
         if isinstance(self.keep, str):
@@ -209,6 +212,10 @@ def settle(
     if request.method != "auto":
         method_for(request.method, backbone.family)
     task = _task(request, progress)
+    if overrides is not None or request.similarity == "wordnet":
+        wordnet().meanings(
+            task.classes, overrides
+        )  # each class has one, or this says which has none
     if task.skipped:
         first, more = task.skipped[0], len(task.skipped) - 1
         others = f" and {more} more (run.json lists them)" if more else ""

@@ -78,6 +78,15 @@ class Task:
     """Image files that are not used, and why."""
     seed: int
 
+    def __repr__(self) -> str:
+        images = " + ".join(f"{len(examples)} {split}" for split, examples in self.splits.items())
+        names = ", ".join(self.classes[:5]) + (", …" if len(self.classes) > 5 else "")
+        skipped = f", {len(self.skipped)} skipped" if self.skipped else ""
+        return (
+            f"Task {self.name}: {len(self.classes)} classes ({names}), {images} images{skipped}, "
+            f"from {self.source}"
+        )
+
     @classmethod
     def open(
         cls,

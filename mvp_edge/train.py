@@ -191,12 +191,29 @@ def lay_out(
     Measured (benchmarks/step.json): channels-last wins for wide layers and for one thread; for
     thin layers on several threads the default layout does.
     """
+    if layout is None and spoils_channels_last(model, accelerator):
+        layout = torch.contiguous_format
     if layout is None:
         channels = [m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)] or [0]
         wide = float(np.median(channels)) >= 48 or torch.get_num_threads() == 1
         layout = torch.channels_last if wide or accelerator == "cuda" else torch.contiguous_format
     moved: nn.Module = model.to(accelerator).to(memory_format=layout)
     return moved
+
+
+def spoils_channels_last(model: nn.Module, accelerator: str) -> bool:
+    """Whether a backward pass of this network in channels-last memory would corrupt the process.
+
+    oneDNN's float32 kernels for the weight gradient of a strided 1×1 convolution write past their
+    workspace where the input has fewer channels than a vector register holds (its issue 6035): wrong
+    gradients, or a crash. The shortcuts of a thin ResNet are such convolutions.
+    """
+    if accelerator != "cpu" or faster_dtype(accelerator) is not None:
+        return False
+    convolutions = (m for m in model.modules() if isinstance(m, nn.Conv2d))
+    return any(
+        m.kernel_size == (1, 1) and m.stride != (1, 1) and m.in_channels < 16 for m in convolutions
+    )
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.images import Preprocess
 from mvp_edge_export.profile import DeviceProfile
+from mvp_edge_export.quantities import format_bytes
 from mvp_edge_export.storage import read_json, sha256_file
 from mvp_edge_export.verified import Cost, Verdict, parse
 
@@ -131,6 +132,23 @@ class Bundle:
 
     path: Path
     manifest: Manifest
+
+    def __repr__(self) -> str:
+        manifest = self.manifest
+        beside = ", the unpruned network beside it" if manifest.baseline else ""
+        lines = [
+            f"Bundle {self.path} for {manifest.profile.name}: {len(manifest.labels)} labels{beside}"
+        ]
+        for form, name in manifest.models.items():
+            parts = {name, name if form == "onnx" else str(PurePosixPath(name).with_suffix(".bin"))}
+            size = format_bytes(sum(manifest.files[part].bytes for part in parts))
+            top1 = [
+                f"{100 * one.top1:.1f} % top-1 in {one.runtime} {one.version}"
+                for one in manifest.accuracy
+                if one.model == form
+            ]
+            lines.append(f"  {form:<14} {size:>10}  {', '.join(top1)}")
+        return "\n".join(lines)
 
     @property
     def labels(self) -> tuple[str, ...]:

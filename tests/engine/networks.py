@@ -34,19 +34,17 @@ from mvp_edge_export.storage import write_json
 torch.set_num_threads(1)  # the layout, and with it the last bits, follow the number of threads
 
 CIFAR = {"conv1": "Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)"}
+SLOW = {"conv1.0": "Conv2d(3, 4, kernel_size=3, stride=1, padding=1, bias=False)"}
+"""Stems that keep the size of small images."""
 THIN = {"layers": [2, 1, 1, 1], "channels": [8, 12, 16, 24]}
 SHALLOW = {"depth": 2, "embed_dim": 24, "num_heads": 3, "patch_size": 4}
 FAMILIES: Mapping[str, tuple[str, Mapping[str, str], Mapping[str, Any]]] = {
     "resnet18": ("resnet18", CIFAR | {"maxpool": "Identity()"}, THIN),
-    "resnet18d": ("resnet18d", {}, THIN | {"stem_width": 4}),
+    "resnet18d": ("resnet18d", SLOW | {"maxpool": "Identity()"}, THIN | {"stem_width": 4}),
     "resnet26": ("resnet26", CIFAR, THIN),
-    "resnet26d": ("resnet26d", {}, THIN | {"stem_width": 8}),
-    "resnet50": ("resnet50", {}, {"layers": [1, 2, 1, 1], "channels": [4, 6, 8, 10]}),
-    "resnetaa50d": (
-        "resnetaa50d",
-        {"conv1.0": "Conv2d(3, 4, kernel_size=3, stride=1, padding=1, bias=False)"},
-        THIN | {"layers": [1, 1, 1, 1], "stem_width": 4},
-    ),
+    "resnet26d": ("resnet26d", SLOW, THIN | {"stem_width": 4}),
+    "resnet50": ("resnet50", CIFAR, {"layers": [1, 2, 1, 1], "channels": [4, 6, 8, 10]}),
+    "resnetaa50d": ("resnetaa50d", SLOW, THIN | {"layers": [1, 1, 1, 1], "stem_width": 4}),
     "vit": ("vit_tiny_patch16_224", {}, SHALLOW),
     "deit": ("deit_tiny_patch16_224", {}, SHALLOW | {"num_heads": 4}),
     "distilled": ("deit_tiny_distilled_patch16_224", {}, SHALLOW),

@@ -67,6 +67,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "unknown class": ({"classes": "seven,ten"}, "'ten'"),
     "one class": ({"classes": "seven"}, "seven"),
     "no class": ({"classes": ""}, "class"),
+    "an input size that is too large": ({"input_size": "4096"}, "--input-size"),
     "input size 0": ({"input_size": "0"}, "--input-size"),
     "an input size that is not the zoo's": ({"input_size": "24"}, "24 px"),
     "a vote's option without a vote": ({"method": "random", "tau": "0.5"}, "--tau"),

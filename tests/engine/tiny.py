@@ -12,7 +12,7 @@ import resource
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,16 +62,17 @@ def command(
     at: At | None = None,
     file_limit: int | None = None,
     wordnet: bool = False,
+    patch: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Ended:
     """Run ``mvp-edge WORDS`` in ``cwd``.
 
     ``file_limit``: bytes that a file may have, as on a disk that is nearly full; ``wordnet``: leave
-    the machine's WordNet in sight (reading it takes longer than all else).
+    the machine's WordNet in sight (reading it takes longer than all else); ``patch``: module → name
+    → value, set before the command begins.
     """
     said, told = cwd.parent / f"{cwd.name}.out", cwd.parent / f"{cwd.name}.err"
-    started = _SERVER.Process(
-        target=_main, args=([str(w) for w in words], cwd, (said, told), at, file_limit, wordnet)
-    )
+    arguments = ([str(w) for w in words], cwd, (said, told), at, file_limit, wordnet, patch or {})
+    started = _SERVER.Process(target=_main, args=arguments)
     started.start()
     started.join(120)
     assert started.exitcode is not None, "still running after 120 s"
@@ -79,11 +80,25 @@ def command(
 
 
 def in_process(work: Callable[..., None], *arguments: Any) -> None:
-    """Call ``work`` in such a process; fails when it does."""
-    started = _SERVER.Process(target=work, args=arguments)
+    """Call ``work`` in such a process, without WordNet; fails when it does."""
+    started = _SERVER.Process(target=_call, args=(work, arguments))
     started.start()
     started.join(120)
     assert started.exitcode == 0
+
+
+def _call(work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    _hide_wordnet()
+    work(*arguments)
+
+
+def _hide_wordnet() -> None:
+    import nltk.data
+
+    import mvp_edge.wordnet
+
+    nltk.data.path = []
+    setattr(mvp_edge.wordnet, "SYSTEM_FOLDERS", ())  # noqa: B010 - of another length
 
 
 def _main(
@@ -93,13 +108,13 @@ def _main(
     at: At | None,
     file_limit: int | None,
     wordnet: bool,
+    patch: Mapping[str, Mapping[str, Any]],
 ) -> None:
+    import importlib
     import warnings
 
-    import nltk.data
     import torch
 
-    import mvp_edge.wordnet
     from mvp_edge.cli import main
 
     os.chdir(cwd)
@@ -108,8 +123,9 @@ def _main(
     torch.set_num_threads(1)
     warnings.simplefilter("error")
     if not wordnet:
-        nltk.data.path = []
-        setattr(mvp_edge.wordnet, "SYSTEM_FOLDERS", ())  # noqa: B010 - of another length
+        _hide_wordnet()
+    for module, values in patch.items():
+        vars(importlib.import_module(module)).update(values)
     if at is not None:
         _arm(at)
     if file_limit is not None:
@@ -200,7 +216,7 @@ def _train(folder: Path) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     changes = {
-        "conv1": "Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)",
+        "conv1": "Conv2d(3, 64, kernel_size=3, stride=2, padding=1, bias=False)",
         "maxpool": "Identity()",
     }
     arguments = {"layers": [1, 1, 1, 1], "channels": [16, 16, 32, 32]}
