@@ -12,6 +12,7 @@ Each file appears whole when its phase is done, and a phase whose files are ther
 same command goes on where a killed one stopped.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -317,6 +318,8 @@ def _keep(settled: Settled, run: RunDirectory, pruned: Pruned, ballots: Sequence
 
 def _check_addable(zoo: Zoo, name: str, run: RunDirectory) -> None:
     """Refuse before the training what the zoo would refuse after it."""
+    if not os.access(zoo.path, os.W_OK):
+        raise BadInput(f"--add-to-zoo: zoo {zoo.path} cannot be written")
     if name in zoo.names() and not run.has("pruned.json"):
         raise BadInput(
             f"--add-to-zoo: zoo {zoo.path} has an entry {name!r} already: "

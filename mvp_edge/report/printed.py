@@ -40,8 +40,11 @@ def seconds(value: float) -> str:
 def percent(fraction: float, digits: int = 1) -> str:
     """A share of 1: "93.2 %"; never rounded up to 100 nor down to 0."""
     text = f"{100 * fraction:.{digits}f}"
-    if 0 < fraction < 1 and float(text) in (0.0, 100.0):
-        text = f"{100 * fraction:.2g}" if fraction < 0.5 else f"{100 * fraction:.4g}"
+    if fraction > 0 and float(text) == 0:
+        text = f"{100 * fraction:.2g}"
+    while fraction < 1 and float(text) == 100 and digits < 12:
+        digits += 1
+        text = f"{100 * fraction:.{digits}f}"
     return f"{text}{NNBSP}%"
 
 

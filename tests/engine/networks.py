@@ -4,22 +4,24 @@ Nothing here is trained: weights are drawn, and so are the statistics and scales
 network as timm initialises it has residual branches that are switched off.
 """
 
+import json
 import multiprocessing
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import nn
 
 from mvp_edge import ahnp, scratch
-from mvp_edge.backbone import Architecture, Backbone
+from mvp_edge.backbone import Architecture, Backbone, load_backbone
 from mvp_edge.budget import exact_widths
 from mvp_edge.methods import METHODS, recipe_for
 from mvp_edge.network import Network
@@ -28,8 +30,9 @@ from mvp_edge.subnet import extract
 from mvp_edge.task import Images
 from mvp_edge.units import POLICIES, unit_groups
 from mvp_edge.votes import Voter, mvp
+from mvp_edge_export.errors import BadInput
 from mvp_edge_export.images import Preprocess
-from mvp_edge_export.storage import write_json
+from mvp_edge_export.storage import sha256_file, write_json
 
 torch.set_num_threads(1)  # the layout, and with it the last bits, follow the number of threads
 
@@ -82,6 +85,43 @@ def shaken(model: nn.Module) -> nn.Module:
             elif name.startswith(("blocks.", "patch_embed.")):
                 tensor.mul_(10)  # timm starts with so little that every image looks alike
     return model
+
+
+Describe = Callable[..., str]
+"""`described` in a folder of the test's own."""
+
+
+def described(folder: Path, name: str = "resnet18", tensors: Any = None, **changes: Any) -> str:
+    """Write a description and its weights, with changes to either; returns the description's path."""
+    whole = backbone(name)
+    weights = folder / "w.safetensors"
+    save_file(whole.model.state_dict() if tensors is None else tensors, weights)
+    facts = {
+        "schema": 1,
+        "name": name,
+        "library": "timm",
+        "architecture": FAMILIES[name][0],
+        "changes": FAMILIES[name][1],
+        "arguments": FAMILIES[name][2],
+        "weights": weights.name,
+        "sha256": sha256_file(weights),
+        "num_classes": 6,
+        "input_size": [3, 16, 16],
+        "mean": whole.preprocess.mean,
+        "std": whole.preprocess.std,
+    }
+    path = folder / "b.json"
+    path.write_text(json.dumps(facts | changes), encoding="utf-8")
+    return str(path)
+
+
+def refusal(name: str, **arguments: Any) -> str:
+    """What a user who loads this backbone reads: one line."""
+    with pytest.raises(BadInput) as caught:
+        load_backbone(name, **arguments)
+    line = str(caught.value)
+    assert "\n" not in line
+    return line
 
 
 @cache

@@ -135,9 +135,8 @@ def _every_option(place: Path) -> None:
     os.chdir(place)
     torch.set_num_threads(1)
     options: dict[str, Any] = {
-        "neighbours": 1, "keep": 0.25, "steps": 1, "lr": 0.5, "tau": 0.0, "head": "zero",
-        "statistics": False, "augment": (), "seed": 1, "method": "magnitude",
-        "classes": ("seven", "nine"), "similarity": "leep",
+        "neighbours": 1, "keep": 0.25, "lr": 0.5, "tau": 0.0, "head": "zero",
+        "statistics": False, "augment": (), "similarity": "leep",
     }  # fmt: skip
     made = {}
     for name, value in options.items():

@@ -1,64 +1,22 @@
 """Backbones from files and names, and the one line that a wrong one gets."""
 
-import json
 import socket
-import zipfile
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
 
 from mvp_edge.backbone import Architecture, load_backbone
 from mvp_edge_export.errors import BadInput
-from mvp_edge_export.storage import sha256_file
-from tests.engine.networks import FAMILIES, SHALLOW, backbone
-
-Describe = Callable[..., str]
+from tests.engine.networks import SHALLOW, Describe, backbone, described, refusal
 
 
 @pytest.fixture
 def describe(tmp_path: Path) -> Describe:
-    """Writes a description and its weights, with changes to either; returns the description's path."""
-
-    def write(
-        name: str = "resnet18", tensors: dict[str, torch.Tensor] | None = None, **changes: Any
-    ) -> str:
-        whole = backbone(name)
-        weights = tmp_path / "w.safetensors"
-        save_file(whole.model.state_dict() if tensors is None else tensors, weights)
-        described = {
-            "schema": 1,
-            "name": name,
-            "library": "timm",
-            "architecture": FAMILIES[name][0],
-            "changes": FAMILIES[name][1],
-            "arguments": FAMILIES[name][2],
-            "weights": weights.name,
-            "sha256": sha256_file(weights),
-            "num_classes": 6,
-            "input_size": [3, 16, 16],
-            "mean": whole.preprocess.mean,
-            "std": whole.preprocess.std,
-        }
-        path = tmp_path / "b.json"
-        path.write_text(json.dumps(described | changes), encoding="utf-8")
-        return str(path)
-
-    return write
-
-
-def refusal(name: str, **arguments: Any) -> str:
-    """What a user reads: one line."""
-    with pytest.raises(BadInput) as caught:
-        load_backbone(name, **arguments)
-    line = str(caught.value)
-    assert "\n" not in line
-    return line
+    return partial(described, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet26d", "vit", "distilled"])
@@ -109,35 +67,7 @@ def test_a_head_for_the_task_is_zero_and_the_rest_is_kept(describe: Describe) ->
                 assert torch.equal(value, own[tensor])
 
 
-# What a file may do: nothing.
-
-
-def _touch(path: str) -> None:
-    Path(path).touch()
-
-
-class Bomb:
-    """Unpickling it would leave a file."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _touch, (str(self.path),)
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_pickled_code_is_never_run(tmp_path: Path, zipped: bool) -> None:
-    touched, file = tmp_path / "touched", tmp_path / "w.pth"
-    torch.save(
-        {"fc.weight": torch.zeros(2, 2), "x": Bomb(touched)},
-        file,
-        _use_new_zipfile_serialization=zipped,
-    )
-    assert "pickled code is never run" in refusal(f"resnet18@{file}")
-    assert not touched.exists()
-    torch.load(file, weights_only=False)  # the bomb is a real one
-    assert touched.exists()
+# What a description may do: nothing.
 
 
 @pytest.mark.parametrize(
@@ -179,77 +109,7 @@ def test_arguments_that_read_files_or_are_random_are_refused(
         Architecture("hf-hub:someone/model", {}, {}, 32).build(2)
 
 
-# Files that are not what they should be.
-
-
-def test_weights_of_another_architecture(describe: Describe, tmp_path: Path) -> None:
-    own = backbone("resnet18").model.state_dict()
-    without = {n: t for n, t in own.items() if n != "layer1.0.bn1.weight"}
-    surplus = {**own, "layer9.weight": torch.zeros(1)}
-    misshapen = {**own, "fc.weight": torch.zeros(5, 24)}
-    for tensors, problem in (
-        (without, "lacks 'layer1.0.bn1.weight'"),
-        (surplus, "unexpected 'layer9.weight'"),
-        (misshapen, "another shape of 'fc.weight'"),
-        (backbone("vit").model.state_dict(), "lacks 'bn1.bias' and"),
-    ):
-        line = refusal(describe(tensors=tensors))
-        assert "these are not weights of resnet18" in line
-        assert problem in line
-
-
-@pytest.mark.parametrize(("ours", "theirs"), [("vit", "distilled"), ("distilled", "vit")])
-def test_a_distilled_vit_is_not_a_plain_one(ours: str, theirs: str, describe: Describe) -> None:
-    """Their position embeddings differ by a token, which no resampling may hide."""
-    own, other = (backbone(name).model.state_dict() for name in (ours, theirs))
-    mixed = {**own, "pos_embed": other["pos_embed"]}
-    assert "another shape of 'pos_embed'" in refusal(describe(ours, mixed))
-    assert "not weights of" in refusal(describe(ours, other))
-
-
-def test_counters_may_be_missing(describe: Describe) -> None:
-    """Older files have no num_batches_tracked."""
-    own = backbone().model.state_dict()
-    loaded = load_backbone(describe(tensors={n: t for n, t in own.items() if t.dim() > 0}))
-    assert torch.equal(loaded.model.state_dict()["fc.bias"], own["fc.bias"])
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
-def test_values_that_are_no_numbers(value: float, describe: Describe) -> None:
-    """1e300 is infinite once it is float32."""
-    tensors = dict(backbone().model.state_dict())
-    tensors["layer2.0.conv1.weight"] = tensors["layer2.0.conv1.weight"].double()
-    tensors["layer2.0.conv1.weight"][0, 0, 0, 0] = value
-    assert "'layer2.0.conv1.weight' holds NaN or infinite" in refusal(describe(tensors=tensors))
-
-
-def test_truncated_and_exchanged_files(describe: Describe, tmp_path: Path) -> None:
-    path = describe()
-    weights = tmp_path / "w.safetensors"
-    data = weights.read_bytes()
-    for broken in (data[: len(data) // 2], data[:5], b"", b"not a network"):
-        weights.write_bytes(broken)
-        assert f"{weights} is truncated or not a safetensors file" in refusal(path)
-    weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    assert "w.safetensors is not the file that b.json describes" in refusal(path)
-    weights.unlink()
-    assert f"{weights}: no such weights file" in refusal(path)
-
-
-@pytest.mark.parametrize("content", [b"", b"hello", b"\x80\x04N.", b"PK\x03\x04 broken"])
-def test_files_that_are_no_state_dicts(content: bytes, tmp_path: Path) -> None:
-    file = tmp_path / "resnet18.pth"
-    file.write_bytes(content)
-    assert str(file) in refusal(str(file))
-    half = tmp_path / "half.pth"
-    torch.save({"fc.weight": torch.zeros(100, 100)}, half)
-    half.write_bytes(half.read_bytes()[:2000])
-    assert str(half) in refusal(f"resnet18@{half}")
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("a.txt", "a")
-    assert str(file) in refusal(str(file))
-    torch.save([1, 2], file)
-    assert "is not a state dict of tensors" in refusal(str(file))
+# Descriptions and names.
 
 
 @pytest.mark.parametrize(
@@ -283,9 +143,6 @@ def test_descriptions_that_are_no_json(tmp_path: Path) -> None:
     assert "b.json:1 is not JSON" in refusal(str(path))
     path.write_text("[]", encoding="utf-8")
     assert str(path) in refusal(str(path))
-
-
-# Names.
 
 
 def test_a_local_state_dict_by_architecture_and_by_file_name(tmp_path: Path) -> None:
@@ -323,6 +180,8 @@ def test_names_that_lead_nowhere(name: str, problem: str) -> None:
 def test_sizes_that_cannot_be(describe: Describe) -> None:
     assert "--input-size 0" in refusal(describe(), input_size=0)
     assert "at least 4 pixels" in refusal(describe("vit"), input_size=3)
+    assert "a single pixel is left" in refusal(describe("resnet26d"), input_size=8)
+    assert load_backbone(describe("resnet26d"), 16).shape == (3, 16, 16)
     assert Architecture("vit_tiny_patch16_224", {}, SHALLOW, 4).build(2) is not None
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from torch import nn
 
 from mvp_edge import train
 from mvp_edge.cost import forward_macs
@@ -117,6 +118,29 @@ def test_everything_before_step_1_is_counted() -> None:
             forward = forward_macs(backbone().with_head(3), (3, 16, 16))
         assert pruned.ledger.statistics_flops == passes * 64 * forward
         assert (pruned.ledger.training_flops == 0) == (method == "mvp")
+
+
+def test_a_thin_resnet_is_not_trained_in_channels_last_where_that_corrupts_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """oneDNN's float32 kernels overrun with few channels into a strided 1×1 convolution (issue 6035)."""
+    monkeypatch.setattr(train, "faster_dtype", lambda _accelerator: None)
+    thin, wide = backbone("resnet18").model, nn.Conv2d(16, 16, 1, stride=2)
+    assert train.spoils_channels_last(thin, "cpu")
+    assert not train.spoils_channels_last(wide, "cpu")
+    assert not train.spoils_channels_last(backbone("vit").model, "cpu")
+    assert not train.spoils_channels_last(thin, "cuda")
+    monkeypatch.setattr(train, "faster_dtype", lambda _accelerator: torch.bfloat16)
+    assert not train.spoils_channels_last(thin, "cpu")
+    monkeypatch.setattr(train, "faster_dtype", lambda _accelerator: None)
+    training = Training(problem("resnet18"), backbone("resnet18").with_head(3), {})
+    plain: list[bool] = []
+    for module in training.model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_pre_hook(lambda _m, x: plain.append(x[0].is_contiguous()))
+    training.run(1)
+    assert plain
+    assert all(plain)
 
 
 # Killed at any moment.

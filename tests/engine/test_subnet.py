@@ -37,7 +37,9 @@ def same(a: nn.Module, b: nn.Module) -> None:
     for training in (False, True):
         expected = outputs(a, training=training)
         assert torch.isfinite(expected).all()
-        torch.testing.assert_close(outputs(b, training=training), expected, rtol=1e-4, atol=2e-5)
+        # Statistics of five images divide by small deviations, which magnifies the last bits.
+        rtol, atol = (1e-3, 2e-4) if training else (1e-4, 2e-5)
+        torch.testing.assert_close(outputs(b, training=training), expected, rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize(("name", "policy"), CASES)

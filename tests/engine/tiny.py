@@ -22,6 +22,8 @@ NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 KNOWN, UNSEEN = NAMES[:6], NAMES[7:]
 IMAGES = 20
 """Of each class."""
+PATIENCE = 300
+"""Seconds after which a command has hung, on a busy machine too."""
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["mvp_edge.cli", "mvp_edge.deliver", "mvp_edge.report", "nltk"])
@@ -74,16 +76,46 @@ def command(
     arguments = ([str(w) for w in words], cwd, (said, told), at, file_limit, wordnet, patch or {})
     started = _SERVER.Process(target=_main, args=arguments)
     started.start()
-    started.join(120)
-    assert started.exitcode is not None, "still running after 120 s"
+    started.join(PATIENCE)
+    assert started.exitcode is not None, f"still running after {PATIENCE} s"
     return Ended(started.exitcode, said.read_text("utf-8"), told.read_text("utf-8"))
+
+
+GIVEN = {"--device": "board.yaml", "--task": "task", "--zoo": "zoo", "--steps": "1"}
+
+
+def prune(place: Path, *extra: str, drop: tuple[str, ...] = (), **changed: str) -> Ended:
+    """`mvp-edge prune` with valid arguments, but for these."""
+    given = {**GIVEN, **{f"--{name.replace('_', '-')}": value for name, value in changed.items()}}
+    words = [word for key, value in given.items() if key not in drop for word in (key, value)]
+    return command("prune", *words, *extra, cwd=place)
+
+
+def refused(ended: Ended, place: Path, *culprits: str, before: set[str]) -> None:
+    """Exit code 2, one line with the culprits, and the files in ``place`` are those of ``before``."""
+    assert ended.code == 2, ended.err
+    for culprit in culprits:
+        assert culprit in ended.error, ended.error
+    assert ended.out == ""
+    assert tree(place) == before
+
+
+def tree(place: Path) -> set[str]:
+    """Every file and folder below ``place``."""
+    return {str(path.relative_to(place)) for path in place.rglob("*")}
+
+
+def halve(path: Path) -> None:
+    """Leave the first half of a file."""
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
 
 
 def in_process(work: Callable[..., None], *arguments: Any) -> None:
     """Call ``work`` in such a process, without WordNet; fails when it does."""
     started = _SERVER.Process(target=_call, args=(work, arguments))
     started.start()
-    started.join(120)
+    started.join(PATIENCE)
     assert started.exitcode == 0
 
 
@@ -98,6 +130,8 @@ def _hide_wordnet() -> None:
     import mvp_edge.wordnet
 
     nltk.data.path = []
+    for name in ("WNHOME", "WNSEARCHDIR"):
+        os.environ.pop(name, None)
     setattr(mvp_edge.wordnet, "SYSTEM_FOLDERS", ())  # noqa: B010 - of another length
 
 

@@ -195,3 +195,11 @@ def test_the_light_half_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.stdout.strip(), done.stderr, done.returncode) == ("", "", 0)
+
+
+def test_it_prints_what_it_holds(bundle: Bundle) -> None:
+    first, *models = repr(bundle).splitlines()
+    assert str(bundle.path) in first
+    assert "3 labels, the unpruned network beside it" in first
+    assert [line.split()[0] for line in models] == [*bundle.manifest.models]
+    assert all("% top-1 in" in line for line in models)

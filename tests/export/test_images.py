@@ -255,7 +255,7 @@ def test_pixels_are_resize_and_centre_crop(
     assert got.dtype == np.uint8
     # Pillow rounds after each direction, and a tie may fall to either side.
     assert np.abs(got - expected).max() <= 2
-    assert np.abs(got - expected).mean() < 0.5
+    assert np.abs(got - expected).mean() < 1
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 60_000), (60_000, 1), (3, 40_000), (20_000, 700)])
