@@ -159,7 +159,9 @@ _ORDER = ["mvp@0", "mvp@20", "mvp@100", "mvp@200", "mvp@300", "mvp@100-disjoint"
 def headline_table(found: Sequence[Figure]) -> str:
     """Markdown: the headline figures."""
     if not found:
-        return "*Not measured yet: the studies of `benchmarks/plans/` have not been run to their end.*"
+        return (
+            "*Not measured yet: the studies of `benchmarks/plans/` have not been run to their end.*"
+        )
     lines = ["| figure | value (95 %) | goal | conditions |", "|---|---|---|---|"]
     for figure in found:
         spread = "" if figure.low is None else f" ({figure.low:.3g} … {figure.high:.3g})"
