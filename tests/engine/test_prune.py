@@ -158,7 +158,7 @@ def test_a_thin_resnet_is_not_trained_in_channels_last_where_that_corrupts_memor
 def test_a_killed_run_goes_on_to_the_same_bits(
     method: str, changes: dict[str, Any], tmp_path: Path
 ) -> None:
-    steps = 16
+    steps = 12
     whole = tmp_path / "whole"
     whole.mkdir()
     family = "deit" if method == "ahnp" else "resnet18d"
@@ -185,7 +185,7 @@ def test_every_checkpoint_is_a_whole_state(tmp_path: Path) -> None:
         if path.exists() and (not states or path.read_bytes() != states[-1]):
             states.append(path.read_bytes())
 
-    task = problem(steps=9, snapshots=(0.5,), checkpoint=path, progress=remember)
+    task = problem(steps=7, snapshots=(0.5,), checkpoint=path, progress=remember)
     whole = prune_by("ifp", task)
     leave(whole, tmp_path / "whole")
     assert len(states) >= 3

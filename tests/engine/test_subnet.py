@@ -44,7 +44,7 @@ def same(a: nn.Module, b: nn.Module) -> None:
 
 @pytest.mark.parametrize(("name", "policy"), CASES)
 @given(seed=st.integers(0, 10**6))
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=3, deadline=None)
 def test_mask_is_extract(name: str, policy: str, seed: int) -> None:
     model = backbone(name).model
     kept = random_kept(model, seed, policy)
