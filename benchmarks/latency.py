@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from mvp_edge.rundir import machine, versions
+from mvp_edge.runs.rundir import machine, versions
 from mvp_edge_export.storage import write_json
 
 HERE = Path(__file__).parent

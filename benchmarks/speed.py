@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from mvp_edge.rundir import machine, versions
+from mvp_edge.runs.rundir import machine, versions
 from mvp_edge_export.storage import write_json
 
 HERE = Path(__file__).parent

@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from mvp_edge.backbone import Architecture, Backbone
-from mvp_edge.budget import exact_widths
-from mvp_edge.prune import Problem, Training
-from mvp_edge.rundir import machine, versions
-from mvp_edge.subnet import resize
-from mvp_edge.task import Images
-from mvp_edge.train import Recipe, compute, lay_out, make_optimizer, train_step
-from mvp_edge.units import unit_groups
+from mvp_edge.pruning.finetune import Recipe, compute, lay_out, make_optimizer, train_step
+from mvp_edge.pruning.problem import Problem, Training
+from mvp_edge.runs.rundir import machine, versions
+from mvp_edge.subnetwork.backbone import Architecture, Backbone
+from mvp_edge.subnetwork.budget import exact_widths
+from mvp_edge.subnetwork.subnet import resize
+from mvp_edge.subnetwork.units import unit_groups
+from mvp_edge.tasks.task import Images
 from mvp_edge_export.images import Preprocess
 from mvp_edge_export.storage import write_json
 

@@ -17,19 +17,19 @@ from typing import Any
 import torch
 import yaml
 
-from mvp_edge.backbone import Backbone, load_backbone
-from mvp_edge.budget import exact_widths
-from mvp_edge.build import build_zoo, claim
-from mvp_edge.cost import forward_macs, paper_cost
-from mvp_edge.methods import method_for, recipe_for
-from mvp_edge.neighbours import LEEP_IMAGES, find_neighbours
-from mvp_edge.prune import Problem, Pruned
-from mvp_edge.rundir import machine, versions
-from mvp_edge.task import Task, sample_tasks
-from mvp_edge.train import Ledger, accuracy, predict_logits
-from mvp_edge.units import unit_groups
-from mvp_edge.votes import Voting, mvp
-from mvp_edge.zoo import Entry, Zoo
+from mvp_edge.pruning.finetune import Ledger, accuracy, predict_logits
+from mvp_edge.pruning.methods import method_for, recipe_for
+from mvp_edge.pruning.problem import Problem, Pruned
+from mvp_edge.pruning.votes import Voting, mvp
+from mvp_edge.runs.rundir import machine, versions
+from mvp_edge.subnetwork.backbone import Backbone, load_backbone
+from mvp_edge.subnetwork.budget import exact_widths
+from mvp_edge.subnetwork.cost import forward_macs, paper_cost
+from mvp_edge.subnetwork.units import unit_groups
+from mvp_edge.tasks.task import Task, sample_tasks
+from mvp_edge.zoo.build import build_zoo, claim
+from mvp_edge.zoo.entries import Entry, Zoo
+from mvp_edge.zoo.neighbours import LEEP_IMAGES, find_neighbours
 from mvp_edge_export.storage import read_json, write_json
 
 HERE = Path(__file__).parent

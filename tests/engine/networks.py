@@ -20,16 +20,16 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import nn
 
-from mvp_edge import ahnp, scratch
-from mvp_edge.backbone import Architecture, Backbone, load_backbone
-from mvp_edge.budget import exact_widths
-from mvp_edge.methods import METHODS, recipe_for
-from mvp_edge.network import Network
-from mvp_edge.prune import Problem, Pruned
-from mvp_edge.subnet import extract
-from mvp_edge.task import Images
-from mvp_edge.units import POLICIES, unit_groups
-from mvp_edge.votes import Voter, mvp
+from mvp_edge.pruning import ahnp, scratch
+from mvp_edge.pruning.methods import METHODS, recipe_for
+from mvp_edge.pruning.problem import Problem, Pruned
+from mvp_edge.pruning.votes import Voter, mvp
+from mvp_edge.subnetwork.backbone import Architecture, Backbone, load_backbone
+from mvp_edge.subnetwork.budget import exact_widths
+from mvp_edge.subnetwork.network import Network
+from mvp_edge.subnetwork.subnet import extract
+from mvp_edge.subnetwork.units import POLICIES, unit_groups
+from mvp_edge.tasks.task import Images
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.images import Preprocess
 from mvp_edge_export.storage import sha256_file, write_json

@@ -8,14 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from mvp_edge import train
-from mvp_edge.ahnp import Gates, Scores, _snapshot, ahnp, fold
-from mvp_edge.backbone import Backbone
-from mvp_edge.budget import exact_widths
-from mvp_edge.prune import Problem, Training
-from mvp_edge.scratch import drop_schedule, weight_norms
-from mvp_edge.subnet import extract, full_coordinates, mask
-from mvp_edge.train import (
+from mvp_edge.pruning import finetune as train
+from mvp_edge.pruning.ahnp import Gates, Scores, _snapshot, ahnp, fold
+from mvp_edge.pruning.finetune import (
     Batches,
     Recipe,
     accuracy,
@@ -23,7 +18,12 @@ from mvp_edge.train import (
     predict_logits,
     train_step,
 )
-from mvp_edge.units import unit_groups
+from mvp_edge.pruning.problem import Problem, Training
+from mvp_edge.pruning.scratch import drop_schedule, weight_norms
+from mvp_edge.subnetwork.backbone import Backbone
+from mvp_edge.subnetwork.budget import exact_widths
+from mvp_edge.subnetwork.subnet import extract, full_coordinates, mask
+from mvp_edge.subnetwork.units import unit_groups
 from tests.engine.networks import backbone, digits, problem
 
 X = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
-from mvp_edge import cost
-from mvp_edge.budget import Plan, exact_widths, solve
-from mvp_edge.subnet import resize
-from mvp_edge.units import Cut, UnitGroup, unit_groups
+from mvp_edge.subnetwork import cost
+from mvp_edge.subnetwork.budget import Plan, exact_widths, solve
+from mvp_edge.subnetwork.subnet import resize
+from mvp_edge.subnetwork.units import Cut, UnitGroup, unit_groups
 from mvp_edge_export.errors import BadInput, BudgetMissed
 from mvp_edge_export.profile import DeviceProfile
 
@@ -268,7 +268,7 @@ def test_a_plan_is_within_budgets_rounding_and_bounds(
 def test_a_group_that_owns_half_an_axis_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two layers side by side on one axis: a sum, which the monomials of the solver cannot say."""
     group = UnitGroup("half", "filter", 32, (Cut("fc.weight", 1),))
-    monkeypatch.setattr("mvp_edge.budget.unit_groups", lambda *_: (group,))
+    monkeypatch.setattr("mvp_edge.subnetwork.budget.unit_groups", lambda *_: (group,))
     with pytest.raises(BadInput, match="half owns a part of fc"):
         plan_for("small", device(), 0.5)
 

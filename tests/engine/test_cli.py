@@ -10,9 +10,9 @@ from typing import Any
 import click
 import pytest
 
-from mvp_edge.cli import cli
-from mvp_edge.cli_options import METHODS, POLICIES
-from mvp_edge.console import Console
+from mvp_edge.cli.console import Console
+from mvp_edge.cli.main import cli
+from mvp_edge.cli.options import METHODS, POLICIES
 from tests.engine.tiny import command, in_process
 
 HEAVY = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "openvino", "nltk", "scipy", "PIL")
@@ -37,7 +37,7 @@ def light(*words: str, cwd: Path | None = None) -> tuple[subprocess.CompletedPro
         "    used = resource.getrusage(resource.RUSAGE_SELF)\n"
         "    print('spent', used.ru_utime + used.ru_stime, file=sys.stderr)\n"
         f"sys.argv = ['mvp-edge', *{words!r}]\n"
-        "from mvp_edge.cli import main\n"
+        "from mvp_edge.cli.main import main\n"
         "main()\n"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd)
@@ -92,9 +92,10 @@ def _check_options() -> None:
     from dataclasses import fields
     from typing import get_type_hints
 
-    from mvp_edge import methods, units
-    from mvp_edge.run import Options
-    from mvp_edge.settle import Request
+    from mvp_edge.pruning import methods
+    from mvp_edge.runs.run import Options
+    from mvp_edge.runs.settle import Request
+    from mvp_edge.subnetwork import units
 
     asked = {field.name for field in fields(Request)}
     typed = {parameter.name for parameter in cli.commands["prune"].params}
@@ -125,7 +126,7 @@ def test_usage_errors_are_one_line(tmp_path: Path) -> None:
 
 
 def test_a_closed_pipe_is_no_error(tiny: Path) -> None:
-    code = "import sys; sys.argv = ['mvp-edge', 'device', 'schema']; from mvp_edge.cli import main; main()"
+    code = "import sys; sys.argv = ['mvp-edge', 'device', 'schema']; from mvp_edge.cli.main import main; main()"
     ended = subprocess.run(
         ["/bin/sh", "-c", f'{sys.executable} -c "{code}" | head -c 1'],
         capture_output=True,
@@ -139,7 +140,7 @@ def test_a_closed_pipe_is_no_error(tiny: Path) -> None:
 def test_completion_knows_commands_options_and_devices() -> None:
     def complete(line: str) -> set[str]:
         ended = subprocess.run(
-            [sys.executable, "-c", "from mvp_edge.cli import main; main()"],
+            [sys.executable, "-c", "from mvp_edge.cli.main import main; main()"],
             capture_output=True,
             text=True,
             env={
@@ -186,10 +187,10 @@ class _Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> _Clock:
-    import mvp_edge.console
+    import mvp_edge.cli.console
 
     clock = _Clock()
-    monkeypatch.setattr(mvp_edge.console, "time", clock)
+    monkeypatch.setattr(mvp_edge.cli.console, "time", clock)
     return clock
 
 

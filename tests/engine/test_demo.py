@@ -22,7 +22,7 @@ def read(path: Path) -> Any:
 
 
 def demo(place: Path, at: At | None = None) -> Any:
-    return command("demo", cwd=place, at=at, patch={"mvp_edge.demo": SMALL, **QUICK})
+    return command("demo", cwd=place, at=at, patch={"mvp_edge.cli.demo": SMALL, **QUICK})
 
 
 def test_the_demo_from_nothing_to_the_report_and_what_follows(tmp_path: Path) -> None:

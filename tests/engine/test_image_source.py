@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mvp_edge import image_labels, image_source
-from mvp_edge.image_source import opener, scan
+from mvp_edge.tasks import labels as image_labels
+from mvp_edge.tasks import source as image_source
+from mvp_edge.tasks.source import opener, scan
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.images import Undecodable, open_rgb
 

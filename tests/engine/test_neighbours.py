@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from mvp_edge.cost import forward_macs
-from mvp_edge.neighbours import find_neighbours
-from mvp_edge.similarity import leep
-from mvp_edge.train import Ledger, predict_logits
-from mvp_edge.zoo import Entry, Zoo
+from mvp_edge.pruning.finetune import Ledger, predict_logits
+from mvp_edge.subnetwork.cost import forward_macs
+from mvp_edge.zoo.entries import Entry, Zoo
+from mvp_edge.zoo.neighbours import find_neighbours
+from mvp_edge.zoo.similarity import leep
 from mvp_edge_export.errors import BadInput
 from tests.engine.networks import backbone, digits, network, voter
 
@@ -108,7 +108,7 @@ def test_disjoint_neighbours_share_no_class(entries: list[Entry]) -> None:
 def test_too_few_are_refused_before_any_forward_pass(
     count: int, options: dict[str, Any], problem: str, entries: list[Entry], monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr("mvp_edge.neighbours.predict_logits", None)
+    monkeypatch.setattr("mvp_edge.zoo.neighbours.predict_logits", None)
     with pytest.raises(BadInput, match=problem):
         find(entries, count, **options)
 

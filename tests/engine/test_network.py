@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from mvp_edge.network import DESCRIPTION, TENSORS, Network, load_network
-from mvp_edge.subnet import extract
-from mvp_edge.votes import Voter
+from mvp_edge.pruning.votes import Voter
+from mvp_edge.subnetwork.network import DESCRIPTION, TENSORS, Network, load_network
+from mvp_edge.subnetwork.subnet import extract
 from mvp_edge_export.errors import BadInput
 from tests.engine.networks import FAMILIES, backbone, network, problem, prune_by, random_kept
 

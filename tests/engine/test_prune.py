@@ -11,13 +11,13 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from mvp_edge import train
-from mvp_edge.cost import forward_macs
-from mvp_edge.methods import METHODS, method_for, recipe_for
-from mvp_edge.prune import Training
-from mvp_edge.subnet import extract, mask
-from mvp_edge.train import make_optimizer, train_step
-from mvp_edge.units import unit_groups
+from mvp_edge.pruning import finetune as train
+from mvp_edge.pruning.finetune import make_optimizer, train_step
+from mvp_edge.pruning.methods import METHODS, method_for, recipe_for
+from mvp_edge.pruning.problem import Training
+from mvp_edge.subnetwork.cost import forward_macs
+from mvp_edge.subnetwork.subnet import extract, mask
+from mvp_edge.subnetwork.units import unit_groups
 from mvp_edge_export.errors import BadInput
 from tests.engine.networks import (
     backbone,

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from mvp_edge.report import charts, printed, report
-from mvp_edge.report.charts import Axis, Cells
-from mvp_edge.report.findings import Findings
-from mvp_edge.report.results import read_run
+from mvp_edge.reporting import charts, printed, report
+from mvp_edge.reporting.charts import Axis, Cells
+from mvp_edge.reporting.findings import Findings
+from mvp_edge.reporting.results import read_run
 from mvp_edge_export.errors import BadInput
 from tests.engine.run_fixture import Recipe, edit, write_run
 

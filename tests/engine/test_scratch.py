@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from mvp_edge import train
-from mvp_edge.budget import exact_widths
-from mvp_edge.prune import Training
-from mvp_edge.scratch import Meter, drop_schedule, least_important, weight_norms
-from mvp_edge.train import SHRINKING, predict_logits
-from mvp_edge.units import unit_groups
-from mvp_edge.votes import Voter
+from mvp_edge.pruning import finetune as train
+from mvp_edge.pruning.finetune import SHRINKING, predict_logits
+from mvp_edge.pruning.problem import Training
+from mvp_edge.pruning.scratch import Meter, drop_schedule, least_important, weight_norms
+from mvp_edge.pruning.votes import Voter
+from mvp_edge.subnetwork.budget import exact_widths
+from mvp_edge.subnetwork.units import unit_groups
 from mvp_edge_export.errors import BadInput
 from tests.engine.networks import backbone, digits, network, problem, prune_by
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mvp_edge.similarity import (
+from mvp_edge.zoo.similarity import (
     Candidate,
     Match,
     leep,
@@ -21,7 +21,7 @@ from mvp_edge.similarity import (
     with_shared_meaning,
     wup_similarity,
 )
-from mvp_edge.synsets import WordNet
+from mvp_edge.zoo.synsets import WordNet
 from mvp_edge_export.errors import BadInput
 
 Floats = npt.NDArray[np.float64]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mvp_edge.subnet import (
+from mvp_edge.subnetwork.subnet import (
     SubNetwork,
     check_kept,
     compose,
@@ -19,7 +19,7 @@ from mvp_edge.subnet import (
     mask,
     resize,
 )
-from mvp_edge.units import unit_groups
+from mvp_edge.subnetwork.units import unit_groups
 from mvp_edge_export.errors import BadInput
 from tests.engine.networks import CASES, FAMILIES, backbone, random_kept
 

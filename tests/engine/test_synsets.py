@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mvp_edge import wordnet
-from mvp_edge.synsets import KNOWN_SENSES, Meaning, WordNet, load_overrides, open_wordnet
+from mvp_edge.zoo import wordnet
+from mvp_edge.zoo.synsets import KNOWN_SENSES, Meaning, WordNet, load_overrides, open_wordnet
 from mvp_edge_export.errors import BadInput
 
 CIFAR_100_NAMES = """

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mvp_edge import decoded as decoded_module
-from mvp_edge.decoded import cache_folder
-from mvp_edge.image_labels import Found
-from mvp_edge.splits import make_splits, stratified_rows
-from mvp_edge.task import Task, sample_tasks, tasks_in
+from mvp_edge.tasks.decoded import cache_folder
+from mvp_edge.tasks.labels import Found
+from mvp_edge.tasks.splits import make_splits, stratified_rows
+from mvp_edge.tasks.task import Task, sample_tasks, tasks_in
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.images import Preprocess
 
@@ -566,7 +566,7 @@ def test_a_folder_that_is_no_folder_of_tasks(tmp_path: Path) -> None:
 
 
 def test_loading_needs_no_torch() -> None:
-    code = "import sys, mvp_edge.task; print('torch' in sys.modules)"
+    code = "import sys, mvp_edge.tasks.task; print('torch' in sys.modules)"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
     assert told.stdout.strip() == "False"
 

@@ -12,11 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from mvp_edge import train
-from mvp_edge.backbone import heads
-from mvp_edge.cost import forward_macs
-from mvp_edge.task import Images
-from mvp_edge.train import (
+from mvp_edge.pruning import finetune as train
+from mvp_edge.pruning.finetune import (
     Batches,
     Ledger,
     Recipe,
@@ -30,6 +27,9 @@ from mvp_edge.train import (
     to_input,
     train_step,
 )
+from mvp_edge.subnetwork.backbone import heads
+from mvp_edge.subnetwork.cost import forward_macs
+from mvp_edge.tasks.task import Images
 from mvp_edge_export.images import Preprocess
 from tests.engine.networks import backbone, digits
 

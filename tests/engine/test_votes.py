@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from mvp_edge.scratch import weight_norms
-from mvp_edge.units import UnitGroup
-from mvp_edge.votes import Ballot, Voter, Voting, average_into, draw, hold_vote, mvp
+from mvp_edge.pruning.scratch import weight_norms
+from mvp_edge.pruning.votes import Ballot, Voter, Voting, average_into, draw, hold_vote, mvp
+from mvp_edge.subnetwork.units import UnitGroup
 from tests.engine.networks import backbone, problem, voter
 
 # Drawing without replacement, p ∝ exp(v / τ).
@@ -200,7 +200,7 @@ def test_neighbours_of_other_head_dims_are_averaged_without_their_temperature() 
     voters = []
     for seed, dims in enumerate(([0, 1, 2, 5], [2, 3], list(range(8)))):
         one = voter("vit", seed)
-        from mvp_edge.subnet import extract
+        from mvp_edge.subnetwork.subnet import extract
 
         kept = dict(one.kept) | {f"blocks.{b}.head_dim": np.array(dims) for b in range(2)}
         voters.append(replace(one, kept=kept, weights=extract(whole.model, kept).state_dict()))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mvp_edge.backbone import load_backbone
+from mvp_edge.subnetwork.backbone import load_backbone
 from tests.engine.networks import Describe, backbone, described, refusal
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from mvp_edge.backbone import load_backbone
-from mvp_edge.network import TENSORS, Network
-from mvp_edge.zoo import Entry, Zoo
+from mvp_edge.subnetwork.backbone import load_backbone
+from mvp_edge.subnetwork.network import TENSORS, Network
+from mvp_edge.zoo.entries import Entry, Zoo
 from mvp_edge_export.errors import BadInput
 from tests.engine.networks import backbone, described, network, voter
 

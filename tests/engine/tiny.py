@@ -26,7 +26,9 @@ PATIENCE = 300
 """Seconds after which a command has hung, on a busy machine too."""
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["mvp_edge.cli", "mvp_edge.deliver", "mvp_edge.report", "nltk"])
+_SERVER.set_forkserver_preload(
+    ["mvp_edge.cli.main", "mvp_edge.runs.deliver", "mvp_edge.reporting", "nltk"]
+)
 
 
 @dataclass(frozen=True)
@@ -127,12 +129,12 @@ def _call(work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
 def _hide_wordnet() -> None:
     import nltk.data
 
-    import mvp_edge.wordnet
+    import mvp_edge.zoo.wordnet
 
     nltk.data.path = []
     for name in ("WNHOME", "WNSEARCHDIR"):
         os.environ.pop(name, None)
-    setattr(mvp_edge.wordnet, "SYSTEM_FOLDERS", ())  # noqa: B010 - of another length
+    setattr(mvp_edge.zoo.wordnet, "SYSTEM_FOLDERS", ())  # noqa: B010 - of another length
 
 
 def _main(
@@ -149,7 +151,7 @@ def _main(
 
     import torch
 
-    from mvp_edge.cli import main
+    from mvp_edge.cli.main import main
 
     os.chdir(cwd)
     for stream, descriptor in zip(streams, (1, 2), strict=True):
@@ -170,7 +172,7 @@ def _main(
 
 def _arm(at: At) -> None:
     """Send this process a signal at that moment."""
-    from mvp_edge.console import Console
+    from mvp_edge.cli.console import Console
 
     shown, renamed = Console.progress, Path.replace
 
@@ -239,11 +241,11 @@ def _train(folder: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from mvp_edge.backbone import Architecture, Backbone
-    from mvp_edge.prune import Problem
-    from mvp_edge.scratch import fine_tune
-    from mvp_edge.task import Task
-    from mvp_edge.train import Recipe
+    from mvp_edge.pruning.finetune import Recipe
+    from mvp_edge.pruning.problem import Problem
+    from mvp_edge.pruning.scratch import fine_tune
+    from mvp_edge.subnetwork.backbone import Architecture, Backbone
+    from mvp_edge.tasks.task import Task
     from mvp_edge_export.images import Preprocess
     from mvp_edge_export.storage import sha256_file, write_json
 

@@ -1,0 +1,334 @@
+"""The command line. Heavy imports live in the command bodies: `--help` answers at once.
+
+Every command: exit code 0 done, 2 bad input, 3 budget, 4 export gate, 130 interrupted; `--json` prints one
+document on stdout, everything else goes to stderr.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mvp_edge import __version__
+from mvp_edge.cli.console import Console
+from mvp_edge.cli.device import device
+from mvp_edge.cli.options import (
+    METHODS,
+    PATH,
+    POLICIES,
+    Device,
+    Group,
+    Keep,
+    Number,
+    accelerator,
+    augment,
+    augmentations,
+    backbone_help,
+    common,
+    example,
+    input_size,
+    seed,
+    words,
+)
+from mvp_edge.cli.zoo import zoo
+from mvp_edge_export.errors import BadInput, BudgetMissed, MvpEdgeError
+
+
+@click.group(
+    cls=Group,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=example(
+        "mvp-edge prune --device rpi4.yaml --task my_images/ --zoo zoo/",
+        "mvp-edge export runs/001 --baseline",
+        "mvp-edge bench runs/001/bundle",
+        "mvp-edge report runs/001",
+    ),
+)
+@click.version_option(__version__, prog_name="mvp-edge")
+def cli() -> None:
+    """One pre-trained vision model, many small ones."""
+
+
+def main() -> None:
+    """Entry point: turns errors into one line and an exit code."""
+    try:
+        sys.exit(cli(prog_name="mvp-edge", standalone_mode=False) or 0)
+    except (KeyboardInterrupt, click.Abort):
+        _end(130, "interrupted: finished work is kept; the same command goes on from there")
+    except click.UsageError as error:
+        if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
+            error.show()
+            sys.exit(2)
+        path = error.ctx.command_path if error.ctx else "mvp-edge"
+        _end(2, f"{path}: {' '.join(error.format_message().split())} ({path} --help)")
+    except click.ClickException as error:
+        _end(2, f"mvp-edge: {error.format_message()}")
+    except MvpEdgeError as error:
+        _end(error.exit_code, f"mvp-edge: {error}")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("mvp_edge"):
+            raise
+        package = error.name.partition(".")[0]
+        _end(2, f"mvp-edge: this command needs {package}: pip install 'mvp-edge[server]'")
+    except OSError as error:
+        if error.strerror is None:
+            raise
+        place = f"{error.filename}: " if error.filename is not None else ""
+        _end(2, f"mvp-edge: {place}{error.strerror}")
+
+
+def _end(code: int, line: str) -> None:
+    click.echo(line, err=True)
+    sys.exit(code)
+
+
+@cli.command(epilog=example("mvp-edge prune --device rpi4.yaml --task my_images/ --zoo zoo/"))
+@click.option(
+    "--device", type=Device(), required=True, metavar="D", help="A shipped profile or a YAML file."
+)
+@click.option(
+    "--task",
+    type=PATH,
+    metavar="T",
+    help="Images: a folder of class folders, a zip of one, or a list file.",
+)
+@click.option("--zoo", type=PATH, metavar="Z", help="The zoo whose entries vote.")
+@click.option("--backbone", type=click.Path(), metavar="NAME|FILE", help=backbone_help)
+@click.option("--classes", metavar="A,B,…", help="Only these classes of the task.")
+@click.option(
+    "--method", type=click.Choice(["auto", *METHODS]), default="auto", show_default=True,
+    help="auto: the zoo votes; from scratch where it has no tasks.",
+)  # fmt: skip
+@click.option("--policy", type=click.Choice(POLICIES), help="What is prunable [the zoo's].")
+@click.option("--similarity", type=click.Choice(["leep", "wordnet"]), help="[leep]")
+@click.option(
+    "--neighbours", type=click.IntRange(1), help="How many vote [3, or as many as there are]."
+)
+@click.option("--disjoint", is_flag=True, help="Only neighbours that share no class with the task.")
+@click.option(
+    "--keep", type=Keep(), default="auto", show_default=True, metavar="auto|R",
+    help="The most that is kept; auto: the zoo's ratio. Budgets may ask for less.",
+)  # fmt: skip
+@click.option(
+    "--steps", type=click.IntRange(0), help="Fine-tuning steps [MVP 100; IFP, AHNP 1000]."
+)
+@click.option("--lr", type=Number(0, min_open=True), help="Learning rate [the method's].")
+@click.option(
+    "--tau", type=Number(0), help="Temperature of the vote [0.2]; 0: the units with most votes."
+)
+@click.option(
+    "--head", type=click.Choice(["means", "zero", "random"]), default="means", show_default=True,
+    help="How the new classifier starts.",
+)  # fmt: skip
+@click.option(
+    "--statistics/--no-statistics", default=True, show_default=True,
+    help="Re-estimate BatchNorm on the task before step 1.",
+)  # fmt: skip
+@augment
+@click.option(
+    "--synsets", type=click.Path(), metavar="FILE",
+    help="Lines `class: synset` for names WordNet does not know.",
+)  # fmt: skip
+@input_size
+@accelerator
+@seed
+@click.option("--add-to-zoo", is_flag=True, help="Add the result to the zoo.")
+@click.option(
+    "--reference", is_flag=True, help="Fine-tune the unpruned backbone too, for the accuracy drop."
+)
+@click.option("--out", type=PATH, metavar="RUN", help="Run directory [runs/001, runs/002, …].")
+@click.option("--force", is_flag=True, help="Replace another run at --out.")
+@common
+def prune(
+    console: Console, device: str, task: Path | None, zoo: Path | None, backbone: str | None,
+    classes: str | None, augment: str, out: Path | None, force: bool, **options: Any,
+) -> None:  # fmt: skip
+    """Make a small network for a device and a task."""
+    from mvp_edge.cli.demo import demo_defaults
+
+    options["augment"] = augmentations(augment)
+    if task is None:
+        demo = demo_defaults()
+        if demo is None:
+            raise BadInput(
+                "prune needs your images and a zoo: --task FOLDER_OF_CLASS_FOLDERS --zoo Z "
+                "(or --backbone NAME|FILE without one); `make demo` makes a task and a zoo to try"
+            )
+        task = Path(demo.task)
+        if zoo is None and backbone is None:
+            zoo = Path(demo.zoo)
+        given = click.get_current_context().get_parameter_source("augment")
+        if given is click.core.ParameterSource.DEFAULT:
+            options["augment"] = demo.augment
+        console.say(f"no --task given: the demo's {task}, with the zoo {zoo or 'of none'}")
+
+    console.say("loading …")
+    from mvp_edge.runs.run import prune_for
+    from mvp_edge.runs.settle import Request
+
+    request = Request(
+        device, str(task), None if zoo is None else str(zoo),
+        backbone=backbone, classes=words(classes), **options,
+    )  # fmt: skip
+    run = prune_for(request, out, force, console.progress, console.say)
+    following = f"\nnext: mvp-edge export {run.path} --baseline" if run.verified.passed else ""
+    console.result(
+        {"run": str(run.path), **run.verified.model_dump(mode="json", by_alias=True)},
+        f"{run!r}{following}",
+    )
+    run.check()
+
+
+@cli.command(epilog=example("mvp-edge export runs/001 --baseline"))
+@click.argument("run", type=PATH)
+@click.option(
+    "--format", "formats", default="onnx,openvino", show_default=True, metavar="onnx,openvino"
+)
+@click.option("--fp16", is_flag=True, help="Also an OpenVINO IR with float16 weights.")
+@click.option("--dynamic-batch", is_flag=True, help="Leave the batch open instead of 1.")
+@click.option("--embed-preprocess", is_flag=True, help="Put the normalisation into the graph.")
+@click.option(
+    "--baseline", is_flag=True, help="Export the unpruned network beside it, for comparison."
+)
+@click.option("--out", type=PATH, metavar="BUNDLE", help="Bundle directory [RUN/bundle].")
+@click.option("--force", is_flag=True, help="Replace an existing bundle.")
+@common
+def export(console: Console, run: Path, formats: str, **options: Any) -> None:
+    """Write RUN's network as ONNX and OpenVINO, through the parity gate."""
+    console.say("loading …")
+    from mvp_edge.runs.deliver import export as deliver
+
+    bundle = deliver(run, formats=words(formats) or (), progress=console.step, **options)
+    manifest = bundle.manifest
+    lines = [
+        f"{a.model} in {a.runtime} {a.version}: {100 * a.top1:.1f} % top-1 on {a.images} test images"
+        for a in manifest.accuracy
+    ]
+    facts = {"bundle": str(bundle.path), **manifest.model_dump(mode="json", by_alias=True)}
+    console.result(facts, "\n".join([*lines, f"next: mvp-edge bench {bundle.path}"]))
+
+
+@cli.command(epilog=example("mvp-edge bench runs/001/bundle"))
+@click.argument("bundle", type=PATH)
+@click.option(
+    "--device", type=Device(), metavar="D", help="Judge by another profile than the bundle's."
+)
+@click.option(
+    "--runtime", "runtimes", multiple=True, type=click.Choice(["onnxruntime", "openvino"])
+)
+@click.option("--threads", multiple=True, type=click.IntRange(1), help="[1 and all physical cores]")
+@click.option(
+    "--full", is_flag=True, help="The long protocol: 60 s, 1,024 runs, three processes a cell."
+)
+@click.option("--seconds", type=Number(0.1, 600), help="Steady seconds a cell [15; full 60].")
+@click.option(
+    "--out", type=PATH, metavar="FILE", help="Where the JSON goes [BUNDLE/../bench.json]."
+)
+@common
+def bench(
+    console: Console, bundle: Path, device: str | None, runtimes: tuple[str, ...],
+    threads: tuple[int, ...], full: bool, seconds: float | None, out: Path | None,
+) -> None:  # fmt: skip
+    """Measure BUNDLE's latency and memory on this machine, pruned and unpruned interleaved."""
+    from mvp_edge_export.bench import bench as measure
+    from mvp_edge_export.bundle import load_bundle
+    from mvp_edge_export.profile import load_profile
+    from mvp_edge_export.storage import write_json
+
+    loaded = load_bundle(bundle)
+    file = out or loaded.path.resolve().parent / "bench.json"
+    if file.is_dir() or not os.access(file.absolute().parent, os.W_OK):
+        raise BadInput(f"--out {file}: cannot be written there")  # said before minutes of measuring
+    result = measure(
+        loaded,
+        profile=load_profile(device) if device else None,
+        runtimes=runtimes or None,
+        threads=threads or None,
+        full=full,
+        seconds=seconds,
+        progress=console.share,
+    )
+    facts = result.model_dump(mode="json", by_alias=True)
+    write_json(file, facts)
+    console.result(facts, result.table())
+    for warning in result.warnings:
+        console.say(f"note: {warning}")
+    console.say(f"budgets of {result.profile}, judged by {result.judged}:")
+    for verdict in result.verdicts:
+        console.say(f"  {verdict}" + (f" ({verdict.note})" if verdict.note else ""))
+    console.say(f"written to {file}")
+    missed = [str(verdict) for verdict in result.verdicts if verdict.verdict == "FAIL"]
+    if missed:
+        raise BudgetMissed(f"missed on this machine: {'; '.join(missed)}")
+
+
+@cli.command(epilog=example("mvp-edge predict runs/001/bundle photo.jpg holiday/"))
+@click.argument("bundle", type=PATH)
+@click.argument("images", nargs=-1, required=True, type=PATH)
+@click.option(
+    "--runtime", type=click.Choice(["onnxruntime", "openvino"]), help="[the first installed]"
+)
+@click.option(
+    "--top", type=click.IntRange(1), default=1, show_default=True, help="How many labels."
+)
+@common
+def predict(
+    console: Console, bundle: Path, images: tuple[Path, ...], runtime: str | None, top: int
+) -> None:
+    """Classify images (files or folders) with BUNDLE alone."""
+    from mvp_edge_export.bundle import load_bundle
+    from mvp_edge_export.predict import predict as classify
+
+    found = []
+    for prediction in classify(load_bundle(bundle), images, runtime, top):
+        found.append(prediction.to_json())
+        if prediction.skipped is not None:
+            console.warn(f"{prediction.file}: skipped: {prediction.skipped}")
+        else:
+            labels = ", ".join(f"{label} {100 * p:.1f} %" for label, p in prediction.top)
+            console.line(f"{prediction.file}: {labels}")
+    console.result({"predictions": found}, None)
+
+
+@cli.command(epilog=example("mvp-edge report runs/001"))
+@click.argument("runs", nargs=-1, required=True, type=PATH)
+@click.option("--out", type=PATH, metavar="FILE", help="[RUN/report.html]")
+@common
+def report(console: Console, runs: tuple[Path, ...], out: Path | None) -> None:
+    """Write one self-contained HTML page about a run, or comparing several."""
+    from mvp_edge.reporting import report as write_report
+
+    path = write_report(runs, out)
+    console.result({"report": str(path)}, f"{path}")
+
+
+cli.add_command(zoo)
+cli.add_command(device)
+
+
+@cli.command(epilog=example("mvp-edge demo"))
+@click.option(
+    "--out", type=PATH, default=Path("demo"), show_default=True, help="Where everything goes."
+)
+@seed
+@common
+def demo(console: Console, out: Path, seed: int) -> None:
+    """The main job on scikit-learn's handwritten digits: backbone, zoo, prune, export, bench, report."""
+    console.say("loading …")
+    from mvp_edge.cli.demo import run_demo
+
+    report_path = run_demo(out, console, seed)
+    console.result({"report": str(report_path)}, f"the report: {report_path}")
+
+
+@cli.command(epilog=example("mvp-edge completion bash >> ~/.bashrc"))
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script of a shell."""
+    from click.shell_completion import get_completion_class
+
+    completer = get_completion_class(shell)
+    assert completer is not None
+    click.echo(completer(cli, {}, "mvp-edge", "_MVP_EDGE_COMPLETE").source())

@@ -1,0 +1,202 @@
+"""`mvp-edge zoo`: build and look after the zoo of pruned models."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mvp_edge.cli.console import Console
+from mvp_edge.cli.options import (
+    METHODS,
+    PATH,
+    POLICIES,
+    Group,
+    Number,
+    accelerator,
+    augment,
+    augmentations,
+    backbone_help,
+    common,
+    example,
+    input_size,
+    seed,
+)
+from mvp_edge_export.errors import BadInput
+
+if TYPE_CHECKING:
+    from mvp_edge.zoo.entries import Entry
+
+
+@click.group(cls=Group, epilog=example("mvp-edge zoo list zoo/"))
+def zoo() -> None:
+    """Build and look after the zoo of pruned models."""
+
+
+@zoo.command(
+    "build",
+    epilog=example(
+        "mvp-edge zoo build --backbone resnet18 --tasks tasks/ --zoo zoo/",
+        "mvp-edge zoo build --backbone resnet18 --tasks cifar100.zip --sample 20x5 --zoo zoo/",
+    ),
+)
+@click.option(
+    "--backbone", type=click.Path(), required=True, metavar="NAME|FILE", help=backbone_help
+)
+@click.option(
+    "--tasks",
+    required=True,
+    type=PATH,
+    metavar="DIR",
+    help="A folder of tasks; with --sample, of classes.",
+)
+@click.option("--sample", metavar="NxK", help="Draw N tasks of K classes from one folder or zip.")
+@click.option(
+    "--zoo", "path", required=True, type=PATH, metavar="Z", help="The zoo; made if need be."
+)
+@click.option("--keep", type=Number(0, 1, min_open=True), default=0.1, show_default=True)
+@click.option("--policy", type=click.Choice(POLICIES), help="[the family's default]")
+@click.option("--method", type=click.Choice(METHODS[1:]), help="[ifp for ResNet, ahnp for ViT]")
+@click.option("--steps", type=click.IntRange(1), help="[1000]")
+@click.option(
+    "--snapshots", default="", metavar="0.5,0.25", help="Also keep the weights at these ratios."
+)
+@input_size
+@augment
+@accelerator
+@seed
+@common
+def zoo_build(console: Console, **options: Any) -> None:
+    """Prune every task from scratch; killed at any moment, the same command goes on."""
+    console.say("loading …")
+    from mvp_edge.zoo.build import build_from
+
+    options["augment"] = augmentations(options["augment"])
+    options["snapshots"] = _ratios(options["snapshots"])
+    built, added = build_from(progress=console.progress, say=console.say, **options)
+    console.result(
+        {"zoo": str(built.path), "added": added, "entries": built.names()},
+        f"{built.path}: {len(added)} added, {len(built.names())} in all",
+    )
+
+
+def _ratios(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise BadInput(f"--snapshots {text}: ratios separated by commas, e.g. 0.5,0.25") from error
+
+
+@zoo.command("list", epilog=example("mvp-edge zoo list zoo/"))
+@click.argument("path", metavar="ZOO", type=PATH)
+@common
+def zoo_list(console: Console, path: Path) -> None:
+    """List the entries: classes, accuracy, size, how they were made."""
+    from mvp_edge.zoo.entries import Zoo
+
+    opened = Zoo.open(path)
+    entries, broken = [], []
+    for name in opened.names():
+        try:
+            entries.append(opened.entry(name))
+        except BadInput as error:
+            broken.append(str(error))
+    console.result(
+        {"zoo": str(path), "entries": [_entry_facts(entry) for entry in entries], "broken": broken},
+        "\n".join([_zoo_line(opened.facts, len(entries)), *map(_entry_line, entries)]),
+    )
+    for line in broken:
+        console.warn(line)
+
+
+@zoo.command("show", epilog=example("mvp-edge zoo show zoo/ fruit"))
+@click.argument("path", metavar="ZOO", type=PATH)
+@click.argument("name")
+@common
+def zoo_show(console: Console, path: Path, name: str) -> None:
+    """One entry in full: meanings, recipe, and what it kept layer by layer."""
+    from mvp_edge.zoo.entries import Zoo
+
+    entry = Zoo.open(path).entry(name)
+    subnetwork = entry.network.subnetwork
+    facts = {**_entry_facts(entry), "widths": subnetwork.widths}
+    text = json.dumps(_entry_facts(entry), indent=1, ensure_ascii=False)
+    console.result(facts, f"{text}\n{subnetwork!r}")
+
+
+@zoo.command("verify", epilog=example("mvp-edge zoo verify zoo/"))
+@click.argument("path", metavar="ZOO", type=PATH)
+@common
+def zoo_verify(console: Console, path: Path) -> None:
+    """Check every entry's files against their hashes and the backbone; exit 2 if one is broken."""
+    from mvp_edge.subnetwork.backbone import load_backbone
+    from mvp_edge.zoo.entries import Zoo
+
+    opened = Zoo.open(path)
+    backbone = load_backbone(opened.backbone_source, opened.facts["backbone"]["input_size"])
+    broken = opened.verify(backbone)
+    sound = len(opened.names()) - len(broken)
+    console.result(
+        {"zoo": str(path), "sound": sound, "broken": broken}, f"{path}: {sound} entries are sound"
+    )
+    if broken:
+        raise BadInput("; ".join(broken.values()))
+
+
+@zoo.command("rm", epilog=example("mvp-edge zoo rm zoo/ fruit trees"))
+@click.argument("path", metavar="ZOO", type=PATH)
+@click.argument("names", nargs=-1, required=True)
+@common
+def zoo_rm(console: Console, path: Path, names: tuple[str, ...]) -> None:
+    """Remove entries."""
+    from mvp_edge.zoo.entries import Zoo
+
+    opened = Zoo.open(path)
+    missing = [name for name in names if name not in opened.names()]
+    if missing:  # said before one of the others is gone
+        raise BadInput(f"zoo {path} has no entry {missing[0]!r}: mvp-edge zoo list {path}")
+    for name in dict.fromkeys(names):
+        opened.remove(name)
+    console.result({"removed": list(names)}, f"{path}: removed {', '.join(names)}")
+
+
+@zoo.command("add", epilog=example("mvp-edge zoo add zoo/ runs/001"))
+@click.argument("path", metavar="ZOO", type=PATH)
+@click.argument("run", type=PATH)
+@click.option("--force", is_flag=True, help="Replace the entry of that task.")
+@common
+def zoo_add(console: Console, path: Path, run: Path, force: bool) -> None:
+    """Add a finished run's network as an entry."""
+    from mvp_edge.runs.run import add_run
+    from mvp_edge.zoo.entries import Zoo
+
+    entry = add_run(Zoo.open(path), run, force=force)
+    console.result(_entry_facts(entry), f"{path}: added {entry.name}")
+
+
+def _entry_facts(entry: "Entry") -> dict[str, Any]:
+    return {
+        "name": entry.name,
+        "classes": list(entry.classes),
+        "synsets": list(entry.synsets),
+        "scores": dict(entry.scores),
+        "cost": dict(entry.cost),
+        "recipe": dict(entry.recipe),
+        "keep": entry.keep,
+        "snapshots": list(entry.snapshots),
+    }
+
+
+def _entry_line(entry: "Entry") -> str:
+    recipe = entry.recipe
+    top1 = f"{100 * entry.scores['test']:5.1f} %" if "test" in entry.scores else "      -"
+    made = f"{recipe['method']}@{recipe['steps']}"
+    return f"{entry.name:<28} {top1}  {made:<14} {', '.join(entry.classes)}"
+
+
+def _zoo_line(facts: Any, count: int) -> str:
+    backbone = facts["backbone"]
+    return (
+        f"{count} entries of {backbone['name']} ({backbone['input_size']} px), "
+        f"policy {facts['policy']}, keep {facts['keep']:g}"
+    )

@@ -1,0 +1,81 @@
+"""The pruning methods by name, each with the recipe that it is run with.
+
+Every method is given the same batch, momentum, augmentation and head (METHOD §4, equal chances); the
+learning rates are the paper's or were chosen on tuning tasks that are in no zoo and no target
+(benchmarks/README.md).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from mvp_edge.pruning import scratch
+from mvp_edge.pruning.ahnp import ahnp
+from mvp_edge.pruning.finetune import Recipe
+from mvp_edge.pruning.problem import Problem, Pruned
+from mvp_edge_export.errors import BadInput
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method as a user chooses it."""
+
+    steps: int
+    families: tuple[str, ...]
+    prune: Callable[[Problem], Pruned] | None
+    """None: it needs the zoo's votes (`votes.mvp`)."""
+
+
+METHODS = {
+    "mvp": Method(100, ("resnet", "vit"), None),
+    "ifp": Method(1000, ("resnet",), scratch.ifp),
+    "ifp-taylor": Method(1000, ("resnet",), partial(scratch.ifp, criterion="taylor")),
+    "ahnp": Method(1000, ("vit",), ahnp),
+    "magnitude": Method(100, ("resnet", "vit"), scratch.magnitude),
+    "random": Method(100, ("resnet", "vit"), scratch.random),
+}
+
+FROM_SCRATCH = {"resnet": "ifp", "vit": "ahnp"}
+"""What `auto` runs where the zoo has no neighbours, and what builds a zoo."""
+
+_RECIPES = {
+    "resnet": Recipe(optimizer="sgd", lr=0.01, weight_decay=5e-4),
+    "vit": Recipe(optimizer="adamw", lr=2e-4, weight_decay=0.05),
+}
+_OWN: dict[str, dict[str, Any]] = {
+    "ifp": {"schedule": "hold"},
+    "ifp-taylor": {"schedule": "hold"},
+    "ahnp": {"schedule": "hold", "lr": 5e-5},
+}
+
+
+def method_for(name: str, family: str) -> Method:
+    """The method called ``name``; BadInput if it does not exist or is not for this family."""
+    if name not in METHODS:
+        raise BadInput(f"--method {name}: choose one of auto, {', '.join(METHODS)}")
+    method = METHODS[name]
+    if family not in method.families:
+        instead = ", ".join(n for n, m in METHODS.items() if family in m.families)
+        raise BadInput(f"--method {name} is not for {family} backbones: choose {instead}")
+    return method
+
+
+def recipe_for(
+    name: str,
+    family: str,
+    *,
+    steps: int | None = None,
+    lr: float | None = None,
+    augment: tuple[str, ...] | None = None,
+    accelerator: str = "cpu",
+) -> Recipe:
+    """The default recipe of a method on a family, with what the user set instead."""
+    method = method_for(name, family)
+    recipe = replace(
+        _RECIPES[family], steps=method.steps if steps is None else steps, accelerator=accelerator
+    )
+    recipe = replace(recipe, **_OWN.get(name, {}))
+    if lr is not None:
+        recipe = replace(recipe, lr=lr)
+    return recipe if augment is None else replace(recipe, augment=augment)

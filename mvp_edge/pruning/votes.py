@@ -1,0 +1,148 @@
+"""Meta-Vote Pruning: the most similar tasks' networks vote, unit by unit (paper, Alg. 1).
+
+v_k  = how many neighbours kept unit k
+Ω    = units drawn without replacement, p(k) ∝ exp(v_k / τ)                    Eq. (1)
+θ_k  = mean of θ^j_k over the neighbours j that kept k, entry by entry
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from mvp_edge.pruning.problem import Problem, Pruned
+from mvp_edge.pruning.scratch import fine_tune, weight_norms
+from mvp_edge.subnetwork.backbone import heads
+from mvp_edge.subnetwork.subnet import extract, full_coordinates
+from mvp_edge.subnetwork.units import UnitGroup
+
+
+@dataclass(frozen=True)
+class Voter:
+    """A neighbour as it votes: what it kept, in which order units fell, and its weights.
+
+    ``kept`` belongs to the weights; it may be wider than what is voted for.
+    """
+
+    name: str
+    kept: Mapping[str, NDArray[np.int64]]
+    ranking: Mapping[str, NDArray[np.int64]]
+    weights: Mapping[str, torch.Tensor]
+
+    def choice(self, group: UnitGroup, width: int) -> NDArray[np.int64]:
+        """The units it would keep at ``width``: the nested ranking read at that size, ascending."""
+        ranking = self.ranking[group.name]
+        return np.sort(ranking[len(ranking) - width :])
+
+
+@dataclass(frozen=True)
+class Voting:
+    """How votes become a sub-network."""
+
+    tau: float = 0.2
+    """Temperature of Eq. (1); 0 keeps the units with most votes (ties by weight norm)."""
+    weights: Literal["average", "backbone"] = "average"
+    units: Literal["votes", "random"] = "votes"
+
+
+@dataclass(frozen=True)
+class Ballot:
+    """The votes of one unit group and what was drawn."""
+
+    group: UnitGroup
+    votes: NDArray[np.int64]
+    kept: NDArray[np.int64]
+
+    @property
+    def drawn(self) -> NDArray[np.int64]:
+        """Kept units that nobody voted for."""
+        nobody: NDArray[np.int64] = self.kept[self.votes[self.kept] == 0]
+        return nobody
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in votes.json."""
+        return {
+            "name": self.group.name,
+            "kind": self.group.kind,
+            "size": self.group.size,
+            "kept": self.kept.tolist(),
+            "votes": self.votes.tolist(),
+            "drawn": self.drawn.tolist(),
+        }
+
+
+def mvp(
+    problem: Problem, voters: Sequence[Voter], voting: Voting | None = None
+) -> tuple[Pruned, tuple[Ballot, ...]]:
+    """Vote, average, re-estimate statistics, make the head, fine-tune; returns the ballots too."""
+    voting = voting or Voting()
+    ballots = hold_vote(problem, voters, voting)
+    kept = {ballot.group.name: ballot.kept for ballot in ballots}
+    full = problem.backbone.with_head(problem.classes)
+    if voting.weights == "average":
+        average_into(full, voters, problem.policy)
+    pruned = fine_tune(problem, extract(full, kept, problem.policy), kept)
+    pruned.ranking = {b.group.name: _ranking(b) for b in ballots}
+    return pruned, tuple(ballots)
+
+
+def hold_vote(problem: Problem, voters: Sequence[Voter], voting: Voting) -> list[Ballot]:
+    """One ballot a group, drawn with the problem's seed."""
+    rng = np.random.default_rng([problem.seed, 4])
+    norms = weight_norms(problem.backbone.model, problem.groups)
+    ballots = []
+    for group in problem.groups:
+        width = problem.widths.get(group.name, group.size)
+        votes = np.zeros(group.size, dtype=np.int64)
+        for voter in voters:
+            votes[voter.choice(group, width)] += 1
+        if voting.units == "random":
+            kept = np.sort(rng.permutation(group.size)[:width])
+        elif voting.tau > 0:
+            kept = draw(votes / voting.tau, width, rng)
+        else:
+            # Fewer than one vote's worth: norms only break ties.
+            share = norms[group.name] / (norms[group.name].max() * 2 + 1e-30)
+            kept = np.sort(np.argsort(votes + share, kind="stable")[group.size - width :])
+        ballots.append(Ballot(group, votes, kept))
+    return ballots
+
+
+def draw(logits: NDArray[np.float64], count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """``count`` indices without replacement, each next one with p ∝ exp(logit) (Gumbel top-k, exact)."""
+    keys = logits + rng.gumbel(size=len(logits))
+    return np.sort(np.argsort(keys, kind="stable")[len(keys) - count :])
+
+
+@torch.no_grad()
+def average_into(full: nn.Module, voters: Sequence[Voter], policy: str) -> None:
+    """Replace each entry of ``full`` by its mean over the voters that kept it; others stay.
+
+    An entry W[o, i] counts a voter only if it kept both o and i: averaging zeros in would shrink it.
+    The task's head is not touched.
+    """
+    own = {**dict(full.named_parameters()), **dict(full.named_buffers())}
+    classifiers = tuple(f"{name}." for name in heads(full))
+    body = [n for n, t in own.items() if t.is_floating_point() and not n.startswith(classifiers)]
+    placed = [full_coordinates(full, v.kept, v.weights, policy) for v in voters]
+    for name in body:
+        tensor = own[name]
+        total = torch.zeros_like(tensor, dtype=torch.float64)
+        count = torch.zeros_like(total)
+        for entries in placed:
+            values, index = entries[name]
+            place = tuple(torch.from_numpy(i) for i in np.ix_(*index))
+            total[place] += values.double()
+            count[place] += 1
+        mean = total / count.clamp(min=1)
+        tensor.copy_(torch.where(count > 0, mean, tensor.double()).to(tensor.dtype))
+
+
+def _ranking(ballot: Ballot) -> NDArray[np.int64]:
+    """The ballot as a nested ranking: the unkept first, then by votes."""
+    kept = np.isin(np.arange(ballot.group.size), ballot.kept)
+    return np.lexsort((ballot.votes, kept)).astype(np.int64)

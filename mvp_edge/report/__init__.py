@@ -1,8 +1,0 @@
-"""The page that explains a run, and the page that compares several: `mvp-edge report`.
-
-run directory → run_files → results → measures, findings, comparison → charts → page
-"""
-
-from mvp_edge.report.page import report
-
-__all__ = ["report"]

@@ -1,0 +1,199 @@
+"""The unpruned network beside the pruned one, figure by figure.
+
+What is counted stands in verified.json, what an export weighs in the bundle's manifest, what was
+timed in bench.json; a line whose other half was never measured says so.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from mvp_edge.reporting.printed import NNBSP, count, duration, percent, points, size, times, wilson
+from mvp_edge.reporting.results import RunResult
+from mvp_edge_export.bench_result import Cell
+from mvp_edge_export.bundle import Manifest
+
+RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "torch": "PyTorch"}
+FORMATS = {"onnx": "ONNX", "openvino": "OpenVINO", "openvino-fp16": "OpenVINO, fp16 weights"}
+ABSENT = "not measured"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One line of unpruned beside pruned."""
+
+    label: str
+    unpruned: str
+    pruned: str
+    left: float | None = None
+    """Pruned as a share of unpruned, where less is better."""
+    gain: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One of the few figures at the top."""
+
+    label: str
+    value: str
+    about: str
+
+
+@dataclass(frozen=True)
+class LayerShare:
+    """A layer's part of the multiply-adds."""
+
+    name: str
+    kind: str
+    flops: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A share of test images that were right, and its 95 % interval."""
+
+    top1: float
+    n: int
+
+    def __str__(self) -> str:
+        return percent(self.top1)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Low and high end."""
+        return wilson(self.top1, self.n)
+
+    @property
+    def spread(self) -> str:
+        """The interval, for people: "87.1 – 94.1 %"."""
+        low, high = self.interval
+        return f"{100 * low:.1f}{NNBSP}–{NNBSP}{percent(high)}"
+
+
+def accuracy(result: RunResult) -> Accuracy:
+    """Of the pruned network, on the test images."""
+    return Accuracy(result.test.top1, result.test.n)
+
+
+def reference(result: RunResult) -> Accuracy | None:
+    """Of the fine-tuned unpruned backbone, on the same images."""
+    return Accuracy(result.reference.top1, result.test.n) if result.reference else None
+
+
+def measures(result: RunResult) -> Iterator[Measure]:
+    """Every line of the comparison."""
+    before, after = reference(result), accuracy(result)
+    if before is None:
+        yield Measure("Accuracy", ABSENT, str(after))
+    else:
+        yield Measure("Accuracy", str(before), str(after), gain=points(after.top1 - before.top1))
+    cost, base = result.verified.cost, result.verified.cost_baseline
+    yield _shrunk("Multiply-adds", base.flops, cost.flops, count)
+    yield _shrunk("Parameters", base.params, cost.params, count)
+    yield _shrunk("Memory, predicted", base.memory_bytes, cost.memory_bytes, size)
+    if (manifest := result.manifest) is not None:
+        for form, name in manifest.models.items():
+            other = manifest.baseline.get(form)
+            unpruned = None if other is None else _file_bytes(manifest, other)
+            label = f"File, {FORMATS.get(form, form)}"
+            yield _shrunk(label, unpruned, _file_bytes(manifest, name), size)
+    for cell in pruned_cells(result):
+        other_p50 = base_cell.latency.p50 if (base_cell := counterpart(result, cell)) else None
+        label = f"Latency, {place(cell)}"
+        yield _shrunk(label, other_p50, cell.latency.p50, duration, "median", "faster", "slower")
+    for name in dict.fromkeys(cell.runtime for cell in pruned_cells(result)):
+        label = f"Peak memory, {RUNTIMES.get(name, name)}"
+        before_peak, peak = _peak(result, "baseline", name), _peak(result, "pruned", name)
+        yield _shrunk(label, before_peak, peak or 0, size, "measured")
+
+
+def headline_figures(result: RunResult) -> tuple[Figure, ...]:
+    """The few figures that stand at the top."""
+    cost, base, right = result.verified.cost, result.verified.cost_baseline, accuracy(result)
+    cells, manifest = pruned_cells(result), result.manifest
+    if cells:
+        fastest = min(cells, key=lambda cell: cell.latency.p50)
+        latency = Figure("Latency, median", duration(fastest.latency.p50), place(fastest))
+    else:
+        latency = Figure("Latency", "–", "not benchmarked yet")
+    if manifest is not None and manifest.models:
+        form, name = next(iter(manifest.models.items()))
+        file = Figure("File", size(_file_bytes(manifest, name)), FORMATS.get(form, form))
+    else:
+        file = Figure("File", "–", "not exported yet")
+    return (
+        Figure("Accuracy, test images", str(right), f"95 %: {right.spread}"),
+        _of("Multiply-adds", cost.flops, base.flops),
+        _of("Parameters", cost.params, base.params),
+        file,
+        latency,
+    )
+
+
+def layer_shares(result: RunResult) -> tuple[LayerShare, ...]:
+    """The layers with at least 0.5 % of the multiply-adds, and all others as one."""
+    found = result.layers.layers if result.layers else ()
+    total = sum(layer.flops for layer in found)
+    heavy = [
+        LayerShare(layer.name, layer.kind, layer.flops, layer.flops / total)
+        for layer in found
+        if layer.kind in ("conv", "linear", "attention") and layer.flops >= total / 200 > 0
+    ]
+    rest = total - sum(layer.flops for layer in heavy)
+    return (*heavy, LayerShare("all others", "", rest, rest / total)) if rest else tuple(heavy)
+
+
+def pruned_cells(result: RunResult) -> tuple[Cell, ...]:
+    """The pruned network's cells of the benchmark; empty before one."""
+    cells = result.bench.cells if result.bench else ()
+    return tuple(cell for cell in cells if cell.network == "pruned")
+
+
+def counterpart(result: RunResult, cell: Cell) -> Cell | None:
+    """The unpruned network's cell in the same runtime with as many threads."""
+    return result.bench.cell("baseline", cell.runtime, cell.threads) if result.bench else None
+
+
+def place(cell: Cell) -> str:
+    """Where a cell was measured: "ONNX Runtime, 1 thread"."""
+    threads = f"{cell.threads}{NNBSP}thread" + ("" if cell.threads == 1 else "s")
+    return f"{RUNTIMES.get(cell.runtime, cell.runtime)}, {threads}"
+
+
+def _of(label: str, left: float, whole: float) -> Figure:
+    return Figure(label, count(left), f"{percent(left / whole)} of {count(whole)}")
+
+
+def _shrunk(
+    label: str,
+    before: float | None,
+    after: float,
+    show: Callable[[float], str],
+    note: str = "",
+    better: str = "smaller",
+    worse: str = "larger",
+) -> Measure:
+    if before is None or before <= 0 or after <= 0:
+        return Measure(label, ABSENT if before is None else show(before), show(after), note=note)
+    gain = (
+        f"{times(before / after)} {better}"
+        if before >= after
+        else f"{times(after / before)} {worse}"
+    )
+    return Measure(label, show(before), show(after), after / before, gain, note)
+
+
+def _peak(result: RunResult, network: str, runtime: str) -> int | None:
+    """The most memory over all thread counts, beyond what the runtime takes by itself."""
+    cells = result.bench.cells if result.bench else ()
+    wanted = (network, runtime)
+    return max(
+        (c.peak_over_import for c in cells if (c.network, c.runtime) == wanted), default=None
+    )
+
+
+def _file_bytes(manifest: Manifest, name: str) -> int:
+    """Bytes of a model in the bundle; OpenVINO's .bin counts with its .xml."""
+    parts = (name, f"{name.removesuffix('.xml')}.bin") if name.endswith(".xml") else (name,)
+    return sum(manifest.files[part].bytes for part in parts if part in manifest.files)

@@ -1,0 +1,105 @@
+"""From a finished run to a bundle: what the exporter needs, gathered from the run directory."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from mvp_edge.pruning.finetune import Batches, Ledger, initialise_head
+from mvp_edge.pruning.methods import recipe_for
+from mvp_edge.runs.run import Run
+from mvp_edge.subnetwork.backbone import Backbone, load_backbone
+from mvp_edge.subnetwork.network import TENSORS, Network
+from mvp_edge.tasks.task import Task
+from mvp_edge_export.bundle import Bundle
+from mvp_edge_export.errors import BadInput
+from mvp_edge_export.profile import DeviceProfile
+from mvp_edge_export.storage import read_json
+from mvp_edge_export.verified import parse
+from mvp_edge_export.write import FORMATS, export_bundle
+
+GATE_IMAGES = 64
+"""The parity gate wants at least this many real images; small test splits are filled up."""
+
+
+def export(
+    run: str | Path | Run,
+    out: str | Path | None = None,
+    *,
+    formats: Sequence[str] = FORMATS,
+    fp16: bool = False,
+    dynamic_batch: bool = False,
+    embed_preprocess: bool = False,
+    baseline: bool = False,
+    force: bool = False,
+    progress: Callable[[str], None] = lambda phase: None,
+) -> Bundle:
+    """Export the verified network of ``run`` to a bundle (default: RUN/bundle), through the parity gate.
+
+    ``baseline``: the unpruned backbone is exported beside it for comparison; its head for the task is the
+    nearest-class-mean rule of its own features.
+    ``progress`` is told the name of each phase as it begins.
+
+    Raises:
+        BadInput: no such run, changed weights, an existing bundle without ``force``.
+        BudgetMissed: a verdict is FAIL.
+        GateFailed: a runtime does not compute what was verified; no bundle is left.
+    """
+    done = run if isinstance(run, Run) else Run.load(run)
+    done.check()
+    path, network = done.path, done.network
+    facts = read_json(path / "run.json", "run")
+    profile = parse(
+        DeviceProfile, read_json(path / "profile.json", "run"), "run", path / "profile.json"
+    )
+    task = Task.from_json(read_json(path / "task.json", "run"))
+    test = task.images("test", network.preprocess)
+    unpruned = None
+    if baseline:
+        progress("preparing the unpruned network")
+        backbone = load_backbone(facts["backbone"]["source"], network.preprocess.size)
+        if backbone.sha256 != network.backbone_sha256:
+            raise BadInput(
+                f"--baseline: {backbone.source} is not the backbone that {path} was pruned from any more"
+            )
+        unpruned = _unpruned(backbone, task)
+    return export_bundle(
+        network.module(),
+        done.verified,
+        path / TENSORS,
+        Path(out) if out is not None else path / "bundle",
+        labels=network.classes,
+        preprocess=network.preprocess,
+        kept={name: units.tolist() for name, units in network.kept.items()},
+        profile=profile,
+        images=test.pixels,
+        targets=test.labels,
+        gate_pixels=_gate_pixels(task, network),
+        formats=formats,
+        fp16=fp16,
+        dynamic_batch=dynamic_batch,
+        embed_preprocess=embed_preprocess,
+        baseline=unpruned,
+        force=force,
+        progress=progress,
+    )
+
+
+def _unpruned(backbone: Backbone, task: Task) -> nn.Module:
+    """The whole backbone with a nearest-class-mean head for the task."""
+    module = backbone.with_head(len(task.classes))
+    images = task.images("train", backbone.preprocess)
+    batches = Batches(images, backbone.preprocess, recipe_for("random", backbone.family), seed=0)
+    initialise_head(module, batches, len(task.classes), Ledger())
+    return module
+
+
+def _gate_pixels(task: Task, network: Network) -> NDArray[np.uint8]:
+    """Real images for the gate: test images, then others of the task while there are too few."""
+    pixels = [task.images("test", network.preprocess).pixels]
+    for split in ("val", "train"):
+        if sum(map(len, pixels)) < GATE_IMAGES:
+            pixels.append(task.images(split, network.preprocess).pixels)
+    return np.concatenate(pixels)[: 2 * GATE_IMAGES]

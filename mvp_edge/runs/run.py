@@ -1,0 +1,403 @@
+"""One run: from a device, a task and a zoo to a verified network in a run directory.
+
+    settle     everything that can be refused is refused here; nothing is written
+    images     task.json, profile.json            decoded once, kept in the cache
+    similarity neighbours.json                    where the zoo votes
+    pruning    network.*, votes.json, history.json, pruned.json
+    reference  reference.json                     with --reference
+    verify     verified.json, test.json, layers.json
+    finish     run.json; the zoo's entry          with --add-to-zoo
+
+Each file appears whole when its phase is done, and a phase whose files are there is not repeated: the
+same command goes on where a killed one stopped.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, TypedDict, Unpack
+
+from torch import nn
+
+from mvp_edge.pruning.finetune import Ledger
+from mvp_edge.pruning.methods import method_for
+from mvp_edge.pruning.problem import Problem, Progress, Pruned
+from mvp_edge.pruning.votes import Ballot, Voter, Voting, mvp
+from mvp_edge.runs.reference import tuned_reference
+from mvp_edge.runs.rundir import Claim, RunDirectory
+from mvp_edge.runs.settle import DEFAULT_TAU, Request, Settled, describe, settle
+from mvp_edge.runs.verify import verify
+from mvp_edge.subnetwork.cost import forward_macs, layers, paper_cost
+from mvp_edge.subnetwork.network import DESCRIPTION, TENSORS, Network
+from mvp_edge.subnetwork.subnet import SubNetwork
+from mvp_edge.tasks.task import Images, Task
+from mvp_edge.zoo.build import costs, scores, synsets_of, to_network, within_limits
+from mvp_edge.zoo.entries import Entry, Zoo
+from mvp_edge.zoo.neighbours import LEEP_IMAGES, Similarity, find_neighbours
+from mvp_edge_export.errors import BadInput, BudgetMissed
+from mvp_edge_export.profile import DeviceProfile
+from mvp_edge_export.storage import read_json, sha256_file, write_json
+from mvp_edge_export.verified import Verified
+
+CHECKPOINT = ".checkpoint.safetensors"
+
+
+class Options(TypedDict, total=False):
+    """The options of `prune`; what they mean and default to is said in `mvp_edge.runs.settle.Request`."""
+
+    backbone: str | None
+    classes: Sequence[str] | None
+    method: str
+    policy: str | None
+    similarity: Similarity | None
+    neighbours: int | None
+    disjoint: bool
+    keep: float | Literal["auto"]
+    steps: int | None
+    lr: float | None
+    tau: float | None
+    head: Literal["means", "zero", "random"]
+    statistics: bool
+    augment: Sequence[str]
+    input_size: int | None
+    accelerator: str
+    seed: int
+    synsets: str | None
+    reference: bool
+    add_to_zoo: bool
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: where it lies and what was verified. Prints as its verdict."""
+
+    path: Path
+    verified: Verified
+    network: Network
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Run":
+        """A finished run directory; BadInput says what is wrong with it."""
+        run = RunDirectory.open(Path(path))
+        network = Network.load(run.path)
+        return cls(run.path, Verified.load(run.path / "verified.json", run.path / TENSORS), network)
+
+    @property
+    def subnetwork(self) -> SubNetwork:
+        """What was kept of the backbone."""
+        return self.network.subnetwork
+
+    def check(self) -> None:
+        """Raise BudgetMissed if a verdict is FAIL."""
+        if not self.verified.passed:
+            missed = "; ".join(str(verdict) for verdict in self.verified.failed)
+            raise BudgetMissed(
+                f"{self.path}: missed after training: {missed}; the run is kept, its export refused"
+            )
+
+    def __repr__(self) -> str:
+        cost, full = self.verified.cost, self.verified.cost_baseline
+        lines = [
+            f"Run {self.path}: {100 * self.verified.accuracy:.1f} % top-1 on {self.verified.images} test images, "
+            f"{cost.flops / 1e6:.1f} M multiply-adds ({full.flops / cost.flops:.1f}× fewer), "
+            f"{cost.params / 1e6:.2f} M parameters"
+        ]
+        for verdict in self.verified.verdicts:
+            lines.append(f"  {verdict}" + (f" ({verdict.note})" if verdict.note else ""))
+        return "\n".join(lines)
+
+
+def prune(
+    device: str | Path | DeviceProfile,
+    task: str | Path | Task,
+    zoo: str | Path | Zoo | None = None,
+    *,
+    out: str | Path | None = None,
+    force: bool = False,
+    progress: Progress = lambda phase, done, total: None,
+    say: Callable[[str], None] = lambda line: None,
+    **options: Unpack[Options],
+) -> Run:
+    """Prune for a device and a task.
+
+    Args:
+        device: a profile, a shipped one's name, or a YAML file.
+        task: a task, or the folder, zip or list file of one.
+        zoo: whose entries vote, and whose backbone is used; without one give ``backbone``.
+        out: the run directory; ``runs/001``, ``runs/002``, … if None.
+        force: replace another run at ``out``.
+        progress: called with (phase, done, total).
+        say: told what will be done.
+        options: see `Options`.
+
+    Raises:
+        BadInput: what cannot be understood, or does not fit.
+        BudgetMissed: the budgets are infeasible (nothing is written), or were missed after training
+            (the run is kept, with the verdict FAIL).
+    """
+    asked = Request(_given(device), _given(task), _given(zoo), **options)
+    run = prune_for(asked, None if out is None else Path(out), force, progress, say)
+    run.check()
+    return run
+
+
+def prune_for(
+    request: Request,
+    out: Path | None,
+    force: bool,
+    progress: Progress,
+    say: Callable[[str], None],
+) -> Run:
+    """The run of a request, whether its budgets were met or not."""
+    settled = settle(request, progress, say)
+    say(describe(settled))
+    claim = Claim(request.arguments(), settled.identity, request.command)
+    with RunDirectory.claim(claim, out, force=force) as run, within_limits(run.path):
+        return execute(settled, run, progress)
+
+
+def execute(settled: Settled, run: RunDirectory, progress: Progress) -> Run:
+    """Carry out what was settled; phases whose files are there are not repeated."""
+    request, backbone, task, path = settled.request, settled.backbone, settled.task, run.path
+    if request.add_to_zoo and settled.zoo is not None:
+        _check_addable(settled.zoo, task.name, run)
+    run.write("task.json", task.to_json())
+    write_json(path / "profile.json", settled.profile.model_dump(mode="json", by_alias=True))
+    with run.phase("images"):
+        problem = Problem(
+            backbone=backbone,
+            policy=settled.policy,
+            classes=len(task.classes),
+            train=_images(settled, "train", progress),
+            validation=_images(settled, "val", progress),
+            widths=settled.plan.widths,
+            recipe=settled.recipe,
+            seed=request.seed,
+            checkpoint=path / CHECKPOINT,
+            progress=progress,
+        )
+    if settled.voting and not run.has("neighbours.json"):
+        with run.phase("similarity"):
+            run.write("neighbours.json", _neighbours(settled, problem, progress))
+    if not run.has("pruned.json"):
+        with run.phase("pruning"):
+            pruned, ballots = _prune(settled, problem, run)
+            _keep(settled, run, pruned, ballots)
+    (path / CHECKPOINT).unlink(missing_ok=True)
+    reference = None
+    if request.reference:
+        if not run.has("reference.json"):
+            with run.phase("reference"):
+                run.write("reference.json", tuned_reference(settled, problem, path, progress))
+        reference = float(run.read("reference.json")["top1"])
+    with run.phase("verification"):
+        progress("verification", 0, 1)
+        network = Network.load(path)
+        module = network.module()
+        verified, test = verify(
+            module, sha256_file(path / TENSORS), backbone, task, settled.profile, reference
+        )
+        run.write("test.json", test)
+        run.write("layers.json", {"layers": _layers(settled, module)})
+        verified.save(path / "verified.json")
+        progress("verification", 1, 1)
+    facts = _facts(settled, run, network)
+    if request.add_to_zoo and settled.zoo is not None and verified.passed:
+        _add(settled.zoo, run, facts)
+    run.finish(**facts)
+    return Run(path, verified, network)
+
+
+def add_run(zoo: Zoo, run: Path, *, force: bool = False) -> Entry:
+    """Add a finished run's network to a zoo."""
+    directory = RunDirectory.open(run)
+    return _add(zoo, directory, directory.read("run.json"), force=force)
+
+
+def _given(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+def _images(settled: Settled, split: str, progress: Progress) -> Images:
+    return settled.task.images(
+        split,
+        settled.backbone.preprocess,
+        progress=lambda done, total: progress(f"decoding {split}", done, total),
+    )
+
+
+def _neighbours(settled: Settled, problem: Problem, progress: Progress) -> dict[str, Any]:
+    """neighbours.json: who votes, whose weights these are, and what finding them cost."""
+    request, task, ledger = settled.request, settled.task, Ledger()
+    images = Images(problem.train.pixels, problem.train.labels)
+    found = find_neighbours(
+        settled.entries,
+        settled.backbone,
+        images.take(task.subsample("train", LEEP_IMAGES, request.seed)),
+        task.classes,
+        settled.neighbours,
+        ledger,
+        similarity=request.similarity or "leep",
+        overrides=settled.overrides,
+        disjoint=request.disjoint,
+        progress=progress,
+    )
+    of = {entry.name: _weights_of(entry) for entry in settled.entries}
+    return {
+        **found.to_json(),
+        "weights": {one.task: of[one.task] for one in found.chosen},
+        "flops": ledger.similarity_flops,
+    }
+
+
+def _weights_of(entry: Entry) -> str:
+    """The sha256 of an entry's tensors, as its description says."""
+    return str(read_json(entry.directory / DESCRIPTION, f"zoo entry {entry.name}")["sha256"])
+
+
+def _voters(settled: Settled, run: RunDirectory) -> list[Voter]:
+    """The neighbours that were found, as they were then."""
+    by_name = {entry.name: entry for entry in settled.entries}
+    voters = []
+    for name, weights in run.read("neighbours.json")["weights"].items():
+        if name not in by_name or _weights_of(by_name[name]) != weights:
+            raise BadInput(
+                f"run {run.path}: its neighbour {name} was changed in, or removed from, the zoo since "
+                "the run began: restore it, or begin a new run"
+            )
+        voters.append(by_name[name].voter(settled.plan.keep))
+    return voters
+
+
+def _prune(
+    settled: Settled, problem: Problem, run: RunDirectory
+) -> tuple[Pruned, tuple[Ballot, ...]]:
+    if not settled.voting:
+        method = method_for(settled.method, settled.backbone.family)
+        assert method.prune is not None
+        return method.prune(problem), ()
+    tau = settled.request.tau
+    voting = Voting(tau=DEFAULT_TAU if tau is None else tau)
+    return mvp(problem, _voters(settled, run), voting)
+
+
+def _keep(settled: Settled, run: RunDirectory, pruned: Pruned, ballots: Sequence[Ballot]) -> None:
+    """Write what the method returned; pruned.json, the last, says that it is all there."""
+    backbone, task, recipe = settled.backbone, settled.task, settled.recipe
+    similarity = 0
+    if ballots:
+        neighbours = run.read("neighbours.json")
+        similarity = neighbours["flops"]
+        names = [neighbour["task"] for neighbour in neighbours["neighbours"]]
+        run.write("votes.json", {"neighbours": names, "groups": [b.to_json() for b in ballots]})
+    run.write("history.json", asdict(pruned.history))
+    to_network(backbone, settled.policy, task, pruned).save(run.path)
+    dense = forward_macs(backbone.with_head(len(task.classes)), backbone.shape)
+    batch = min(recipe.batch, len(task.splits["train"]))
+    run.write(
+        "pruned.json",
+        {
+            "synsets": synsets_of(task.classes, settled.overrides),
+            "scores": scores(pruned, task, backbone),
+            "costs": costs(pruned, backbone),
+            "training": {
+                "steps": recipe.steps,
+                "batch": batch,
+                "lr": recipe.lr,
+                "optimizer": recipe.optimizer,
+                "similarity_flops": similarity,
+                "statistics_flops": pruned.ledger.statistics_flops,
+                "training_flops": pruned.ledger.training_flops,
+                "paper_flops": paper_cost(dense, batch, [pruned.ledger.density_steps]),
+                "seconds": round(pruned.seconds, 2),
+                "step_seconds": round(pruned.step_seconds, 2),
+            },
+        },
+    )
+
+
+def _check_addable(zoo: Zoo, name: str, run: RunDirectory) -> None:
+    """Refuse before the training what the zoo would refuse after it."""
+    if not os.access(zoo.path, os.W_OK):
+        raise BadInput(f"--add-to-zoo: zoo {zoo.path} cannot be written")
+    if name in zoo.names() and not run.has("pruned.json"):
+        raise BadInput(
+            f"--add-to-zoo: zoo {zoo.path} has an entry {name!r} already: "
+            f"`mvp-edge zoo rm {zoo.path} {name}` removes it, `mvp-edge zoo add --force` replaces it"
+        )
+
+
+def _add(zoo: Zoo, run: RunDirectory, facts: dict[str, Any], *, force: bool = False) -> Entry:
+    """Make a run's network an entry; one that is there already (added, then killed) is left alone."""
+    name, network = facts["task"]["name"], Network.load(run.path)
+    if name in zoo.names() and not force:
+        there = zoo.entry(name)
+        if _weights_of(there) == sha256_file(run.path / TENSORS):
+            return there
+    made = run.read("pruned.json")
+    return zoo.add(
+        name,
+        network,
+        synsets=made["synsets"],
+        scores=made["scores"],
+        cost=made["costs"],
+        recipe={"method": facts["method"], **facts["training"], "seed": facts["seed"]},
+        keep=facts["keep"]["chosen"],
+        force=force,
+    )
+
+
+def _layers(settled: Settled, module: nn.Module) -> list[dict[str, Any]]:
+    """layers.json: what each layer costs, and the same layer of the unpruned network."""
+    backbone = settled.backbone
+    unpruned = layers(backbone.with_head(len(settled.task.classes)), backbone.shape)
+    whole = {layer.name: layer.flops for layer in unpruned}
+    return [
+        {**asdict(layer), "flops_baseline": whole.get(layer.name)}
+        for layer in layers(module, backbone.shape)
+    ]
+
+
+def _facts(settled: Settled, run: RunDirectory, network: Network) -> dict[str, Any]:
+    """What run.json says of a finished run."""
+    request, backbone, task, plan = settled.request, settled.backbone, settled.task, settled.plan
+    return {
+        "seed": request.seed,
+        "backbone": {
+            "name": backbone.name,
+            "architecture": backbone.architecture.name,
+            "source": backbone.source,
+            "sha256": backbone.sha256,
+            "family": backbone.family,
+            "policy": settled.policy,
+            "input_size": backbone.preprocess.size,
+            "num_classes": len(backbone.classes),
+        },
+        "task": {
+            "name": task.name,
+            "source": task.source,
+            "classes": list(task.classes),
+            "images": {name: len(examples) for name, examples in task.splits.items()},
+            "skipped": [{"file": s.file, "why": s.why} for s in task.skipped],
+        },
+        "profile": {
+            "id": settled.profile.id,
+            "name": settled.profile.name,
+            "sha256": settled.profile.sha256,
+        },
+        "method": settled.method,
+        "method_reason": settled.reason,
+        "keep": {
+            "asked": request.keep,
+            "zoo": settled.zoo.keep if settled.zoo else None,
+            "chosen": plan.keep,
+            "binding": plan.binding,
+            "room": plan.room.to_json() if plan.room else None,
+        },
+        "widths": {
+            name: {"size": size, "kept": network.subnetwork.widths[name]}
+            for name, size in network.subnetwork.sizes.items()
+        },
+        "training": run.read("pruned.json")["training"],
+    }

@@ -1,0 +1,333 @@
+"""What is asked, and whether it can be done: loaded, checked and decided before anything is written.
+
+    Request  ─ load ─→    profile, zoo, backbone, task
+             ─ decide ─→  who votes, or which method from scratch; widths within the budgets; recipe
+             ─→  Settled
+
+Everything that can be refused without computing is refused here.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from mvp_edge.pruning.finetune import Recipe
+from mvp_edge.pruning.methods import FROM_SCRATCH, METHODS, method_for, recipe_for
+from mvp_edge.pruning.problem import Progress
+from mvp_edge.subnetwork.backbone import Backbone, load_backbone
+from mvp_edge.subnetwork.budget import Plan, solve
+from mvp_edge.subnetwork.units import POLICIES
+from mvp_edge.tasks.task import Task
+from mvp_edge.zoo.build import anchored, choose_accelerator, wordnet
+from mvp_edge.zoo.entries import Entry, Zoo
+from mvp_edge.zoo.neighbours import Similarity
+from mvp_edge.zoo.synsets import load_overrides
+from mvp_edge_export.errors import BadInput
+from mvp_edge_export.profile import DeviceProfile, load_profile
+from mvp_edge_export.storage import sha256_json
+
+DEFAULT_KEEP = 0.1
+"""Kept where neither a zoo nor the user says: the paper's 90 % pruned."""
+MAX_INPUT = 1024
+DEFAULT_NEIGHBOURS = 3
+DEFAULT_TAU = 0.2
+
+_CHOICES: Mapping[str, Sequence[str]] = {
+    "method": ("auto", *METHODS),
+    "policy": sorted({policy for policies in POLICIES.values() for policy in policies}),
+    "similarity": ("leep", "wordnet"),
+    "head": ("means", "zero", "random"),
+    "accelerator": ("auto", "cpu", "cuda"),
+}
+_AT_LEAST = {"neighbours": 1, "steps": 0, "input_size": 8, "seed": 0, "tau": 0.0, "lr": 0.0}
+_VOTING: Mapping[str, object] = {
+    "similarity": None,
+    "neighbours": None,
+    "disjoint": False,
+    "tau": None,
+}
+"""Options that only a vote heeds, and what they are when they were not given."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for: the arguments of `mvp-edge prune`, as they stand in run.json."""
+
+    device: str | DeviceProfile
+    """A profile, a shipped one's name, or a YAML file."""
+    task: str | Task
+    """A task, or its folder, zip or list file."""
+    zoo: str | Zoo | None = None
+    """Whose entries vote, and whose backbone and keep ratio are used."""
+    backbone: str | None = None
+    classes: Sequence[str] | None = None
+    """Only these classes of the task."""
+    method: str = "auto"
+    policy: str | None = None
+    similarity: Similarity | None = None
+    """leep (the default) or wordnet."""
+    neighbours: int | None = None
+    """How many vote; 3 by default, or as many as there are."""
+    disjoint: bool = False
+    """Only neighbours that share no class with the task."""
+    keep: float | Literal["auto"] = "auto"
+    """The most that is kept; auto: the zoo's ratio. Budgets may ask for less."""
+    steps: int | None = None
+    lr: float | None = None
+    tau: float | None = None
+    """Temperature of the vote; 0.2 by default, 0 takes the units with most votes."""
+    head: Literal["means", "zero", "random"] = "means"
+    statistics: bool = True
+    """Re-estimate BatchNorm on the task before step 1."""
+    augment: Sequence[str] = ("flip", "shift")
+    input_size: int | None = None
+    accelerator: str = "auto"
+    seed: int = 0
+    synsets: str | None = None
+    """A file of class meanings."""
+    reference: bool = False
+    """Fine-tune the unpruned backbone too, for the accuracy drop."""
+    add_to_zoo: bool = False
+
+    def __post_init__(self) -> None:
+        for name, allowed in _CHOICES.items():
+            value = getattr(self, name)
+            if value is not None and value not in allowed:
+                raise BadInput(f"{_flag(name)} {value}: choose one of {', '.join(allowed)}")
+        for name, least in _AT_LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not (value >= least and math.isfinite(value)):
+                raise BadInput(f"{_flag(name)} {value}: a number, at least {least:g}")
+        if self.input_size is not None and self.input_size > MAX_INPUT:
+            raise BadInput(f"--input-size {self.input_size}: at most {MAX_INPUT}")
+        if self.lr == 0:
+            raise BadInput("--lr 0: nothing would be learned; give a rate above 0")
+        if isinstance(self.keep, str):
+            if self.keep != "auto":
+                raise BadInput(f"--keep {self.keep}: auto, or a ratio above 0 and at most 1")
+        elif not 0 < self.keep <= 1:
+            raise BadInput(f"--keep {self.keep:g}: the ratio must be above 0 and at most 1")
+        for name in self.augment:
+            if name not in ("flip", "shift"):
+                raise BadInput(f"--augment {name}: flip, shift, or none of them")
+        if self.classes is not None and isinstance(self.task, Task):
+            raise BadInput("--classes: the task was opened already; name its classes there")
+        if self.zoo is None and self.backbone is None:
+            raise BadInput("give --zoo Z (its backbone is used), --backbone NAME|FILE, or both")
+        if self.zoo is None and self.add_to_zoo:
+            raise BadInput("--add-to-zoo: to which? name it with --zoo")
+
+    def arguments(self) -> dict[str, Any]:
+        """As they stand in run.json; an object stands by the name of what it was read from."""
+        given: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        if isinstance(self.device, DeviceProfile):
+            given["device"] = str(self.device.path or self.device.id)
+        if isinstance(self.task, Task):
+            given |= {"task": self.task.source, "classes": self.task.classes}
+        if isinstance(self.zoo, Zoo):
+            given["zoo"] = str(self.zoo.path)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in given.items()}
+
+    def command(self, out: Path) -> list[str]:
+        """The command line that asks for the same."""
+        usual = {field.name: field.default for field in fields(self)}
+        words = ["mvp-edge", "prune"]
+        for name, value in self.arguments().items():
+            if value == (list(d) if isinstance(d := usual[name], tuple) else d):
+                continue
+            if name == "statistics":
+                words.append("--no-statistics")
+            elif value is True:
+                words.append(_flag(name))
+            elif isinstance(value, list):
+                words += [_flag(name), ",".join(value) or "none"]
+            else:
+                words += [_flag(name), str(value)]
+        return [*words, "--out", str(out)]
+
+
+@dataclass(frozen=True)
+class Settled:
+    """The request with everything loaded, checked and decided, before anything is written."""
+
+    request: Request
+    profile: DeviceProfile
+    task: Task
+    backbone: Backbone
+    zoo: Zoo | None
+    entries: tuple[Entry, ...]
+    """Who may vote."""
+    neighbours: int
+    """How many of them will."""
+    policy: str
+    method: str
+    reason: str
+    plan: Plan
+    recipe: Recipe
+    overrides: Mapping[str, str] | None
+    """The user's class meanings."""
+
+    @property
+    def voting(self) -> bool:
+        """Whether the zoo votes."""
+        return self.method == "mvp"
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What an unfinished run must agree in to be gone on with, beside its arguments."""
+        training = [asdict(self.recipe), self.request.seed]
+        return {
+            "device profile": self.profile.sha256,
+            "backbone": self.backbone.sha256,
+            "images": self.task.fingerprint,
+            "method": self.method,
+            "widths": sha256_json([self.policy, self.plan.keep, self.plan.widths]),
+            "recipe": sha256_json(training),
+        }
+
+
+def settle(
+    request: Request,
+    progress: Progress = lambda phase, done, total: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Settled:
+    """Load and check everything, choose the method and solve the budgets; writes nothing.
+
+    Raises:
+        BadInput: what cannot be understood or does not fit.
+        BudgetMissed: even the smallest network misses a budget.
+    """
+    given, place = request.device, request.zoo
+    profile = given if isinstance(given, DeviceProfile) else load_profile(given)
+    zoo = Zoo.open(Path(place)) if isinstance(place, str) else place
+    overrides = load_overrides(Path(request.synsets)) if request.synsets else None
+    accelerator = choose_accelerator(request.accelerator)
+    backbone = _backbone(request, zoo)
+    policy = request.policy or (zoo.policy if zoo else POLICIES[backbone.family][0])
+    if policy not in POLICIES[backbone.family]:
+        instead = " or ".join(POLICIES[backbone.family])
+        raise BadInput(f"--policy {policy} is not for {backbone.family} backbones: {instead}")
+    if request.method != "auto":
+        method_for(request.method, backbone.family)
+    task = _task(request, progress)
+    if overrides is not None or request.similarity == "wordnet":
+        wordnet().meanings(
+            task.classes, overrides
+        )  # each class has one, or this says which has none
+    if task.skipped:
+        first, more = task.skipped[0], len(task.skipped) - 1
+        others = f" and {more} more (run.json lists them)" if more else ""
+        say(f"skipped {first.file}: {first.why}{others}")
+    method, entries, neighbours, reason = _voters(request, backbone, zoo, task)
+    ceiling = request.keep if isinstance(request.keep, float | int) else None
+    plan = solve(
+        backbone.model,
+        policy,
+        backbone.shape,
+        profile,
+        ceiling or (zoo.keep if zoo else DEFAULT_KEEP),
+        len(task.classes),
+    )
+    recipe = recipe_for(
+        method,
+        backbone.family,
+        steps=request.steps,
+        lr=request.lr,
+        augment=tuple(request.augment),
+        accelerator=accelerator,
+    )
+    return Settled(
+        request,
+        profile,
+        task,
+        backbone,
+        zoo,
+        entries,
+        neighbours,
+        policy,
+        method,
+        reason,
+        plan,
+        replace(recipe, head=request.head, statistics=request.statistics),
+        overrides,
+    )
+
+
+def describe(settled: Settled) -> str:
+    """One line for the user: what will be done, and why this way."""
+    plan, task = settled.plan, settled.task
+    sizes = {name: len(examples) for name, examples in task.splits.items()}
+    why = f", as the {plan.binding} budget asks" if plan.binding else ""
+    return (
+        f"{settled.backbone.name} → {settled.profile.name}: {task.name}, {len(task.classes)} classes, "
+        f"{sizes['train']} + {sizes['val']} + {sizes['test']} images (train, val, test); "
+        f"{settled.method} ({settled.reason}), keep {plan.keep:.3g}{why}"
+    )
+
+
+def _backbone(request: Request, zoo: Zoo | None) -> Backbone:
+    """The one asked for, or the zoo's; at the zoo's input size where there is a zoo."""
+    source, size = request.backbone, request.input_size
+    if zoo is not None:
+        source = source or zoo.backbone_source
+        size = size or int(zoo.facts["backbone"]["input_size"])
+    assert source is not None  # a request names a zoo or a backbone
+    backbone = load_backbone(anchored(source), size)
+    if zoo is not None:
+        zoo.check(backbone, request.policy)
+    return backbone
+
+
+def _task(request: Request, progress: Progress) -> Task:
+    if isinstance(request.task, Task):
+        return request.task
+    return Task.open(
+        Path(request.task),
+        classes=request.classes,
+        seed=request.seed,
+        progress=lambda done, total: progress("checking images", done, total),
+    )
+
+
+def _voters(
+    request: Request, backbone: Backbone, zoo: Zoo | None, task: Task
+) -> tuple[str, tuple[Entry, ...], int, str]:
+    """The method, who may vote, how many do, and why so."""
+    given = [name for name, usual in _VOTING.items() if getattr(request, name) != usual]
+    if request.method not in ("auto", "mvp"):
+        if given:
+            raise BadInput(
+                f"{_flag(given[0])} concerns the vote, and --method {request.method} holds none: "
+                "leave it out, or use --method mvp"
+            )
+        return request.method, (), 0, "as asked"
+    others = tuple(e for e in zoo.entries() if e.name != task.name) if zoo else ()
+    own = set(task.classes)
+    entries = tuple(e for e in others if not (request.disjoint and own & set(e.classes)))
+    where = f"zoo {zoo.path} has {_tasks(len(entries))}" if zoo else "no --zoo was given"
+    if zoo and task.name in zoo.names():
+        where += f" beside this one ({task.name})"
+    if len(entries) < len(others):
+        where += f" without a class of this one ({len(others) - len(entries)} share one)"
+    if request.neighbours is not None and request.neighbours > len(entries):
+        raise BadInput(f"--neighbours {request.neighbours}: {where}: ask for fewer, or build more")
+    if entries:
+        count = request.neighbours or min(DEFAULT_NEIGHBOURS, len(entries))
+        why = f"{count} of the zoo's {_tasks(len(entries))} vote"
+        return "mvp", entries, count, f"as asked; {why}" if request.method == "mvp" else why
+    if request.method == "mvp":
+        raise BadInput(
+            f"--method mvp needs neighbours, but {where}: use --method auto, or build a zoo"
+        )
+    unused = f"; {', '.join(map(_flag, given))} unused" if given else ""
+    return FROM_SCRATCH[backbone.family], (), 0, f"from scratch, since {where}{unused}"
+
+
+def _tasks(count: int) -> str:
+    return "1 task" if count == 1 else f"{count or 'no'} tasks"
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -1,0 +1,172 @@
+"""Verification: what a network costs and how well it does, held against a device's budgets.
+
+Only its result, `Verified`, can be exported.
+"""
+
+import base64
+import io
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import nn
+
+from mvp_edge.pruning.finetune import accuracy, predict_logits
+from mvp_edge.subnetwork.backbone import Backbone
+from mvp_edge.subnetwork.cost import cross_check, file_bytes, measure
+from mvp_edge.tasks.task import Images, Task
+from mvp_edge_export.profile import DeviceProfile
+from mvp_edge_export.verified import Cost, Verdict, Verified
+
+
+def verify(
+    module: nn.Module,
+    weights_sha256: str,
+    backbone: Backbone,
+    task: Task,
+    profile: DeviceProfile,
+    reference: float | None,
+) -> tuple[Verified, dict[str, Any]]:
+    """Count, cross-check and test ``module``; returns the verdict and test.json's content.
+
+    ``reference``: top-1 of the fine-tuned unpruned backbone, which the accuracy budget needs.
+    """
+    shape, batch = backbone.shape, profile.input.batch
+    cost = measure(module, shape, batch)
+    images = task.images("test", backbone.preprocess)
+    logits = predict_logits(module, images.pixels, backbone.preprocess)
+    top1 = accuracy(logits, images.labels)
+    verified = Verified(
+        weights_sha256=weights_sha256,
+        cost=cost,
+        cost_baseline=measure(backbone.with_head(len(task.classes)), shape, batch),
+        accuracy=top1,
+        images=len(images.labels),
+        verdicts=tuple(verdicts(cost, file_bytes(module), top1, reference, profile)),
+        profile=profile.id,
+        profile_sha256=profile.sha256,
+        checks=cross_check(module, shape),
+    )
+    return verified, tested(logits, images, task)
+
+
+def verdicts(
+    cost: Cost, file: int, top1: float, reference: float | None, profile: DeviceProfile
+) -> list[Verdict]:
+    """One verdict a budget. What is only predicted or not yet measured is never a plain PASS."""
+    budgets = profile.budgets
+    result = [
+        _judge("flops", budgets.flops, cost.flops, "multiply-adds", "counted"),
+        _judge("params", budgets.params, cost.params, "parameters", "counted"),
+        _judge("file", budgets.file, file, "bytes", "predicted", "the export measures the file"),
+        _judge(
+            "memory",
+            budgets.memory,
+            cost.memory_bytes,
+            "bytes",
+            "predicted",
+            "mvp-edge bench measures it",
+        ),
+    ]
+    latency = budgets.latency
+    for key in ("p50", "p90"):
+        limit = getattr(latency, key, None) if latency is not None else None
+        if limit is None:
+            continue
+        result.append(
+            Verdict(
+                budget=f"latency.{key}",
+                limit=limit,
+                reached=None,
+                unit="ms",
+                verdict="INCONCLUSIVE",
+                basis="none",
+                note="not measured yet: mvp-edge bench, on the device",
+            )
+        )
+    most = profile.accuracy.max_drop
+    drop = None if reference is None else 100 * (reference - top1)
+    if most is None or drop is None:
+        word: Literal["UNCHECKED", "INCONCLUSIVE"] = "UNCHECKED" if most is None else "INCONCLUSIVE"
+        note = "" if most is None else "needs the fine-tuned unpruned backbone: --reference"
+        result.append(
+            Verdict(
+                budget="accuracy.max_drop",
+                limit=most,
+                reached=drop,
+                unit="points",
+                verdict=word,
+                basis="none" if drop is None else "measured",
+                note=note,
+            )
+        )
+    else:
+        result.append(_judge("accuracy.max_drop", most, drop, "points", "measured"))
+    return result
+
+
+def _judge(
+    budget: str, limit: float | None, reached: float, unit: str, basis: Any, note: str = ""
+) -> Verdict:
+    word: Any = "UNCHECKED" if limit is None else "PASS" if reached <= limit else "FAIL"
+    return Verdict(
+        budget=budget, limit=limit, reached=reached, unit=unit, verdict=word, basis=basis, note=note
+    )
+
+
+def tested(logits: NDArray[np.float32], images: Images, task: Task) -> dict[str, Any]:
+    """test.json: accuracy per class, the confusion matrix, and a few example images."""
+    predicted = logits.argmax(1)
+    count = len(task.classes)
+    confusion = np.zeros((count, count), dtype=np.int64)
+    np.add.at(confusion, (images.labels, predicted), 1)
+    per_class = [
+        {
+            "class": name,
+            "n": int(row.sum()),
+            "top1": float(row[i] / row.sum()) if row.sum() else None,
+        }
+        for i, (name, row) in enumerate(zip(task.classes, confusion, strict=True))
+    ]
+    probabilities = torch.from_numpy(logits).softmax(1).numpy()
+    return {
+        "schema": 1,
+        "split": "test",
+        "top1": accuracy(logits, images.labels),
+        "n": len(images.labels),
+        "per_class": per_class,
+        "confusion": confusion.tolist(),
+        "examples": [
+            {
+                "file": task.splits["test"][i].file,
+                "true": task.classes[images.labels[i]],
+                "predicted": task.classes[predicted[i]],
+                "probability": float(probabilities[i, predicted[i]]),
+                "jpeg_base64": _thumbnail(images.pixels[i]),
+            }
+            for i in _telling(probabilities, images.labels)
+        ],
+    }
+
+
+def _telling(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> list[int]:
+    """Indices of up to 16 examples: the surest mistakes first, then one sure hit of each class."""
+    predicted, sure = probabilities.argmax(1), probabilities.max(1)
+    wrong = np.flatnonzero(predicted != labels)
+    mistakes = list(wrong[np.argsort(-sure[wrong], kind="stable")][:8])
+    hits = []
+    for label in np.unique(labels)[:8]:
+        right = np.flatnonzero((predicted == label) & (labels == label))
+        hits += list(right[np.argsort(-sure[right], kind="stable")][:1])
+    return [int(i) for i in (*mistakes, *hits)]
+
+
+def _thumbnail(pixels: NDArray[np.uint8], side: int = 64) -> str:
+    """A small JPEG, base64; pictures below ``side`` are enlarged without smoothing."""
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    smooth = Image.Resampling.NEAREST if image.width < side else Image.Resampling.LANCZOS
+    into = io.BytesIO()
+    image.resize((side, side), smooth).save(into, "JPEG", quality=85)
+    return base64.b64encode(into.getvalue()).decode()

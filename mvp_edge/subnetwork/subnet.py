@@ -1,0 +1,223 @@
+"""Sub-networks: which units are kept, and the two readings of that.
+
+    mask(model, kept)     the full network with every removed unit zeroed
+    extract(model, kept)  a physically smaller network, an ordinary nn.Module
+    resize(model, widths) the shape alone: the first units of each group (for counting costs)
+
+Both readings compute the same function (to float32 rounding); that is the first test of a family.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from mvp_edge.subnetwork.units import UnitGroup, unit_groups
+from mvp_edge_export.errors import BadInput
+
+Kept = Mapping[str, NDArray[np.int64]]
+"""For each unit group the kept units' indices, ascending (Ω_ℓ in the paper). A missing group is whole."""
+
+
+@dataclass(frozen=True)
+class SubNetwork:
+    """What is kept of one backbone, group by group. Prints as a table."""
+
+    backbone: str
+    policy: str
+    sizes: Mapping[str, int]
+    kept: Kept
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Units kept in each group."""
+        return {name: len(self.kept.get(name, range(size))) for name, size in self.sizes.items()}
+
+    def __repr__(self) -> str:
+        kept, total = sum(self.widths.values()), sum(self.sizes.values())
+        lines = [f"SubNetwork of {self.backbone} ({self.policy}): {kept} of {total} units"]
+        for name, size in self.sizes.items():
+            width = self.widths[name]
+            bar = "█" * round(20 * width / size)
+            lines.append(f"  {name:<24} {width:>5} / {size:<5} {bar}")
+        return "\n".join(lines)
+
+
+def check_kept(groups: Sequence[UnitGroup], kept: Kept) -> None:
+    """Raise BadInput unless ``kept`` names known groups with ascending, in-range, non-empty indices."""
+    sizes = {group.name: group.size for group in groups}
+    for name, units in kept.items():
+        if name not in sizes:
+            raise BadInput(
+                f"kept indices name the unit group {name!r}, which this backbone does not have"
+            )
+        ascending = len(units) > 0 and bool(np.all(np.diff(units) > 0))
+        if not ascending or units[0] < 0 or units[-1] >= sizes[name]:
+            raise BadInput(
+                f"kept indices of {name} must ascend within 0 … {sizes[name] - 1} and not be empty"
+            )
+
+
+def mask(model: nn.Module, kept: Kept, policy: str | None = None) -> nn.Module:
+    """A copy of ``model`` in which every tensor slice of a removed unit is zero.
+
+    A filter whose convolution, γ and β are zero outputs zero; a head whose values are zero adds
+    nothing; so nothing of a removed unit reaches the output, in eval and in train mode.
+    """
+    groups = unit_groups(model, policy)
+    check_kept(groups, kept)
+    masked = copy.deepcopy(model)
+    tensors = _tensors(masked)
+    with torch.no_grad():
+        for group in groups:
+            removed = np.setdiff1d(
+                np.arange(group.size), kept.get(group.name, np.arange(group.size))
+            )
+            for cut in group.cuts:
+                tensor = tensors[cut.tensor]
+                tensor.index_fill_(cut.axis, _index(cut.indices(removed), tensor), 0.0)
+    return masked
+
+
+def extract(model: nn.Module, kept: Kept, policy: str | None = None) -> nn.Module:
+    """The physically smaller network: an ordinary nn.Module that owns its (sliced) tensors.
+
+    ``model`` is not changed. Works on meta tensors. The result's groups have the kept sizes, so it can
+    be extracted from again.
+    """
+    groups = unit_groups(model, policy)
+    check_kept(groups, kept)
+    tensors = _tensors(model)
+    # The structure is copied while the tensors are shared: the full weights are never duplicated.
+    small = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors.values()})
+
+    new: dict[str, torch.Tensor] = {}
+    with torch.no_grad():
+        for name, factors in _temperatures(groups, kept).items():
+            new[name] = tensors[name].detach().clone()
+            for rows, factor in factors:
+                new[name][_index(rows, new[name])] *= factor
+        for (name, axis), stay in kept_axes(groups, kept, tensors).items():
+            value = new.get(name, tensors[name].detach())
+            new[name] = value.index_select(axis, _index(stay, value))
+    for name, tensor in tensors.items():
+        value = new[name] if name in new else tensor.detach().clone()
+        path, _, leaf = name.rpartition(".")
+        owner = small.get_submodule(path)
+        if isinstance(tensor, nn.Parameter):
+            owner._parameters[leaf] = nn.Parameter(value, requires_grad=tensor.requires_grad)
+        else:
+            owner._buffers[leaf] = value
+    _settle(small, groups, kept)
+    return small
+
+
+def resize(model: nn.Module, widths: Mapping[str, int], policy: str | None = None) -> nn.Module:
+    """`extract` of the first ``widths[group]`` units: a network of that shape (values do not matter)."""
+    return extract(model, {name: np.arange(width) for name, width in widths.items()}, policy)
+
+
+def kept_axes(
+    groups: Sequence[UnitGroup], kept: Kept, tensors: Mapping[str, torch.Tensor]
+) -> dict[tuple[str, int], NDArray[np.int64]]:
+    """For each (tensor, axis) that is cut, the indices that stay.
+
+    Several groups may cut one axis (heads and the rows within them): an index stays if none removes it.
+    """
+    stays: dict[tuple[str, int], NDArray[np.bool_]] = {}
+    for group in groups:
+        if group.name not in kept or len(kept[group.name]) == group.size:
+            continue
+        removed = np.setdiff1d(np.arange(group.size), kept[group.name])
+        for cut in group.cuts:
+            key = (cut.tensor, cut.axis)
+            if key not in stays:
+                stays[key] = np.ones(tensors[cut.tensor].shape[cut.axis], dtype=np.bool_)
+            stays[key][cut.indices(removed)] = False
+    return {key: np.flatnonzero(flags) for key, flags in stays.items()}
+
+
+def full_coordinates(
+    model: nn.Module, kept: Kept, weights: Mapping[str, torch.Tensor], policy: str | None = None
+) -> dict[str, tuple[torch.Tensor, tuple[NDArray[np.int64], ...]]]:
+    """A sub-network's weights as they lie in the backbone ``model``: tensor → (values, index per axis).
+
+    The inverse of `extract`'s slicing: `full[np.ix_(*index)] = values`, with the softmax temperature of
+    cut heads taken out again so that networks of different head_dim can be averaged.
+    """
+    groups = unit_groups(model, policy)
+    tensors = _tensors(model)
+    axes = kept_axes(groups, kept, tensors)
+    factors = _temperatures(groups, kept)
+    placed = {}
+    for name, full in tensors.items():
+        if name not in weights or full.dim() == 0:
+            continue
+        index = tuple(
+            axes.get((name, axis), np.arange(length)) for axis, length in enumerate(full.shape)
+        )
+        values = weights[name]
+        if name in factors:
+            rows = torch.ones(full.shape[0])
+            for rows_of_group, factor in factors[name]:
+                rows[torch.from_numpy(rows_of_group)] *= factor
+            values = values / rows[torch.from_numpy(index[0])].reshape(-1, *[1] * (full.dim() - 1))
+        placed[name] = (values, index)
+    return placed
+
+
+def compose(outer: Kept, inner: Kept) -> dict[str, NDArray[np.int64]]:
+    """Indices in the backbone of the units ``inner`` keeps of the sub-network ``outer``."""
+    return {name: outer[name][units] if name in outer else units for name, units in inner.items()}
+
+
+def _temperatures(
+    groups: Sequence[UnitGroup], kept: Kept
+) -> dict[str, list[tuple[NDArray[np.int64], float]]]:
+    """Tensor → [(rows, factor)] for the queries of attentions whose head_dim is cut."""
+    factors: dict[str, list[tuple[NDArray[np.int64], float]]] = {}
+    for group in groups:
+        width = len(kept[group.name]) if group.name in kept else group.size
+        if group.tempered and width != group.size:
+            for cut in group.tempered:
+                rows = cut.indices(np.arange(group.size))
+                factors.setdefault(cut.tensor, []).append((rows, (width / group.size) ** 0.5))
+    return factors
+
+
+def _settle(small: nn.Module, groups: Sequence[UnitGroup], kept: Kept) -> None:
+    """Make the modules' own bookkeeping agree with their tensors."""
+    for module in small.modules():
+        if isinstance(module, nn.Conv2d):
+            module.out_channels, module.in_channels = module.weight.shape[:2]
+        elif isinstance(module, nn.Linear):
+            module.out_features, module.in_features = module.weight.shape
+        elif isinstance(module, nn.BatchNorm2d):
+            module.num_features = module.weight.shape[0]
+    for group in groups:
+        if group.attention is not None and group.name in kept:
+            attention: Any = small.get_submodule(group.attention)
+            if group.kind == "head":
+                attention.num_heads = len(kept[group.name])
+            else:
+                attention.head_dim = len(kept[group.name])
+                attention.scale = attention.head_dim**-0.5
+            attention.attn_dim = attention.num_heads * attention.head_dim
+    classifier = getattr(small, "fc", None)
+    if isinstance(classifier, nn.Linear):  # a ResNet, whose features are a stream
+        facts: Any = small
+        facts.num_features = facts.head_hidden_size = classifier.in_features
+
+
+def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _index(units: NDArray[np.int64], tensor: torch.Tensor) -> torch.Tensor:
+    """Indices where the tensor they index lies."""
+    return torch.from_numpy(units).to(tensor.device)

@@ -1,0 +1,302 @@
+"""The zoo: the pruned models of earlier tasks of ONE backbone.
+
+zoo/zoo.json                    the backbone's identity, policy and keep ratio
+zoo/entries/<name>/
+    entry.json                  labels, synsets, scores, cost, recipe: small, read for listings
+    network.*                   kept indices, the order in which units fell, the weights
+    0.5/network.*               snapshots at larger keep ratios
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mvp_edge_export.errors import BadInput
+from mvp_edge_export.storage import atomic_directory, read_json, write_json
+
+if TYPE_CHECKING:  # listing a zoo must not import torch
+    from mvp_edge.pruning.votes import Voter
+    from mvp_edge.subnetwork.backbone import Backbone
+    from mvp_edge.subnetwork.network import Network
+
+_ZOO, _ENTRY = "zoo.json", "entry.json"
+_FACTS = {"policy", "keep", "name", "sha256", "source", "local", "input_size"}
+"""What zoo.json says of the zoo and its backbone."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One pruned model of the zoo, by its facts; the tensors are read when they are needed."""
+
+    name: str
+    directory: Path
+    classes: tuple[str, ...]
+    synsets: tuple[str, ...]
+    scores: Mapping[str, float]
+    cost: Mapping[str, int]
+    recipe: Mapping[str, Any]
+    keep: float
+    snapshots: tuple[str, ...] = ()
+
+    @property
+    def network(self) -> "Network":
+        """The model itself; BadInput names the entry when its files are broken."""
+        return self._load(self.directory)
+
+    def voter(self, keep: float) -> "Voter":
+        """The entry as it votes for a network of ``keep``.
+
+        It votes by its own ranking, with the weights of its smallest network that is wide enough (of
+        its widest, where none is).
+        """
+        from mvp_edge.pruning.votes import Voter
+
+        network = weights = self.network
+        if keep > self.keep + 1e-9 and self.snapshots:
+            enough = [ratio for ratio in self.snapshots if float(ratio) >= keep - 1e-9]
+            ratio = min(enough, key=float) if enough else max(self.snapshots, key=float)
+            weights = self._load(self.directory / ratio)
+        return Voter(self.name, weights.kept, network.ranking, weights.weights)
+
+    def check(self, backbone: "Backbone") -> None:
+        """Read all of it and raise BadInput unless each model is a sound one of ``backbone``."""
+        for directory in (self.directory, *(self.directory / ratio for ratio in self.snapshots)):
+            self._load(directory).check(backbone)
+
+    def _load(self, directory: Path) -> "Network":
+        from mvp_edge.subnetwork.network import Network
+
+        try:
+            return Network.load(directory)
+        except BadInput as error:
+            raise _broken(self.directory, error) from error
+
+
+@dataclass(frozen=True)
+class Zoo:
+    """A folder of entries that share one backbone."""
+
+    path: Path
+    facts: Mapping[str, Any] = field(repr=False)
+
+    @classmethod
+    def open(cls, path: Path) -> "Zoo":
+        """Open an existing zoo."""
+        if not (path / _ZOO).exists():
+            raise BadInput(
+                f"{path} is not a zoo ({_ZOO} is missing): mvp-edge zoo build --backbone B --tasks DIR --zoo {path}"
+            )
+        facts = read_json(path / _ZOO, "zoo")
+        try:
+            if facts["schema"] != 1:
+                raise BadInput(
+                    f"{path / _ZOO}: schema {facts['schema']!r} is unknown; this version reads 1"
+                )
+            missing = _FACTS - {*facts, *facts["backbone"]}
+            if missing or not 0 < float(facts["keep"]) <= 1:
+                raise ValueError(f"{min(missing, default='keep')} is missing or wrong")
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadInput(
+                f"{path / _ZOO} is damaged ({error}): restore it, or build anew"
+            ) from error
+        return cls(path, facts)
+
+    @classmethod
+    def create(cls, path: Path, backbone: "Backbone", policy: str, keep: float) -> "Zoo":
+        """Open the zoo at ``path``, made if need be; BadInput if it belongs to something else."""
+        if not (path / _ZOO).exists():
+            if path.exists() and not _empty(path):
+                raise BadInput(f"{path} is neither empty nor a zoo: choose another folder")
+            facts = {
+                "schema": 1,
+                "backbone": {
+                    "name": backbone.name,
+                    "sha256": backbone.sha256,
+                    **_found_from(path, backbone.source),
+                    "input_size": backbone.preprocess.size,
+                },
+                "policy": policy,
+                "keep": keep,
+            }
+            write_json(path / _ZOO, facts)
+        zoo = cls.open(path)
+        zoo.check(backbone, policy)
+        if abs(zoo.keep - keep) > 1e-9:
+            raise BadInput(
+                f"zoo {path} holds models at keep {zoo.keep:g}, not {keep:g}: choose another folder"
+            )
+        return zoo
+
+    @property
+    def keep(self) -> float:
+        """The keep ratio that the zoo was built at."""
+        return float(self.facts["keep"])
+
+    @property
+    def policy(self) -> str:
+        """The policy that the zoo was built with."""
+        return str(self.facts["policy"])
+
+    @property
+    def backbone_source(self) -> str:
+        """What to load the zoo's backbone by."""
+        backbone = self.facts["backbone"]
+        source = str(backbone["source"])
+        if not backbone["local"]:
+            return source
+        file = os.path.normpath(self.path / source)
+        if not Path(file).exists():  # behind a symbolic link, ".." leads elsewhere
+            file = os.path.normpath(self.path.resolve() / source)
+        architecture = backbone.get("architecture")
+        return f"{architecture}@{file}" if architecture else file
+
+    def check(self, backbone: "Backbone", policy: str | None = None) -> None:
+        """Refuse another backbone or policy than the zoo's."""
+        mine = self.facts["backbone"]
+        if mine["sha256"] != backbone.sha256:
+            raise BadInput(
+                f"zoo {self.path} belongs to the backbone {mine['name']} ({mine['sha256'][:12]}, "
+                f"{mine['input_size']} px), not to {backbone.name} ({backbone.sha256[:12]}, "
+                f"{backbone.preprocess.size} px): use that zoo's backbone, or another zoo"
+            )
+        if policy is not None and policy != self.policy:
+            raise BadInput(f"zoo {self.path} was built with policy {self.policy!r}, not {policy!r}")
+
+    def entries(self) -> list[Entry]:
+        """All entries, by name; BadInput names a broken one."""
+        return [self._read(name) for name in self.names()]
+
+    def names(self) -> list[str]:
+        """The entries' names, sorted."""
+        folder = self.path / "entries"
+        if not folder.is_dir():
+            return []
+        return sorted(
+            e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith(".")
+        )
+
+    def entry(self, name: str) -> Entry:
+        """One entry by name."""
+        self._must_have(name)
+        return self._read(name)
+
+    def _must_have(self, name: str) -> None:
+        if name not in self.names():
+            raise BadInput(f"zoo {self.path} has no entry {name!r}: mvp-edge zoo list {self.path}")
+
+    def _read(self, name: str) -> Entry:
+        directory = self.path / "entries" / name
+        try:
+            facts = read_json(directory / _ENTRY, "entry")
+            classes, synsets = tuple(facts["classes"]), tuple(facts["synsets"])
+            if facts["schema"] != 1 or len(synsets) not in (0, len(classes)):
+                raise ValueError(f"{_ENTRY} is not of this version, or not whole")
+            return Entry(
+                name,
+                directory,
+                classes,
+                synsets,
+                facts["scores"],
+                facts["cost"],
+                facts["recipe"],
+                float(facts["keep"]),
+                tuple(facts["snapshots"]),
+            )
+        except (BadInput, KeyError, TypeError, ValueError) as error:
+            raise _broken(directory, error) from error
+
+    def add(
+        self,
+        name: str,
+        network: "Network",
+        *,
+        synsets: Sequence[str],
+        scores: Mapping[str, float],
+        cost: Mapping[str, int],
+        recipe: Mapping[str, Any],
+        keep: float,
+        snapshots: Mapping[float, "Network"] | None = None,
+        force: bool = False,
+    ) -> Entry:
+        """Write an entry, whole or not at all."""
+        if network.backbone_sha256 != self.facts["backbone"]["sha256"]:
+            raise BadInput(
+                f"zoo {self.path} belongs to another backbone than this model ({network.backbone})"
+            )
+        if network.policy != self.policy:
+            raise BadInput(
+                f"zoo {self.path} was built with policy {self.policy!r}, not {network.policy!r}"
+            )
+        if "/" in name or name.startswith(".") or not name:
+            raise BadInput(f"zoo entry name {name!r} must be a plain folder name")
+        snapshots = snapshots or {}
+        with atomic_directory(self.path / "entries" / name, force=force) as partial:
+            network.save(partial)
+            for ratio, larger in snapshots.items():
+                (partial / f"{ratio:g}").mkdir()
+                larger.save(partial / f"{ratio:g}")
+            facts = {
+                "schema": 1,
+                "name": name,
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "classes": list(network.classes),
+                "synsets": list(synsets),
+                "scores": dict(scores),
+                "cost": dict(cost),
+                "recipe": dict(recipe),
+                "keep": keep,
+                "snapshots": [f"{ratio:g}" for ratio in snapshots],
+            }
+            write_json(partial / _ENTRY, facts)
+        return self.entry(name)
+
+    def remove(self, name: str) -> None:
+        """Delete an entry."""
+        self._must_have(name)
+        folder = self.path / "entries"
+        try:
+            gone = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=folder))
+            (folder / name).rename(gone / name)
+            shutil.rmtree(gone)
+        except OSError as error:
+            raise BadInput(f"cannot remove {folder / name}: {error.strerror or error}") from error
+
+    def verify(self, backbone: "Backbone") -> dict[str, str]:
+        """Entry name → what is wrong with it, for every broken entry."""
+        self.check(backbone)
+        broken = {}
+        for name in self.names():
+            try:
+                self._read(name).check(backbone)
+            except BadInput as error:
+                broken[name] = str(error)
+        return broken
+
+
+def _broken(entry: Path, why: Exception) -> BadInput:
+    reason = f"it lacks {why}" if isinstance(why, KeyError) else str(why)
+    removal = f"mvp-edge zoo rm {entry.parent.parent} {entry.name}"
+    return BadInput(f"zoo entry {entry.name} is broken: {reason}; {removal} removes it")
+
+
+def _empty(path: Path) -> bool:
+    """Whether there is nothing in the folder but what an interrupted write left."""
+    if not path.is_dir():
+        raise BadInput(f"{path} is a file: a zoo is a folder")
+    return all(entry.name.startswith(".") for entry in path.iterdir())
+
+
+def _found_from(zoo: Path, source: str) -> dict[str, Any]:
+    """How a zoo says where its backbone is: a file relative to itself, so that both can be moved."""
+    architecture, at, file = source.partition("@")
+    for prefix, path in (("", source), (architecture, file if at else "")):
+        if path and Path(path).is_file():
+            relative = os.path.relpath(Path(path).resolve(), zoo.resolve())
+            named = {"architecture": prefix} if prefix else {}
+            return {"source": relative, "local": True, **named}
+    return {"source": source, "local": False}
