@@ -22,10 +22,10 @@ lint: $(READY)
 
 # Tables and benchmarks/summary.json from the committed rows; `-check` fails if they differ.
 figures: $(READY)
-	$(BIN)/python benchmarks/summary.py
+	$(BIN)/python -m benchmarks.summary
 
 figures-check: $(READY)
-	$(BIN)/python benchmarks/summary.py --check
+	$(BIN)/python -m benchmarks.summary --check
 
 profiles: $(READY)
 	$(BIN)/mvp-edge device schema > profiles/schema.json

@@ -1,6 +1,6 @@
 """P5: latency of pruned networks against unpruned ones, in both runtimes, one thread.
 
-    python benchmarks/latency.py        needs MVP_EDGE_DATA and an otherwise idle machine
+    python -m benchmarks.latency        needs MVP_EDGE_DATA and an otherwise idle machine
 
 The networks are made by the commands (`prune --method magnitude --steps 0`, `export --baseline`, `bench
 --threads 1`): what is timed does not depend on the values of the weights. Device widths (rounded to 8).
@@ -54,7 +54,7 @@ def main() -> None:
             rows.append(row(case, bench, verified))
             print(json.dumps(rows[-1]), flush=True)
     facts = {"schema": 1, "machine": machine(), "versions": versions(), "rows": rows}
-    write_json(HERE / "results" / "latency.json", {**facts, "figures": figures(rows)})
+    write_json(HERE / "results" / "latency.json", facts)
 
 
 def row(case: dict[str, Any], bench: dict[str, Any], verified: dict[str, Any]) -> dict[str, Any]:
@@ -73,43 +73,6 @@ def row(case: dict[str, Any], bench: dict[str, Any], verified: dict[str, Any]) -
         "network": case["name"], "keep": case["keep"], "flops": small, "flops_unpruned": full,
         "flops_ratio": full / small, "cells": cells, "protocol": bench["protocol"]["statement"],
     }  # fmt: skip
-
-
-def speedups(row: dict[str, Any]) -> dict[str, tuple[float, float, float]]:
-    """Runtime → unpruned p50 / pruned p50, with the worst and best of their intervals."""
-    found = {}
-    for runtime in ("onnxruntime", "openvino"):
-        small, full = row["cells"][f"{runtime}/pruned"], row["cells"][f"{runtime}/baseline"]
-        found[runtime] = (
-            full["p50_ms"] / small["p50_ms"],
-            full["interval"][0] / small["interval"][1],
-            full["interval"][1] / small["interval"][0],
-        )
-    return found
-
-
-def figures(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One figure a (network, keep, runtime): the speed-up, and how far behind the FLOPs it stays."""
-    found = []
-    for entry in rows:
-        for runtime, (value, low, high) in speedups(entry).items():
-            slug = f"{entry['network'].split(',')[0].lower()}-{runtime}"
-            conditions = (
-                f"{entry['network']}, keep {entry['keep']}, {runtime}, 1 thread, device widths"
-            )
-            common = {"command": "python benchmarks/latency.py", "unit": "×"}
-            if entry["keep"] == 0.5:
-                ratio = entry["flops_ratio"]
-                found.append({"id": f"P5-keep0.5-latency-over-flops-{slug}", "value": ratio / value,
-                              "low": ratio / high, "high": ratio / low, "goal": "≤ 1.5", **common,
-                              "conditions": f"{conditions}; latency ratio over FLOPs ratio"})  # fmt: skip
-            else:
-                goal = (
-                    "≥ 10" if "ResNet" in entry["network"] else f"FLOPs: {entry['flops_ratio']:.1f}"
-                )
-                found.append({"id": f"P5-keep{entry['keep']}-speedup-{slug}", "value": value, "low": low,
-                              "high": high, "goal": goal, **common, "conditions": conditions})  # fmt: skip
-    return found
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """P3, P8, P10: wall time of the commands as a user types them, on an otherwise idle machine.
 
-    python benchmarks/speed.py          needs MVP_EDGE_DATA and benchmarks/zoos/resnet18-cifar100
+    python -m benchmarks.speed          needs MVP_EDGE_DATA and benchmarks/zoos/resnet18-cifar100
 
 Each command is a fresh process, imports included. P3 compares `prune --method mvp` with `prune --method ifp`
 (1,000 steps) on the same task, the phases that prune (similarity and pruning), taken from run.json.
@@ -15,8 +15,6 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from mvp_edge.runs.rundir import machine, versions
 from mvp_edge_export.storage import write_json
@@ -52,17 +50,24 @@ def main() -> None:
             prune = timed([*COMMAND, "prune", *task, "--method", "mvp", "--out", run, "-q"], folder)
             export = timed([*COMMAND, "export", run, "-q"], folder)
             row = {"classes": classes, "prune": prune, "export": export, "phases": phases(run)}
-            row["steps"] = json.loads(Path(run, "pruned.json").read_text())["training"][
-                "step_seconds"
-            ]
+            made = json.loads(Path(run, "pruned.json").read_text())
+            row["steps"] = made["training"]["step_seconds"]
             if number < options.ifp:
                 scratch = f"{folder}/ifp{number}"
                 timed([*COMMAND, "prune", *task, "--method", "ifp", "--out", scratch, "-q"], folder)
                 row["ifp_phases"] = phases(scratch)
             rows.append(row)
             print(json.dumps(row), flush=True)
-    facts = {"schema": 1, "machine": machine(), "versions": versions(), "help": helps, "rows": rows}
-    write_json(HERE / "results" / "speed.json", {**facts, "figures": figures(helps, rows)})
+    entries = len(list(ZOO.glob("entries/*")))
+    facts = {
+        "schema": 1,
+        "machine": machine(),
+        "versions": versions(),
+        "conditions": f"ResNet-18, CIFAR-100, 5 classes, tied keep 0.1, zoo of {entries}, 2 cores",
+        "help": helps,
+        "rows": rows,
+    }
+    write_json(HERE / "results" / "speed.json", facts)
 
 
 def timed(command: list[str], folder: str) -> float:
@@ -76,52 +81,6 @@ def phases(run: str) -> dict[str, float]:
     """Phase → seconds, from run.json."""
     facts = json.loads(Path(run, "run.json").read_text())
     return {phase["name"]: phase["seconds"] for phase in facts["phases"]}
-
-
-def figures(helps: list[float], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The headline figures of these rows."""
-    both = [row["prune"] + row["export"] for row in rows]
-    shares = [row["steps"] / sum(row["phases"].values()) for row in rows]
-    conditions = (
-        f"ResNet-18, CIFAR-100, 5 classes, tied, zoo of {len(list(ZOO.glob('entries/*')))}, 2 cores"
-    )
-    found = [
-        figure(
-            "P8-prune-export-seconds",
-            both,
-            "s",
-            "≤ 60",
-            conditions + ", fresh processes, imports included",
-        ),
-        figure(
-            "P8-training-share", shares, "", "≥ 0.8", conditions + ", share of the phases of prune"
-        ),
-        figure("P10-help-seconds", helps, "s", "≤ 0.3", "mvp-edge --help, fresh process"),
-    ]
-    ratios = [
-        (r["ifp_phases"]["pruning"]) / (r["phases"]["similarity"] + r["phases"]["pruning"])
-        for r in rows
-        if "ifp_phases" in r
-    ]
-    if ratios:
-        found.append(
-            figure("P3-wall-ratio", ratios, "×", "≥ 20", conditions + ", IFP@1000 over MVP@100")
-        )
-    return found
-
-
-def figure(id_: str, values: list[float], unit: str, goal: str, conditions: str) -> dict[str, Any]:
-    """Median with the range of the repetitions."""
-    return {
-        "id": id_,
-        "value": float(np.median(values)),
-        "low": min(values) if len(values) > 1 else None,
-        "high": max(values) if len(values) > 1 else None,
-        "unit": unit,
-        "goal": goal,
-        "conditions": f"{conditions}; median and range of {len(values)}",
-        "command": "python benchmarks/speed.py",
-    }
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
 """P9: the product's training step against a bare PyTorch loop on the same module, interleaved.
 
-    python benchmarks/step.py
+    python -m benchmarks.step
 
 The bare loop is what one would write by hand: ready-made batches in memory, the same precision, layout and
 optimizer, nothing recorded. Both take turns of ten steps in one process. Also measured: the layouts and
 precisions that `train.lay_out` chooses between.
 """
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -61,20 +60,7 @@ def main() -> None:
             }
         )
         print(f"keep {keep}: {1000 * np.median(ours):.1f} ms, ratio {np.median(ratios):.3f}")
-    thin = np.array(rows[0]["ours_ms"]) / np.array(rows[0]["bare_ms"])
-    draws = np.random.default_rng(0).choice(thin, (10_000, len(thin)))
-    low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
     threads = torch.get_num_threads()
-    figure = {
-        "id": "P9-step-over-bare",
-        "value": float(np.median(thin)),
-        "low": float(low),
-        "high": float(high),
-        "unit": "×",
-        "goal": "≤ 1.05",
-        "conditions": f"ResNet-18, 32 px, tied keep 0.1, batch 128, {threads} threads, interleaved",
-        "command": "python benchmarks/step.py",
-    }
     facts = {
         "schema": 1,
         "machine": machine(),
@@ -84,9 +70,8 @@ def main() -> None:
     }
     write_json(
         Path(__file__).parent / "results" / "step.json",
-        {**facts, "layouts": layouts(backbone), "figures": [figure]},
+        {**facts, "layouts": layouts(backbone)},
     )
-    print(json.dumps(figure, ensure_ascii=False))
 
 
 def alternate(

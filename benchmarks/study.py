@@ -1,6 +1,6 @@
 """Runs a study: plan (YAML) → zoo of every task → one JSON row a (target, variant).
 
-    python benchmarks/study.py benchmarks/plans/resnet18-cifar100.yaml
+    python -m benchmarks.study benchmarks/plans/resnet18-cifar100.yaml
 
 Resumable: what is done is not repeated, and several processes may run one plan together. Everything goes
 through the product's own functions; nothing here trains or prunes by itself.

@@ -1,0 +1,205 @@
+"""The headline figures, each computed from the raw rows that a study or a script wrote."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+RESULTS = Path(__file__).parent / "results"
+
+Values = NDArray[np.float64]
+Rows = Mapping[str, Mapping[str, Mapping[str, Any]]]
+"""target → variant → row."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One headline figure, as it stands in summary.json."""
+
+    id: str
+    value: float
+    low: float | None
+    high: float | None
+    unit: str
+    goal: str
+    conditions: str
+    source: str
+    command: str
+
+
+def headline() -> list[Figure]:
+    """Every headline figure whose raw rows exist."""
+    found = [
+        *_study_figures("resnet18-cifar100", "ifp@1000", "ResNet-18, CIFAR-100, tied keep 0.1"),
+        *_study_figures("resnet18-keep0.32", "ifp@1000", "ResNet-18, CIFAR-100, tied keep 0.32"),
+        *_study_figures("deit-tiny-imagenet", "ahnp@1000", "DeiT-Tiny at 64 px, keep 0.25"),
+    ]
+    for name, figures in (
+        ("speed", speed_figures),
+        ("latency", latency_figures),
+        ("step", step_figures),
+    ):
+        path = RESULTS / f"{name}.json"
+        if path.exists():
+            found += figures(json.loads(path.read_text()), f"benchmarks/results/{name}.json")
+    return found
+
+
+def study_rows(study: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """All rows of a study."""
+    found = {}
+    for path in sorted((RESULTS / study).glob("*.json")):
+        facts = json.loads(path.read_text())
+        found[facts["target"]] = facts["rows"]
+    return found
+
+
+def paired(rows: Rows, ours: str, theirs: str, key: str = "accuracy") -> Values:
+    """[targets with both, 2] values of two variants."""
+    both = [(r[ours][key], r[theirs][key]) for r in rows.values() if ours in r and theirs in r]
+    return np.array(both, dtype=np.float64).reshape(-1, 2)
+
+
+def interval(values: Values, statistic: Callable[[Values], float]) -> tuple[float, float]:
+    """95 % bootstrap interval of ``statistic`` over the rows of ``values``, 10,000 resamples, fixed seed."""
+    rng = np.random.default_rng(0)
+    draws = rng.integers(0, len(values), (10_000, len(values)))
+    low, high = np.percentile([statistic(values[draw]) for draw in draws], [2.5, 97.5])
+    return float(low), float(high)
+
+
+def difference(rows: Rows, ours: str, theirs: str) -> tuple[float, float, float, int] | None:
+    """Mean paired difference in points of top-1, its interval, and how many targets."""
+    return _compared(
+        paired(rows, ours, theirs), lambda both: float(100 * (both[:, 0] - both[:, 1]).mean())
+    )
+
+
+def ratio(rows: Rows, ours: str, theirs: str, key: str) -> tuple[float, float, float, int] | None:
+    """Ratio of means theirs / ours of a cost, its interval, and how many targets."""
+    return _compared(
+        paired(rows, ours, theirs, key), lambda both: float(both[:, 1].mean() / both[:, 0].mean())
+    )
+
+
+def _compared(
+    both: Values, statistic: Callable[[Values], float]
+) -> tuple[float, float, float, int] | None:
+    if len(both) < 2:
+        return None
+    return statistic(both), *interval(both, statistic), len(both)
+
+
+# Of the study on ResNet-18 at keep 0.1; those of other studies are stated without a goal.
+_GOALS = {
+    ("mvp@100", "scratch"): ("P1-mvp100-minus-ifp1000", "≥ 1"),
+    ("mvp@20", "scratch"): ("P1-mvp20-minus-ifp1000", "≥ -1"),
+    ("mvp@200", "scratch"): ("P1-mvp200-minus-ifp1000", "best of 200, 300: ≥ 3"),
+    ("mvp@300", "scratch"): ("P1-mvp300-minus-ifp1000", "best of 200, 300: ≥ 3"),
+    ("mvp@100-disjoint", "scratch"): ("P1-disjoint100-minus-ifp1000", "stated"),
+    ("mvp@100", "random@100"): ("P1-mvp100-minus-random100", "stated"),
+}
+_SUFFIX = {"resnet18-cifar100": "", "resnet18-keep0.32": "-keep0.32", "deit-tiny-imagenet": "-deit"}
+
+
+def _study_figures(study: str, scratch: str, conditions: str) -> Iterator[Figure]:
+    rows, suffix = study_rows(study), _SUFFIX[study]
+    where = f"benchmarks/results/{study}/"
+    command = f"python -m benchmarks.study benchmarks/plans/{study}.yaml"
+    for (ours, against), (name, goal) in _GOALS.items():
+        theirs = scratch if against == "scratch" else against
+        got = difference(rows, ours, theirs)
+        if got:
+            name = name.replace("ifp1000", scratch.replace("@", "")) + suffix
+            text = f"{ours} − {theirs}, {conditions}, {got[3]} targets, leave-one-out, test images"
+            yield Figure(name, *got[:3], "points", goal, text, where, command)
+    spent = ratio(rows, "mvp@100", scratch, "total_flops")
+    if spent:
+        text = (
+            f"{scratch} over mvp@100, real training multiply-adds (similarity, statistics and head "
+            f"included), {conditions}, {spent[3]} targets"
+        )
+        yield Figure(f"P2-cost-ratio{suffix}", *spent[:3], "×", "≥ 100", text, where, command)
+
+
+def speed_figures(facts: Mapping[str, Any], source: str) -> list[Figure]:
+    """P3, P8, P10 of the seconds that `speed.py` measured."""
+    rows, where = facts["rows"], facts["conditions"]
+
+    def figure(id_: str, values: Sequence[float], unit: str, goal: str, conditions: str) -> Figure:
+        text = f"{conditions}; median and range of {len(values)}"
+        command, middle = "python -m benchmarks.speed", float(np.median(values))
+        return Figure(id_, middle, min(values), max(values), unit, goal, text, source, command)
+
+    both = [row["prune"] + row["export"] for row in rows]
+    shares = [row["steps"] / sum(row["phases"].values()) for row in rows]
+    walls = [
+        row["ifp_phases"]["pruning"] / (row["phases"]["similarity"] + row["phases"]["pruning"])
+        for row in rows
+        if "ifp_phases" in row
+    ]
+    found = [
+        figure("P8-prune-export-seconds", both, "s", "≤ 60",
+               f"{where}, fresh processes, imports included"),
+        figure("P8-training-share", shares, "", "≥ 0.8",
+               f"{where}, training steps over all phases of prune"),
+        figure("P10-help-seconds", facts["help"], "s", "≤ 0.3", "mvp-edge --help, fresh process"),
+    ]  # fmt: skip
+    if walls:
+        found.append(figure("P3-wall-ratio", walls, "×", "≥ 20", f"{where}, IFP@1000 over MVP@100"))
+    return found
+
+
+def latency_figures(facts: Mapping[str, Any], source: str) -> list[Figure]:
+    """P5: a figure for each network, keep ratio and runtime that `latency.py` timed."""
+    found = []
+    for row in facts["rows"]:
+        for runtime, (value, low, high) in speedups(row).items():
+            slug = f"{row['network'].split(',')[0].lower()}-{runtime}"
+            text = f"{row['network']}, keep {row['keep']}, {runtime}, 1 thread, device widths"
+            flops = row["flops_ratio"]
+            if row["keep"] == 0.5:
+                name, goal = f"P5-keep0.5-latency-over-flops-{slug}", "≤ 1.5"
+                value, low, high = flops / value, flops / high, flops / low
+                text = f"{text}; FLOPs ratio {flops:.1f} over latency ratio"
+            else:
+                name = f"P5-keep{row['keep']}-speedup-{slug}"
+                goal = "≥ 10" if "ResNet" in row["network"] else f"FLOPs: {flops:.1f}"
+            command = "python -m benchmarks.latency"
+            found.append(Figure(name, value, low, high, "×", goal, text, source, command))
+    return found
+
+
+def speedups(row: Mapping[str, Any]) -> dict[str, tuple[float, float, float]]:
+    """Runtime → unpruned p50 / pruned p50, with the worst and best of their intervals."""
+    found = {}
+    for runtime in ("onnxruntime", "openvino"):
+        small, full = row["cells"][f"{runtime}/pruned"], row["cells"][f"{runtime}/baseline"]
+        found[runtime] = (
+            full["p50_ms"] / small["p50_ms"],
+            full["interval"][0] / small["interval"][1],
+            full["interval"][1] / small["interval"][0],
+        )
+    return found
+
+
+def step_figures(facts: Mapping[str, Any], source: str) -> list[Figure]:
+    """P9: medians of the paired turns that `step.py` timed."""
+    found = []
+    for row in facts["rows"]:
+        ratios = np.array(row["ours_ms"]) / np.array(row["bare_ms"])
+        low, high = interval(ratios, lambda drawn: float(np.median(drawn)))
+        thin = row["keep"] == 0.1
+        name = "P9-step-over-bare" + ("" if thin else f"-keep{row['keep']}")
+        text = (
+            f"ResNet-18, 32 px, tied keep {row['keep']}, batch 128, {facts['threads']} threads, interleaved; "
+            f"median of {len(ratios)} turns"
+        )
+        command = "python -m benchmarks.step"
+        value = float(np.median(ratios))
+        found.append(Figure(name, value, low, high, "×", "≤ 1.05", text, source, command))
+    return found
