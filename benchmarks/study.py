@@ -11,12 +11,14 @@ import os
 import sys
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
+from mvp_edge.pruning.ahnp import Scores, ahnp
 from mvp_edge.pruning.finetune import Ledger, accuracy, predict_logits
 from mvp_edge.pruning.methods import method_for, recipe_for
 from mvp_edge.pruning.problem import Problem, Pruned
@@ -128,7 +130,7 @@ def run_variant(
     backbone, method = study.backbone, variant["method"]
     clock, cpu, ledger = time.perf_counter(), time.process_time(), Ledger()
     recipe = recipe_for(method, backbone.family, steps=variant["steps"], lr=variant.get("lr"))
-    own = {key: variant[key] for key in ("head", "statistics") if key in variant}
+    own = {key: variant[key] for key in ("head", "statistics", "augment") if key in variant}
     recipe = replace(recipe, **own)
     preprocess = backbone.preprocess
     images = task.images("train", preprocess)
@@ -171,6 +173,8 @@ def run_variant(
     else:
         prune = method_for(method, backbone.family).prune
         assert prune is not None
+        if "l1" in variant:
+            prune = partial(ahnp, how=Scores(l1=dict.fromkeys(("head", "node"), variant["l1"])))
         pruned = prune(problem)
     seconds, cpu = time.perf_counter() - clock, time.process_time() - cpu
     test = task.images("test", preprocess)

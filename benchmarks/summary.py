@@ -21,6 +21,7 @@ STUDIES = {
     "resnet18-keep0.32": "ifp@1000",
     "deit-tiny-imagenet": "ahnp@1000",
     "tuning": "base",
+    "tuning-deit": "base",
 }
 """Study → the variant that its table compares with."""
 

@@ -46,7 +46,7 @@ _RECIPES = {
 _OWN: dict[str, dict[str, Any]] = {
     "ifp": {"schedule": "hold"},
     "ifp-taylor": {"schedule": "hold"},
-    "ahnp": {"schedule": "hold", "lr": 5e-5},
+    "ahnp": {"schedule": "hold"},
 }
 
 
