@@ -203,3 +203,24 @@ def step_figures(facts: Mapping[str, Any], source: str) -> list[Figure]:
         value = float(np.median(ratios))
         found.append(Figure(name, value, low, high, "×", "≤ 1.05", text, source, command))
     return found
+
+
+def leep_agreement(facts: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Images → mean Spearman correlation with the whole split, mean share of its three nearest, seconds."""
+    found: dict[str, dict[str, float]] = {}
+    for images in facts["rows"][0]["rankings"]:
+        agreed, shared, seconds = [], [], []
+        for row in facts["rows"]:
+            some, whole = (row["rankings"][n]["scores"] for n in (images, "whole"))
+            names = sorted(whole)
+            ranks = [np.argsort(np.argsort([scores[n] for n in names])) for scores in (some, whole)]
+            agreed.append(float(np.corrcoef(*ranks)[0, 1]))
+            nearest = [set(sorted(names, key=scores.__getitem__)[-3:]) for scores in (some, whole)]
+            shared.append(len(nearest[0] & nearest[1]) / 3)
+            seconds.append(row["rankings"][images]["seconds"])
+        found[images] = {
+            "spearman": float(np.mean(agreed)),
+            "top3": float(np.mean(shared)),
+            "seconds": float(np.median(seconds)),
+        }
+    return found

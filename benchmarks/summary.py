@@ -7,13 +7,23 @@ python -m benchmarks.summary --check    fails if what is committed differs from 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from benchmarks.figures import Figure, difference, headline, interval, ratio, study_rows
+from benchmarks.figures import (
+    RESULTS,
+    Figure,
+    difference,
+    headline,
+    interval,
+    leep_agreement,
+    ratio,
+    study_rows,
+)
 
 HERE = Path(__file__).parent
 STUDIES = {
@@ -74,6 +84,20 @@ def headline_table(found: Sequence[Figure]) -> str:
     return "\n".join(lines)
 
 
+def leep_table(facts: Mapping[str, Any]) -> str:
+    """Markdown: how well LEEP on few images agrees with LEEP on the whole training split."""
+    lines = [
+        "| images | rank correlation | of its three nearest | seconds a target |",
+        "|---|---|---|---|",
+    ]
+    for images, row in leep_agreement(facts).items():
+        lines.append(
+            f"| {images} | {row['spearman']:.3f} | {100 * row['top3']:.0f} % | {row['seconds']:.1f} |"
+        )
+    counts = f"{len(facts['rows'])} targets, a zoo of {facts['zoo']}, {facts['threads']} thread"
+    return "\n".join([*lines, "", f"Means over {counts}."])
+
+
 def rendered(path: Path, tables: dict[str, str]) -> str:
     """The file's text with each `<!-- name -->` … `<!-- end -->` block filled in."""
     text = path.read_text()
@@ -95,6 +119,8 @@ def main() -> None:
         {"schema": 1, "figures": [asdict(f) for f in found]}, indent=1, ensure_ascii=False
     )
     tables = {"headline": headline_table(found)}
+    if (RESULTS / "leep.json").exists():
+        tables["leep"] = leep_table(json.loads((RESULTS / "leep.json").read_text()))
     for study, base in STUDIES.items():
         if study_rows(study):
             tables[study] = study_table(study, base)
