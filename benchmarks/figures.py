@@ -214,7 +214,7 @@ def leep_agreement(facts: Mapping[str, Any]) -> dict[str, dict[str, float]]:
             some, whole = (row["rankings"][n]["scores"] for n in (images, "whole"))
             names = sorted(whole)
             ranks = [np.argsort(np.argsort([scores[n] for n in names])) for scores in (some, whole)]
-            agreed.append(float(np.corrcoef(np.array(ranks))[0, 1]))
+            agreed.append(float(np.corrcoef(ranks[0], ranks[1])[0, 1]))
             nearest = [set(sorted(names, key=scores.__getitem__)[-3:]) for scores in (some, whole)]
             shared.append(len(nearest[0] & nearest[1]) / 3)
             seconds.append(row["rankings"][images]["seconds"])
