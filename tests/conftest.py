@@ -1,6 +1,32 @@
-"""For every test: hypothesis draws the same examples in each run, and is never judged by the clock."""
+"""For every test: the same examples of hypothesis in each run; a tiny backbone, zoo and task to work on."""
 
+import os
+import shutil
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
+
+from tests.support.tiny import alone, make
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made once, not to be changed: backbone.json, digits/, task/, zoo/, board.yaml."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    with alone(root / "tiny.lock"):
+        os.environ["MVP_EDGE_CACHE"] = str(root / "cache")
+        if not (root / "tiny").exists():
+            make(root / "tiny")
+    return root / "tiny"
+
+
+@pytest.fixture
+def place(tiny: Path, tmp_path: Path) -> Path:
+    """A copy of it to work in."""
+    return Path(shutil.copytree(tiny, tmp_path / "place"))

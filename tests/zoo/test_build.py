@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from tests.engine.tiny import At, command
+from tests.support.tiny import At, command
 
 BUILD = ("zoo", "build", "--backbone", "backbone.json", "--tasks", "digits", "--augment", "shift")
 TWO = (*BUILD, "--sample", "2x3", "--keep", "0.5", "--steps", "60", "--snapshots", "0.75")

@@ -19,7 +19,7 @@ from mvp_edge.subnetwork.cost import forward_macs
 from mvp_edge.subnetwork.subnet import extract, mask
 from mvp_edge.subnetwork.units import unit_groups
 from mvp_edge_export.errors import BadInput
-from tests.engine.networks import (
+from tests.support.networks import (
     backbone,
     digits,
     leave,

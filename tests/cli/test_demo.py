@@ -5,7 +5,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from tests.engine.tiny import At, command
+from tests.support.tiny import At, command
 
 SMALL = {
     "BACKBONE_STEPS": 20, "CHANNELS": [16, 16, 32, 32], "ZOO_TASKS": 3, "ZOO_STEPS": 5,

@@ -20,7 +20,7 @@ from mvp_edge.reporting.charts import Axis, Cells
 from mvp_edge.reporting.findings import Findings
 from mvp_edge.reporting.results import read_run
 from mvp_edge_export.errors import BadInput
-from tests.engine.run_fixture import Recipe, edit, write_run
+from tests.support.run_fixture import Recipe, edit, write_run
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 NASTY = '"><script>alert(1)</script><img src=x onerror=alert(2)>'

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.tiny import command, halve, prune, refused, tree
+from tests.support.tiny import command, halve, prune, refused, tree
 
 
 def _weights(place: Path, change: Callable[[dict[str, object]], None]) -> None:
     """Save the backbone's tensors again, changed, with a description that fits."""
-    from tests.engine.tiny import in_process
+    from tests.support.tiny import in_process
 
     in_process(_rewrite, place, change)
 

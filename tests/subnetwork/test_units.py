@@ -14,7 +14,7 @@ from mvp_edge.subnetwork.budget import exact_widths
 from mvp_edge.subnetwork.subnet import extract
 from mvp_edge.subnetwork.units import Cut, unit_groups
 from mvp_edge_export.errors import BadInput
-from tests.engine.networks import FAMILIES, backbone, random_kept
+from tests.support.networks import FAMILIES, backbone, random_kept
 
 
 def on_meta(name: str, **changes: Any) -> nn.Module:

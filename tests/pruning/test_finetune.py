@@ -31,7 +31,7 @@ from mvp_edge.subnetwork.backbone import heads
 from mvp_edge.subnetwork.cost import forward_macs
 from mvp_edge.tasks.task import Images
 from mvp_edge_export.images import Preprocess
-from tests.engine.networks import backbone, digits
+from tests.support.networks import backbone, digits
 
 PREPROCESS = Preprocess(8, (0.2, 0.3, 0.4), (0.5, 0.6, 0.7))
 

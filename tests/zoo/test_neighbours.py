@@ -15,7 +15,7 @@ from mvp_edge.zoo.entries import Entry, Zoo
 from mvp_edge.zoo.neighbours import find_neighbours
 from mvp_edge.zoo.similarity import leep
 from mvp_edge_export.errors import BadInput
-from tests.engine.networks import backbone, digits, network, voter
+from tests.support.networks import backbone, digits, network, voter
 
 WHOLE = backbone("resnet18d")
 TASKS = {

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mvp_edge.subnetwork.backbone import load_backbone
-from tests.engine.networks import Describe, backbone, described, refusal
+from tests.support.networks import Describe, backbone, described, refusal
 
 
 @pytest.fixture

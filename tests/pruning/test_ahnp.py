@@ -24,7 +24,7 @@ from mvp_edge.subnetwork.backbone import Backbone
 from mvp_edge.subnetwork.budget import exact_widths
 from mvp_edge.subnetwork.subnet import extract, full_coordinates, mask
 from mvp_edge.subnetwork.units import unit_groups
-from tests.engine.networks import backbone, digits, problem
+from tests.support.networks import backbone, digits, problem
 
 X = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 

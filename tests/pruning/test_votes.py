@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mvp_edge.pruning.scratch import weight_norms
 from mvp_edge.pruning.votes import Ballot, Voter, Voting, average_into, draw, hold_vote, mvp
 from mvp_edge.subnetwork.units import UnitGroup
-from tests.engine.networks import backbone, problem, voter
+from tests.support.networks import backbone, problem, voter
 
 # Drawing without replacement, p ∝ exp(v / τ).
 

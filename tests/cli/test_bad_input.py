@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.engine.tiny import GIVEN, IMAGES, board, command, halve, prune, refused, tree
+from tests.support.tiny import GIVEN, IMAGES, board, command, halve, prune, refused, tree
 
 OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "keep 0": ({"keep": "0"}, "--keep 0"),

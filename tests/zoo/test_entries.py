@@ -14,7 +14,7 @@ from mvp_edge.subnetwork.backbone import load_backbone
 from mvp_edge.subnetwork.network import TENSORS, Network
 from mvp_edge.zoo.entries import Entry, Zoo
 from mvp_edge_export.errors import BadInput
-from tests.engine.networks import backbone, described, network, voter
+from tests.support.networks import backbone, described, network, voter
 
 FACTS: dict[str, Any] = {
     "synsets": [],

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import mvp_edge
-from tests.engine.tiny import in_process
+from tests.support.tiny import in_process
 
 PUBLIC = {
     *("Bundle", "DeviceProfile", "Run", "SubNetwork", "Task", "Zoo"),

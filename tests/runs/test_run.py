@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.engine.tiny import KNOWN, At, board, command
+from tests.support.tiny import KNOWN, At, board, command
 
 PRUNE = ("prune", "--device", "board.yaml", "--task", "task", "--zoo", "zoo", "--augment", "shift")
 FROM_SCRATCH = (*PRUNE[:5], "--backbone", "backbone.json", "--keep", "0.5", "--method", "ifp")

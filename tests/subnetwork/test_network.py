@@ -14,7 +14,7 @@ from mvp_edge.pruning.votes import Voter
 from mvp_edge.subnetwork.network import DESCRIPTION, TENSORS, Network, load_network
 from mvp_edge.subnetwork.subnet import extract
 from mvp_edge_export.errors import BadInput
-from tests.engine.networks import FAMILIES, backbone, network, problem, prune_by, random_kept
+from tests.support.networks import FAMILIES, backbone, network, problem, prune_by, random_kept
 
 X = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 

@@ -11,7 +11,7 @@ import torch
 
 from mvp_edge.subnetwork.backbone import Architecture, load_backbone
 from mvp_edge_export.errors import BadInput
-from tests.engine.networks import SHALLOW, Describe, backbone, described, refusal
+from tests.support.networks import SHALLOW, Describe, backbone, described, refusal
 
 
 @pytest.fixture

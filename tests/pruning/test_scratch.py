@@ -19,7 +19,7 @@ from mvp_edge.pruning.votes import Voter
 from mvp_edge.subnetwork.budget import exact_widths
 from mvp_edge.subnetwork.units import unit_groups
 from mvp_edge_export.errors import BadInput
-from tests.engine.networks import backbone, digits, network, problem, prune_by
+from tests.support.networks import backbone, digits, network, problem, prune_by
 
 # The schedule.
 

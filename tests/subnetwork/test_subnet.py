@@ -21,7 +21,7 @@ from mvp_edge.subnetwork.subnet import (
 )
 from mvp_edge.subnetwork.units import unit_groups
 from mvp_edge_export.errors import BadInput
-from tests.engine.networks import CASES, FAMILIES, backbone, random_kept
+from tests.support.networks import CASES, FAMILIES, backbone, random_kept
 
 X = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 VITS = ("vit", "deit", "distilled")

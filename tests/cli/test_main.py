@@ -13,7 +13,7 @@ import pytest
 from mvp_edge.cli.console import Console
 from mvp_edge.cli.main import cli
 from mvp_edge.cli.options import METHODS, POLICIES
-from tests.engine.tiny import command, in_process
+from tests.support.tiny import command, in_process
 
 HEAVY = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "openvino", "nltk", "scipy", "PIL")
 
