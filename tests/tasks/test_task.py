@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mvp_edge import decoded as decoded_module
+from mvp_edge.tasks import decoded as decoded_module
 from mvp_edge.tasks.decoded import cache_folder
 from mvp_edge.tasks.labels import Found
 from mvp_edge.tasks.splits import make_splits, stratified_rows
