@@ -68,7 +68,7 @@ def _notebook(place: Path) -> None:
     assert isinstance(run.subnetwork, mvp_edge.SubNetwork)
     assert table[0].startswith("SubNetwork of tiny (tied): ")
     assert any(line.split()[:4] == ["layer4.stream", "16", "/", "32"] for line in table)
-    assert "zoo" in repr(zoo)
+    assert repr(zoo) == "Zoo zoo: 4 tasks pruned from tiny, tied, keep 0.5"
 
     again = mvp_edge.Run.load("runs/001")
     assert again.verified == run.verified

@@ -132,6 +132,10 @@ class Zoo:
             )
         return zoo
 
+    def __repr__(self) -> str:
+        backbone, count = self.facts["backbone"]["name"], len(self.names())
+        return f"Zoo {self.path}: {count} tasks pruned from {backbone}, {self.policy}, keep {self.keep:g}"
+
     @property
     def keep(self) -> float:
         """The keep ratio that the zoo was built at."""
