@@ -126,15 +126,16 @@ def zoo_show(console: Console, path: Path, name: str) -> None:
 
 @zoo.command("verify", epilog=example("mvp-edge zoo verify zoo/"))
 @click.argument("path", metavar="ZOO", type=PATH)
+@click.option("--backbone", type=click.Path(), metavar="NAME|FILE", help=backbone_help)
 @common
-def zoo_verify(console: Console, path: Path) -> None:
+def zoo_verify(console: Console, path: Path, backbone: str | None) -> None:
     """Check every entry's files against their hashes and the backbone; exit 2 if one is broken."""
     from mvp_edge.subnetwork.backbone import load_backbone
     from mvp_edge.zoo.entries import Zoo
 
     opened = Zoo.open(path)
-    backbone = load_backbone(opened.backbone_source, opened.facts["backbone"]["input_size"])
-    broken = opened.verify(backbone)
+    source = backbone or opened.backbone_source
+    broken = opened.verify(load_backbone(source, opened.facts["backbone"]["input_size"]))
     sound = len(opened.names()) - len(broken)
     console.result(
         {"zoo": str(path), "sound": sound, "broken": broken}, f"{path}: {sound} entries are sound"

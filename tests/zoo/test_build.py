@@ -122,6 +122,12 @@ def test_the_zoo_is_listed_shown_checked_and_weeded(place: Path) -> None:
     assert "layer4.stream" in command("zoo", "show", "zoo", "digits-3c-s0-001", cwd=place).out
     assert "4 entries are sound" in command("zoo", "verify", "zoo", cwd=place).out
 
+    moved = (place / "backbone.json").rename(place / "elsewhere.json")
+    assert command("zoo", "verify", "zoo", cwd=place).code == 2
+    given = command("zoo", "verify", "zoo", "--backbone", moved.name, cwd=place)
+    assert "4 entries are sound" in given.out
+    moved.rename(place / "backbone.json")
+
     weights = place / "zoo/entries/digits-3c-s0-001/network.safetensors"
     data = bytearray(weights.read_bytes())
     data[-9] ^= 4
