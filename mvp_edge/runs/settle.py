@@ -20,10 +20,10 @@ from mvp_edge.subnetwork.backbone import Backbone, load_backbone
 from mvp_edge.subnetwork.budget import Plan, solve
 from mvp_edge.subnetwork.units import POLICIES
 from mvp_edge.tasks.task import Task
-from mvp_edge.zoo.build import anchored, choose_accelerator, wordnet
+from mvp_edge.zoo.build import anchored, choose_accelerator
 from mvp_edge.zoo.entries import Entry, Zoo
 from mvp_edge.zoo.neighbours import Similarity
-from mvp_edge.zoo.synsets import load_overrides
+from mvp_edge.zoo.synsets import load_overrides, wordnet
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.profile import DeviceProfile, load_profile
 from mvp_edge_export.storage import sha256_json

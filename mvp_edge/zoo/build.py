@@ -7,7 +7,6 @@ import fcntl
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
 from glob import escape
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from mvp_edge.subnetwork.units import POLICIES, unit_groups
 from mvp_edge.subnetwork.weights import first_line
 from mvp_edge.tasks.task import Images, Task, sample_tasks, tasks_in
 from mvp_edge.zoo.entries import Zoo
-from mvp_edge.zoo.synsets import open_wordnet
+from mvp_edge.zoo.synsets import wordnet
 from mvp_edge_export.errors import BadInput
 
 
@@ -117,10 +116,6 @@ def synsets_of(classes: Sequence[str], overrides: Mapping[str, str] | None = Non
         return [m.synset for m in wordnet().meanings(classes, overrides)]
     except BadInput:
         return []
-
-
-wordnet = cache(open_wordnet)
-"""WordNet, read once a process."""
 
 
 def build_zoo(

@@ -25,7 +25,7 @@ from mvp_edge.zoo.similarity import (
     rank_by_wordnet,
     with_shared_meaning,
 )
-from mvp_edge.zoo.synsets import open_wordnet
+from mvp_edge.zoo.synsets import wordnet
 from mvp_edge_export.errors import BadInput
 
 Similarity = Literal["leep", "wordnet"]
@@ -95,8 +95,7 @@ def find_neighbours(
         candidates = rank_by_wordnet(*meanings)
     chosen = nearest(candidates, count, disjoint_from=classes if disjoint else None)
     if meanings is not None:
-        ours, theirs, wordnet = meanings
-        chosen = with_shared_meaning(chosen, ours, theirs, wordnet)
+        chosen = with_shared_meaning(chosen, *meanings)
     return Neighbours(similarity, tuple(chosen), tuple(candidates))
 
 
@@ -133,15 +132,14 @@ def _meanings(
 ) -> tuple[dict[str, str], dict[str, dict[str, str]], Any] | None:
     """Synsets of our classes and of every entry's, and the WordNet they are from."""
     try:
-        wordnet = open_wordnet()
-        ours = {m.class_name: m.synset for m in wordnet.meanings(classes, overrides)}
+        ours = {m.class_name: m.synset for m in wordnet().meanings(classes, overrides)}
         theirs = {
             entry.name: dict(zip(entry.classes, entry.synsets, strict=True))
             if entry.synsets
-            else {m.class_name: m.synset for m in wordnet.meanings(entry.classes, overrides)}
+            else {m.class_name: m.synset for m in wordnet().meanings(entry.classes, overrides)}
             for entry in entries
         }
-        return ours, theirs, wordnet
+        return ours, theirs, wordnet()
     except BadInput:
         if required:
             raise

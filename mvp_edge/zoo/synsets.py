@@ -11,6 +11,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -217,12 +218,16 @@ class WordNet:
 
 
 def open_wordnet() -> WordNet:
-    """Find and read WordNet 3.0 (about 0.5 s, and 2 s for importing NLTK).
+    """Find and read WordNet 3.0 (most of the time goes into importing NLTK).
 
     Raises:
         BadInput: there is none, with the commands that would fetch it; or it is damaged.
     """
     return WordNet(*read_nouns())
+
+
+wordnet = cache(open_wordnet)
+"""WordNet, read once a process."""
 
 
 def load_overrides(path: Path) -> dict[str, str]:

@@ -10,7 +10,7 @@ import io
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 from zipfile import BadZipFile
@@ -43,7 +43,7 @@ _DAMAGE = (OSError, ValueError, LookupError, EOFError, BadZipFile, AssertionErro
 
 
 def read_nouns() -> tuple[Any, str]:
-    """Read the first WordNet 3.0 that is found (about 0.5 s, and 2 s for importing NLTK).
+    """Read the first WordNet 3.0 that is found (most of the time goes into importing NLTK).
 
     Returns:
         NLTK's ``WordNetCorpusReader``, of which only the nouns can be asked, and where it read.
@@ -101,6 +101,32 @@ def _candidates() -> Iterator[Any]:
     yield from (Folder(Path(folder)) for folder in folders if Path(folder, "index.noun").is_file())
 
 
+class _Index(Mapping[str, dict[str, list[int]]]):
+    """Lemma → {"n": offsets of its synsets, most frequent first}, from index.noun, as wndb(5WN) has it."""
+
+    def __init__(self, content: bytes, root: Any) -> None:
+        lines = content.decode().splitlines()
+        self._lines = {line.partition(" ")[0]: line for line in lines if not line.startswith(" ")}
+        self._root = root
+
+    def __getitem__(self, lemma: str) -> dict[str, list[int]]:
+        fields = self._lines[lemma].split()
+        try:
+            synsets, pointers = int(fields[2]), int(fields[3])
+            offsets = [int(field) for field in fields[6 + pointers :]]
+            if not len(offsets) == synsets == int(fields[4 + pointers]) > 0:
+                raise ValueError(f"{lemma} has not the {synsets} synsets that it says")
+        except (ValueError, IndexError) as error:
+            raise _damaged(self._root, f"index.noun: {error}") from error
+        return {fields[1]: offsets}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._lines)
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+
 def _reader(root: Any) -> Any:
     """NLTK's reader over the three noun files of ``root``; every other file it finds empty."""
     from nltk.corpus.reader.wordnet import WordNetCorpusReader, WordNetError
@@ -117,6 +143,11 @@ def _reader(root: Any) -> Any:
                 with self.root.join(file).open() as stream:
                     content = stream.read()
             return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8", newline="\n")
+
+        def _load_lemma_pos_offset_map(self) -> None:
+            # NLTK would parse 118,000 lines, where a few are asked for.
+            with self.root.join("index.noun").open() as stream:
+                self._lemma_pos_offset_map = _Index(stream.read(), root)
 
         def map_wn(self, version: str = "wordnet") -> dict[str, str]:
             return {}  # to other versions: it would need index.sense, which Debian leaves out

@@ -2,10 +2,12 @@
 
 import json
 import zipfile
+from collections import defaultdict
 from itertools import combinations
 from pathlib import Path
 
 import pytest
+from nltk.corpus.reader.wordnet import WordNetCorpusReader
 
 from mvp_edge.zoo import wordnet
 from mvp_edge.zoo.synsets import KNOWN_SENSES, Meaning, WordNet, load_overrides, open_wordnet
@@ -114,6 +116,15 @@ def real() -> WordNet:
 
 
 # Where WordNet comes from
+
+
+def test_the_index_says_of_every_lemma_what_nltks_own_parser_does(real: WordNet) -> None:
+    reader = wordnet.read_nouns()[0]
+    ours = dict(reader._lemma_pos_offset_map)
+    reader._lemma_pos_offset_map = defaultdict(dict)
+    WordNetCorpusReader._load_lemma_pos_offset_map(reader)
+    assert len(ours) > 100_000
+    assert ours == reader._lemma_pos_offset_map
 
 
 @pytest.mark.usefixtures("nowhere")
