@@ -13,6 +13,7 @@ same command goes on where a killed one stopped.
 """
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -150,10 +151,13 @@ def prune_for(
     say: Callable[[str], None],
 ) -> Run:
     """The run of a request, whether its budgets were met or not."""
+    began = time.perf_counter()
     settled = settle(request, progress, say)
+    settling = time.perf_counter() - began
     say(describe(settled))
     claim = Claim(request.arguments(), settled.identity, request.command)
     with RunDirectory.claim(claim, out, force=force) as run, within_limits(run.path):
+        run.spent("settling", settling)
         return execute(settled, run, progress)
 
 

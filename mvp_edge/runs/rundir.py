@@ -128,9 +128,12 @@ class RunDirectory:
         """Time what is done inside; run.json lists each phase once, with the seconds of all its parts."""
         start = time.perf_counter()
         yield
-        spent = time.perf_counter() - start
+        self.spent(name, time.perf_counter() - start)
+
+    def spent(self, name: str, seconds: float) -> None:
+        """Add to what a phase has taken."""
         phases = {phase["name"]: phase["seconds"] for phase in self.read(_FACTS)["phases"]}
-        phases[name] = round(phases.get(name, 0.0) + spent, 3)
+        phases[name] = round(phases.get(name, 0.0) + seconds, 3)
         self.update(phases=[{"name": n, "seconds": s} for n, s in phases.items()])
 
 
