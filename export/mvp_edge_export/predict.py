@@ -50,6 +50,8 @@ def predict(
     runtime: str | None = None,
     top: int = 5,
     threads: int = 1,
+    *,
+    fp16: bool = False,
 ) -> Iterator[Prediction]:
     """Classify images one by one, in the order given; an image that cannot be decoded is skipped.
 
@@ -59,6 +61,7 @@ def predict(
         runtime: a key of ``sessions.RUNTIMES``; None takes the first that is installed.
         top: how many classes to name.
         threads: threads of one inference.
+        fp16: OpenVINO's file with weights in float16.
 
     Returns:
         One prediction an image, as each is made.
@@ -72,7 +75,7 @@ def predict(
     files = [file for source in sources for file in _images(source)]
     if not files:
         raise BadInput("no images were given")
-    session = open_session(bundle, runtime, threads)
+    session = open_session(bundle, runtime, threads, fp16=fp16)
     return (_classify(bundle, session, file, top) for file in files)
 
 

@@ -180,6 +180,7 @@ def open_session(
     threads: int = 1,
     *,
     baseline: bool = False,
+    fp16: bool = False,
 ) -> Session:
     """Open a bundle's network in a runtime, as it is to be deployed.
 
@@ -189,14 +190,18 @@ def open_session(
             has a file for.
         threads: threads of one inference.
         baseline: the unpruned network beside the pruned one.
+        fp16: OpenVINO's file with weights in float16, if the bundle has it.
 
     Raises:
         BadInput: no such runtime, not installed, or the bundle has no file for it.
     """
-    runtime = runtime or choose_runtime(bundle)
+    if fp16 and runtime not in (None, "openvino"):
+        raise BadInput(f"--fp16 is a form of the OpenVINO files, and {runtime} reads others")
+    runtime = "openvino" if fp16 else runtime or choose_runtime(bundle)
     if runtime not in RUNTIMES:
         raise BadInput(f"unknown runtime {runtime!r}: choose one of {', '.join(RUNTIMES)}")
-    model = bundle.model(FORMAT_OF[runtime], baseline=baseline)
+    form = "openvino-fp16" if fp16 else FORMAT_OF[runtime]
+    model = bundle.model(form, baseline=baseline)
     return RUNTIMES[runtime](model, threads=threads)
 
 

@@ -270,19 +270,25 @@ def bench(
 @click.option(
     "--runtime", type=click.Choice(["onnxruntime", "openvino"]), help="[the first installed]"
 )
+@click.option("--fp16", is_flag=True, help="OpenVINO's file with float16 weights.")
 @click.option(
     "--top", type=click.IntRange(1), default=1, show_default=True, help="How many labels."
 )
 @common
 def predict(
-    console: Console, bundle: Path, images: tuple[Path, ...], runtime: str | None, top: int
+    console: Console,
+    bundle: Path,
+    images: tuple[Path, ...],
+    runtime: str | None,
+    fp16: bool,
+    top: int,
 ) -> None:
     """Classify images (files or folders) with BUNDLE alone."""
     from mvp_edge_export.bundle import load_bundle
     from mvp_edge_export.predict import predict as classify
 
     found = []
-    for prediction in classify(load_bundle(bundle), images, runtime, top):
+    for prediction in classify(load_bundle(bundle), images, runtime, top, fp16=fp16):
         found.append(prediction.to_json())
         if prediction.skipped is not None:
             console.warn(f"{prediction.file}: skipped: {prediction.skipped}")

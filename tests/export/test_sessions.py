@@ -87,6 +87,18 @@ def test_the_first_installed_runtime_is_taken(
         open_session(bundle)
 
 
+def test_float16_weights_are_openvinos(bundle: Bundle, digits: Any) -> None:
+    inputs = bundle.tensor(digits.test[:1])
+    halved, whole = open_session(bundle, fp16=True), open_session(bundle, "openvino")
+    assert halved.name == "openvino"
+    apart = np.abs(halved.run(inputs) - whole.run(inputs)).max()
+    assert 0 < apart < 0.2  # another file, the same network
+    with pytest.raises(BadInput, match="--fp16 is a form of the OpenVINO files, and onnxruntime"):
+        open_session(bundle, "onnxruntime", fp16=True)
+    with pytest.raises(BadInput, match="no unpruned network in format openvino-fp16"):
+        open_session(bundle, baseline=True, fp16=True)
+
+
 def test_an_unknown_runtime(bundle: Bundle) -> None:
     with pytest.raises(BadInput, match="unknown runtime 'tflite': choose one of onnxruntime, ope"):
         open_session(bundle, "tflite")
