@@ -43,11 +43,19 @@ _RECIPES = {
     "resnet": Recipe(optimizer="sgd", lr=0.01, weight_decay=5e-4),
     "vit": Recipe(optimizer="adamw", lr=2e-4, weight_decay=0.05),
 }
-_OWN: dict[str, dict[str, Any]] = {
-    "ifp": {"schedule": "hold"},
-    "ifp-taylor": {"schedule": "hold"},
-    "ahnp": {"schedule": "hold"},
+_OWN: dict[tuple[str, str], dict[str, Any]] = {
+    ("ifp", "resnet"): {"schedule": "hold"},
+    ("ifp-taylor", "resnet"): {"schedule": "hold"},
+    ("ahnp", "vit"): {"schedule": "hold"},
+    # Thin from the first step, a ResNet bears twice the rate, and needs it.
+    ("mvp", "resnet"): {"lr": 0.02},
+    ("magnitude", "resnet"): {"lr": 0.02},
+    ("random", "resnet"): {"lr": 0.02},
 }
+"""What a method wants otherwise than its family (benchmarks/plans/tuning*.yaml)."""
+
+UNPRUNED = Method(100, ("resnet", "vit"), None)
+"""Fine-tuning the whole backbone, which is no pruning method: the reference."""
 
 
 def method_for(name: str, family: str) -> Method:
@@ -62,7 +70,7 @@ def method_for(name: str, family: str) -> Method:
 
 
 def recipe_for(
-    name: str,
+    name: str | None,
     family: str,
     *,
     steps: int | None = None,
@@ -70,12 +78,12 @@ def recipe_for(
     augment: tuple[str, ...] | None = None,
     accelerator: str = "cpu",
 ) -> Recipe:
-    """The default recipe of a method on a family, with what the user set instead."""
-    method = method_for(name, family)
+    """The default recipe of a method on a family, with what the user set instead; None: nothing is pruned."""
+    method = method_for(name, family) if name else UNPRUNED
     recipe = replace(
         _RECIPES[family], steps=method.steps if steps is None else steps, accelerator=accelerator
     )
-    recipe = replace(recipe, **_OWN.get(name, {}))
+    recipe = replace(recipe, **_OWN.get((name or "", family), {}))
     if lr is not None:
         recipe = replace(recipe, lr=lr)
     return recipe if augment is None else replace(recipe, augment=augment)

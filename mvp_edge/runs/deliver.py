@@ -91,7 +91,7 @@ def _unpruned(backbone: Backbone, task: Task) -> nn.Module:
     """The whole backbone with a nearest-class-mean head for the task."""
     module = backbone.with_head(len(task.classes))
     images = task.images("train", backbone.preprocess)
-    batches = Batches(images, backbone.preprocess, recipe_for("random", backbone.family), seed=0)
+    batches = Batches(images, backbone.preprocess, recipe_for(None, backbone.family), seed=0)
     initialise_head(module, batches, len(task.classes), Ledger())
     return module
 

@@ -24,7 +24,7 @@ def tuned_reference(
     """
     task, backbone = settled.task, settled.backbone
     recipe = recipe_for(
-        "magnitude",
+        None,
         backbone.family,
         augment=problem.recipe.augment,
         accelerator=problem.recipe.accelerator,

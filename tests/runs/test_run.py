@@ -47,7 +47,7 @@ def test_a_run_says_what_was_asked_and_what_was_done(place: Path) -> None:
         "asked": "auto", "zoo": 0.5, "chosen": 0.5, "binding": None, "room": None,
     }  # fmt: skip
     assert [phase["name"] for phase in facts["phases"]] == [
-        "images", "similarity", "pruning", "verification",
+        "settling", "images", "similarity", "pruning", "verification",
     ]  # fmt: skip
     assert len(read(run / "votes.json")["neighbours"]) == 3
     assert len(read(run / "history.json")["steps"]) == 20
