@@ -1,6 +1,6 @@
 """Who is similar: the zoo's tasks ranked for a new one.
 
-LEEP runs each entry's model once over at most 500 stratified training images of the new task; WordNet
+LEEP runs each entry's model once over at most `LEEP_IMAGES` stratified training images of the new task; WordNet
 compares the meanings of the class names alone.
 """
 
@@ -29,7 +29,8 @@ from mvp_edge.zoo.synsets import wordnet
 from mvp_edge_export.errors import BadInput
 
 Similarity = Literal["leep", "wordnet"]
-LEEP_IMAGES = 500
+LEEP_IMAGES = 250
+"""Twice as many rank the zoo hardly better, for twice the time (benchmarks/leep.py)."""
 
 
 @dataclass(frozen=True)
