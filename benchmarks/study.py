@@ -192,7 +192,7 @@ def run_variant(
 
 
 def _spent(study: Study, pruned: Pruned, similarity: Ledger, batch: int) -> dict[str, Any]:
-    dense = forward_macs(study.backbone.with_head(5), study.backbone.shape)
+    dense = forward_macs(study.backbone.outline(5), study.backbone.shape)
     return {
         "similarity_flops": similarity.similarity_flops,
         "statistics_flops": pruned.ledger.statistics_flops,

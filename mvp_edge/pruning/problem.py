@@ -103,8 +103,8 @@ class Training:
 
     def __init__(self, problem: Problem, model: nn.Module, kept: Kept, method: str = ""):
         self.problem = problem
-        full = problem.backbone.with_head(problem.classes)
-        self.dense_macs = forward_macs(full, problem.backbone.shape)
+        whole = problem.backbone.outline(problem.classes)
+        self.dense_macs = forward_macs(whole, problem.backbone.shape)
         self.batches = problem.batches
         self.kept = {
             g.name: np.asarray(kept.get(g.name, np.arange(g.size))) for g in problem.groups

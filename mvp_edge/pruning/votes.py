@@ -5,7 +5,7 @@ v_k  = how many neighbours kept unit k
 θ_k  = mean of θ^j_k over the neighbours j that kept k, entry by entry
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -131,15 +131,24 @@ def average_into(full: nn.Module, voters: Sequence[Voter], policy: str) -> None:
     placed = [full_coordinates(full, v.kept, v.weights, policy) for v in voters]
     for name in body:
         tensor = own[name]
-        total = torch.zeros_like(tensor, dtype=torch.float64)
+        # Only what any voter kept is touched: a few per cent of a tensor.
+        axes = zip(*(entries[name][1] for entries in placed), strict=True)
+        union = [np.unique(np.concatenate(axis)) for axis in axes]
+        total = torch.zeros([len(axis) for axis in union], dtype=torch.float64)
         count = torch.zeros_like(total)
         for entries in placed:
             values, index = entries[name]
-            place = tuple(torch.from_numpy(i) for i in np.ix_(*index))
+            place = _grid(np.searchsorted(*pair) for pair in zip(union, index, strict=True))
             total[place] += values.double()
             count[place] += 1
-        mean = total / count.clamp(min=1)
-        tensor.copy_(torch.where(count > 0, mean, tensor.double()).to(tensor.dtype))
+        kept = _grid(union)
+        mean = (total / count.clamp(min=1)).to(tensor.dtype)
+        tensor[kept] = torch.where(count > 0, mean, tensor[kept])
+
+
+def _grid(index: Iterable[NDArray[np.int64]]) -> tuple[torch.Tensor, ...]:
+    """``np.ix_`` for tensors."""
+    return tuple(torch.from_numpy(axis) for axis in np.ix_(*index))
 
 
 def _ranking(ballot: Ballot) -> NDArray[np.int64]:

@@ -297,7 +297,7 @@ def _keep(settled: Settled, run: RunDirectory, pruned: Pruned, ballots: Sequence
         run.write("votes.json", {"neighbours": names, "groups": [b.to_json() for b in ballots]})
     run.write("history.json", asdict(pruned.history))
     to_network(backbone, settled.policy, task, pruned).save(run.path)
-    dense = forward_macs(backbone.with_head(len(task.classes)), backbone.shape)
+    dense = forward_macs(backbone.outline(len(task.classes)), backbone.shape)
     batch = min(recipe.batch, len(task.splits["train"]))
     run.write(
         "pruned.json",
@@ -355,7 +355,7 @@ def _add(zoo: Zoo, run: RunDirectory, facts: dict[str, Any], *, force: bool = Fa
 def _layers(settled: Settled, module: nn.Module) -> list[dict[str, Any]]:
     """layers.json: what each layer costs, and the same layer of the unpruned network."""
     backbone = settled.backbone
-    unpruned = layers(backbone.with_head(len(settled.task.classes)), backbone.shape)
+    unpruned = layers(backbone.outline(len(settled.task.classes)), backbone.shape)
     whole = {layer.name: layer.flops for layer in unpruned}
     return [
         {**asdict(layer), "flops_baseline": whole.get(layer.name)}

@@ -41,7 +41,7 @@ def verify(
     verified = Verified(
         weights_sha256=weights_sha256,
         cost=cost,
-        cost_baseline=measure(backbone.with_head(len(task.classes)), shape, batch),
+        cost_baseline=measure(backbone.outline(len(task.classes)), shape, batch),
         accuracy=top1,
         images=len(images.labels),
         verdicts=tuple(verdicts(cost, file_bytes(module), top1, reference, profile)),

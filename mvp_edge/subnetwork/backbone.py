@@ -186,6 +186,14 @@ class Backbone:
                 head.bias.zero_()
         return model.eval()
 
+    def outline(self, num_classes: int) -> nn.Module:
+        """`with_head` without its weights, on the meta device: for what looks at shapes alone."""
+        with torch.device("meta"):
+            model = blank_copy(self.model)
+            reset: Any = model
+            reset.reset_classifier(num_classes)
+        return model.eval()
+
 
 def heads(model: nn.Module) -> dict[str, nn.Linear]:
     """The classifier layers by module path (a distilled DeiT has two)."""

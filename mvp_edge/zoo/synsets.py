@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import yaml
+from nltk.corpus.reader.wordnet import WordNetError
 
 from mvp_edge.zoo.wordnet import VERSION, read_nouns
 from mvp_edge_export.errors import BadInput
@@ -159,10 +160,11 @@ class WordNet:
         if known := KNOWN_SENSES.get(folded) or KNOWN_SENSES.get(folded.removesuffix("s")):
             senses.append(self._synset(known))
         written = "_".join(phrase.lower().split())  # with its hyphens and apostrophes: jack-o'-...
-        for form in (written, folded, folded.replace("_", ""), self._compound(folded)):
-            if form and (found := self._reader.synsets(form, "n")):
-                senses += found
-                break
+        forms = (written, folded, folded.replace("_", ""))
+        found = next(filter(None, (self._reader.synsets(form, "n") for form in forms)), None)
+        if not found and (compound := self._compound(folded)):
+            found = self._reader.synsets(compound, "n")
+        senses += found or []
         return list(dict.fromkeys(senses))
 
     def _compound(self, folded: str) -> str | None:
@@ -201,8 +203,6 @@ class WordNet:
             ) from error
 
     def _synset(self, name: str) -> Any:
-        from nltk.corpus.reader.wordnet import WordNetError
-
         if name not in self._synsets:
             try:
                 # NLTK would take sense 0 for the last one.
@@ -218,7 +218,7 @@ class WordNet:
 
 
 def open_wordnet() -> WordNet:
-    """Find and read WordNet 3.0 (most of the time goes into importing NLTK).
+    """Find and read WordNet 3.0.
 
     Raises:
         BadInput: there is none, with the commands that would fetch it; or it is damaged.

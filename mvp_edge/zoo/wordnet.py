@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from zipfile import BadZipFile
 
+import nltk.data
+from nltk.corpus.reader.wordnet import WordNetCorpusReader, WordNetError
+
 from mvp_edge_export.errors import BadInput
 
 VERSION = "3.0"
@@ -43,7 +46,7 @@ _DAMAGE = (OSError, ValueError, LookupError, EOFError, BadZipFile, AssertionErro
 
 
 def read_nouns() -> tuple[Any, str]:
-    """Read the first WordNet 3.0 that is found (most of the time goes into importing NLTK).
+    """Read the first WordNet 3.0 that is found.
 
     Returns:
         NLTK's ``WordNetCorpusReader``, of which only the nouns can be asked, and where it read.
@@ -65,28 +68,27 @@ def read_nouns() -> tuple[Any, str]:
     raise BadInput(f"WordNet {VERSION} was not found{others}: fetch it with {HOW_TO_FETCH}")
 
 
+class _Folder(nltk.data.PathPointer):  # type: ignore[misc]
+    """A folder outside ``nltk.data.path``, from which NLTK's own pointers refuse to read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def open(self, encoding: str | None = None) -> BinaryIO:
+        return self.path.open("rb")
+
+    def file_size(self) -> int:
+        return self.path.stat().st_size
+
+    def join(self, fileid: str) -> "_Folder":
+        return _Folder(self.path / fileid)
+
+
 def _candidates() -> Iterator[Any]:
     """The places with a WordNet, as NLTK's path pointers, in the order of preference."""
-    import nltk.data
-
-    class Folder(nltk.data.PathPointer):  # type: ignore[misc]
-        """A folder outside ``nltk.data.path``, from which NLTK's own pointers refuse to read."""
-
-        def __init__(self, path: Path) -> None:
-            self.path = path
-
-        def __str__(self) -> str:
-            return str(self.path)
-
-        def open(self, encoding: str | None = None) -> BinaryIO:
-            return self.path.open("rb")
-
-        def file_size(self) -> int:
-            return self.path.stat().st_size
-
-        def join(self, fileid: str) -> "Folder":
-            return Folder(self.path / fileid)
-
     try:
         yield nltk.data.find("corpora/wordnet/")
     except LookupError:
@@ -98,7 +100,7 @@ def _candidates() -> Iterator[Any]:
         folders = [f"{home}/dict", home, *folders]
     if dictionary := os.environ.get("WNSEARCHDIR"):
         folders = [dictionary, *folders]
-    yield from (Folder(Path(folder)) for folder in folders if Path(folder, "index.noun").is_file())
+    yield from (_Folder(Path(folder)) for folder in folders if Path(folder, "index.noun").is_file())
 
 
 class _Index(Mapping[str, dict[str, list[int]]]):
@@ -129,8 +131,6 @@ class _Index(Mapping[str, dict[str, list[int]]]):
 
 def _reader(root: Any) -> Any:
     """NLTK's reader over the three noun files of ``root``; every other file it finds empty."""
-    from nltk.corpus.reader.wordnet import WordNetCorpusReader, WordNetError
-
     read: dict[int, Any] = {}  # offset → synset
 
     class NounReader(WordNetCorpusReader):  # type: ignore[misc]
