@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,7 +67,8 @@ def atomic_directory(path: Path, *, force: bool = False) -> Iterator[Path]:
     partial: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        _sweep(path)
+        partial = Path(tempfile.mkdtemp(prefix=_partial(path), dir=path.parent))
         yield partial
         partial.chmod(0o777 & ~_umask())
         if path.exists():
@@ -82,6 +84,17 @@ def atomic_directory(path: Path, *, force: bool = False) -> Iterator[Path]:
     finally:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def _partial(path: Path) -> str:
+    return f".{path.name}.partial-"
+
+
+def _sweep(path: Path) -> None:
+    """Remove what killed processes left on the way to ``path`` more than a day ago."""
+    for left in path.parent.iterdir():
+        if left.name.startswith(_partial(path)) and time.time() - left.stat().st_mtime > 86_400:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -14,16 +14,16 @@ module itself is never run, changed or duplicated, and its device and precision 
 import copy
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from mvp_edge.subnetwork.activations import Alive, peak
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.verified import Cost
 
@@ -244,19 +244,6 @@ def itemise(module: nn.Module, shape: Shape, batch: int = 1) -> Bill:
     )
 
 
-def peak(sizes: Iterable[int], lives: Iterable[tuple[int, int]]) -> int:
-    """The largest sum of ``sizes`` that live at one step; a life is (first, last), inclusive."""
-    change: Counter[int] = Counter()
-    for size, (first, last) in zip(sizes, lives, strict=True):
-        change[first] += size
-        change[last + 1] -= size
-    now = most = 0
-    for step in sorted(change):
-        now += change[step]
-        most = max(most, now)
-    return most
-
-
 def _fvcore(module: nn.Module, shape: Shape) -> Counter[str]:
     """One image's flops by operator; BadInput when an operator is neither counted nor light."""
     # jit tracing needs real tensors; a copy full of zeros has them at no cost.
@@ -283,7 +270,7 @@ def _attention_handle(inputs: list[Any], _outputs: list[Any]) -> int:
     return int(prod(query) * key[-2] + prod(query[:-1]) * prod(value[-2:]))
 
 
-def _forward(module: nn.Module, shape: Shape, batch: int) -> tuple[list[LayerCost], "_Alive"]:
+def _forward(module: nn.Module, shape: Shape, batch: int) -> tuple[list[LayerCost], Alive]:
     """One forward pass of a weightless copy: the hand formulas, and the lives of its tensors."""
     replica = blank_copy(module)
     found: list[LayerCost] = []
@@ -305,7 +292,7 @@ def _forward(module: nn.Module, shape: Shape, batch: int) -> tuple[list[LayerCos
     for name, layer in replica.named_modules():
         layer.register_forward_hook(hook(name))
     image = torch.empty(batch, *shape, device="meta")
-    alive = _Alive(_tensors(replica).values())
+    alive = Alive(_tensors(replica).values())
     with torch.no_grad(), alive:
         replica(image)
     for name, parameter in replica.named_parameters():
@@ -332,55 +319,6 @@ def _by_hand(layer: Any, x: torch.Tensor, y: torch.Tensor) -> tuple[str, int] | 
     if isinstance(layer, nn.AdaptiveAvgPool2d):
         return "pool", x.numel()
     return None
-
-
-class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    """Watches a forward pass and notes, for each storage, the operations that touch it.
-
-    Storages, not tensors: views and in-place results share their source's. Integer tensors (the
-    indices of max pooling) are left out, for no runtime keeps them.
-    """
-
-    def __init__(self, weights: Iterable[torch.Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._resident = {tensor.untyped_storage() for tensor in weights}
-        self._step = 0
-        # Keys keep their storages alive, so that none is reused for another tensor.
-        self.bytes: dict[torch.UntypedStorage, int] = {}
-        self.first: dict[torch.UntypedStorage, int] = {}
-        self.last: dict[torch.UntypedStorage, int] = {}
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        if func is torch.ops.aten.native_batch_norm.default:
-            # Its kernel for shapes is decomposed in Python and takes most of a ResNet's time.
-            none = torch.empty(0, device="meta")
-            out: Any = (torch.empty_like(args[0]), none, none)
-        else:
-            out = func(*args, **(kwargs or {}))
-        for tensor in _tensors_in((args, kwargs, out)):
-            storage = tensor.untyped_storage()
-            if tensor.is_floating_point() and storage not in self._resident:
-                self.bytes.setdefault(storage, storage.nbytes())
-                self.first.setdefault(storage, self._step)
-                self.last[storage] = self._step
-        self._step += 1
-        return out
-
-
-def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _tensors_in(item)
-    elif isinstance(value, dict):
-        yield from _tensors_in(list(value.values()))
 
 
 def _file(module: nn.Module) -> tuple[tuple[int, ...], int]:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mvp_edge.subnetwork import cost
+from mvp_edge.subnetwork.activations import peak
 from mvp_edge.subnetwork.budget import exact_widths
 from mvp_edge.subnetwork.subnet import extract, resize
 from mvp_edge.subnetwork.units import unit_groups
@@ -278,7 +279,7 @@ def test_peak_activations_of_an_attention_by_hand() -> None:
 )
 def test_peak_is_the_fullest_step(tensors: list[tuple[int, tuple[int, int]]]) -> None:
     steps = [sum(n for n, (a, b) in tensors if a <= step <= b) for step in range(10)]
-    assert cost.peak([n for n, _ in tensors], [life for _, life in tensors]) == max(steps)
+    assert peak([n for n, _ in tensors], [life for _, life in tensors]) == max(steps)
 
 
 EXPORTED = {
