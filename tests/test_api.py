@@ -125,7 +125,7 @@ def _every_option(place: Path) -> None:
     os.chdir(place)
     torch.set_num_threads(1)
     options: dict[str, Any] = {
-        "neighbours": 1, "keep": 0.25, "lr": 0.5, "tau": 0.0, "head": "zero",
+        "neighbours": 1, "keep": 0.25, "lr": 0.5, "tau": 50.0, "head": "zero",
         "statistics": False, "augment": (), "similarity": "leep",
     }  # fmt: skip
     made = {}

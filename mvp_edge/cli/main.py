@@ -116,7 +116,7 @@ def _end(code: int, line: str) -> None:
 )
 @click.option("--lr", type=Number(0, min_open=True), help="Learning rate [the method's].")
 @click.option(
-    "--tau", type=Number(0), help="Temperature of the vote [0.2]; 0: the units with most votes."
+    "--tau", type=Number(0), help="Temperature of the vote [0: the units with most votes]."
 )
 @click.option(
     "--head", type=click.Choice(["means", "zero", "random"]), default="means", show_default=True,

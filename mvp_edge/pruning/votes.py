@@ -2,6 +2,7 @@
 
 v_k  = how many neighbours kept unit k
 Ω    = units drawn without replacement, p(k) ∝ exp(v_k / τ)                    Eq. (1)
+       (τ → 0, the default: those with most votes)
 θ_k  = mean of θ^j_k over the neighbours j that kept k, entry by entry
 """
 
@@ -43,8 +44,9 @@ class Voter:
 class Voting:
     """How votes become a sub-network."""
 
-    tau: float = 0.2
-    """Temperature of Eq. (1); 0 keeps the units with most votes (ties by weight norm)."""
+    tau: float = 0.0
+    """Temperature of Eq. (1). At 0 the units with most votes are kept, and of equals those of larger
+    weights: a point better than drawing at 0.2 (benchmarks/plans/tuning.yaml)."""
     weights: Literal["average", "backbone"] = "average"
     units: Literal["votes", "random"] = "votes"
 

@@ -27,7 +27,7 @@ from mvp_edge.pruning.problem import Problem, Progress, Pruned
 from mvp_edge.pruning.votes import Ballot, Voter, Voting, mvp
 from mvp_edge.runs.reference import tuned_reference
 from mvp_edge.runs.rundir import Claim, RunDirectory
-from mvp_edge.runs.settle import DEFAULT_TAU, Request, Settled, describe, settle
+from mvp_edge.runs.settle import Request, Settled, describe, settle
 from mvp_edge.runs.verify import verify
 from mvp_edge.subnetwork.cost import forward_macs, layers, paper_cost
 from mvp_edge.subnetwork.network import DESCRIPTION, TENSORS, Network
@@ -282,7 +282,7 @@ def _prune(
         assert method.prune is not None
         return method.prune(problem), ()
     tau = settled.request.tau
-    voting = Voting(tau=DEFAULT_TAU if tau is None else tau)
+    voting = Voting() if tau is None else Voting(tau=tau)
     return mvp(problem, _voters(settled, run), voting)
 
 

@@ -32,7 +32,6 @@ DEFAULT_KEEP = 0.1
 """Kept where neither a zoo nor the user says: the paper's 90 % pruned."""
 MAX_INPUT = 1024
 DEFAULT_NEIGHBOURS = 3
-DEFAULT_TAU = 0.2
 
 _CHOICES: Mapping[str, Sequence[str]] = {
     "method": ("auto", *METHODS),
@@ -77,7 +76,7 @@ class Request:
     steps: int | None = None
     lr: float | None = None
     tau: float | None = None
-    """Temperature of the vote; 0.2 by default, 0 takes the units with most votes."""
+    """Temperature of the vote; 0, the default, takes the units with most votes."""
     head: Literal["means", "zero", "random"] = "means"
     statistics: bool = True
     """Re-estimate BatchNorm on the task before step 1."""

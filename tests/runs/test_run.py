@@ -223,7 +223,7 @@ def test_a_run_is_only_replaced_with_force(place: Path) -> None:
 def test_other_arguments_and_other_folders_are_refused_by_name(place: Path) -> None:
     words = (*PRUNE, "--steps", "3", "--out", "run")
     assert command(*words, cwd=place, at=At("tuning", 2)).code == -signal.SIGKILL
-    other = command(*words, "--tau", "0", cwd=place)
+    other = command(*words, "--tau", "1", cwd=place)
     assert other.code == 2
     assert "other arguments (tau)" in other.error
     mine = command(*PRUNE, "--out", "digits", "--force", cwd=place)
