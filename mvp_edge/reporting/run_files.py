@@ -183,6 +183,8 @@ class VotesFile(RunJson):
     """votes.json: what the neighbours had kept, unit by unit."""
 
     neighbours: tuple[str, ...]
+    tau: float = Field(ge=0)
+    """Temperature of the draw; 0: those with most votes were kept."""
     groups: tuple[GroupVotes, ...]
 
     @model_validator(mode="after")

@@ -281,9 +281,12 @@ def _prune(
         method = method_for(settled.method, settled.backbone.family)
         assert method.prune is not None
         return method.prune(problem), ()
+    return mvp(problem, _voters(settled, run), _voting(settled))
+
+
+def _voting(settled: Settled) -> Voting:
     tau = settled.request.tau
-    voting = Voting() if tau is None else Voting(tau=tau)
-    return mvp(problem, _voters(settled, run), voting)
+    return Voting() if tau is None else Voting(tau=tau)
 
 
 def _keep(settled: Settled, run: RunDirectory, pruned: Pruned, ballots: Sequence[Ballot]) -> None:
@@ -294,7 +297,9 @@ def _keep(settled: Settled, run: RunDirectory, pruned: Pruned, ballots: Sequence
         neighbours = run.read("neighbours.json")
         similarity = neighbours["flops"]
         names = [neighbour["task"] for neighbour in neighbours["neighbours"]]
-        run.write("votes.json", {"neighbours": names, "groups": [b.to_json() for b in ballots]})
+        groups = [ballot.to_json() for ballot in ballots]
+        tau = _voting(settled).tau
+        run.write("votes.json", {"neighbours": names, "tau": tau, "groups": groups})
     run.write("history.json", asdict(pruned.history))
     to_network(backbone, settled.policy, task, pruned).save(run.path)
     dense = forward_macs(backbone.outline(len(task.classes)), backbone.shape)

@@ -286,6 +286,13 @@ def test_votes_are_drawn_as_they_were_cast(tmp_path: Path) -> None:
         assert len(told) == (int(marked[1]) if marked else 0)
 
 
+@pytest.mark.parametrize(("tau", "said"), [(0.2, "(τ 0.2)"), (0.0, "most votes are kept")])
+def test_how_votes_became_a_network_is_said(tmp_path: Path, tau: float, said: str) -> None:
+    run = write_run(tmp_path / "run")
+    edit(run / "votes.json", "tau", tau)
+    assert said in Page(report([run])).text
+
+
 def test_groups_kept_whole_are_named_not_drawn(tmp_path: Path) -> None:
     page = page_of(tmp_path / "run", KINDS["heads"])
     strips = [one for one in page.named("svg") if one.get("class") == "strip"]

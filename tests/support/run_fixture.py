@@ -212,7 +212,7 @@ def _votes(
             }
         )
     names = [ZOO[index % len(ZOO)] for index in range(recipe.neighbours)]
-    return {"schema": 1, "neighbours": names, "groups": found}
+    return {"schema": 1, "neighbours": names, "tau": 0.2, "groups": found}
 
 
 def _neighbours(recipe: Recipe) -> dict[str, Any]:
