@@ -1,0 +1,85 @@
+"""A user's own folder: photographs → DeiT-Tiny for a Raspberry Pi → report, by the commands a user types.
+
+    python -m benchmarks.photos [--steps 200]       needs MVP_EDGE_DATA
+
+There is no zoo for this backbone, so `prune` works from scratch (AHNP). Folder and run stay below `--keep-in`.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from mvp_edge.runs.rundir import machine, versions
+from mvp_edge_export.storage import write_json
+
+HERE = Path(__file__).parent
+COMMAND = str(Path(sys.executable).parent / "mvp-edge")
+BACKBONE = "deit_tiny_patch16_224@weights/deit_tiny_patch16_224.safetensors"
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--steps", default="200")
+    arguments.add_argument("--device", default="rpi4")
+    arguments.add_argument(
+        "--keep", default="0.5", help="at most; the device's budgets ask for less"
+    )
+    arguments.add_argument("--keep-in", type=Path, default=None)
+    options = arguments.parse_args()
+    data = Path(os.environ["MVP_EDGE_DATA"])
+    folder = options.keep_in or Path(tempfile.mkdtemp())
+    if not (folder / "imagenette_photos").exists():
+        with zipfile.ZipFile(data / "imagenette_photos.zip") as archive:
+            archive.extractall(folder)
+    architecture, _, file = BACKBONE.partition("@")
+    chosen = ["--keep", options.keep, "--steps", options.steps]
+    commands = {
+        "prune": ["prune", "--device", options.device, "--task", "imagenette_photos",
+                  "--backbone", f"{architecture}@{data / file}", *chosen, "--out", "run"],
+        "export": ["export", "run", "--baseline"],
+        "bench": ["bench", "run/bundle"],
+        "report": ["report", "run"],
+    }  # fmt: skip
+    seconds = {}
+    for name, command in commands.items():
+        start = time.perf_counter()
+        subprocess.run([COMMAND, *command, "-q"], check=True, cwd=folder, stdout=subprocess.DEVNULL)
+        seconds[name] = time.perf_counter() - start
+        print(name, round(seconds[name], 1), flush=True)
+    facts = {
+        "schema": 1,
+        "machine": machine(),
+        "versions": versions(),
+        "command": f"prune --device {options.device} --task imagenette_photos {' '.join(chosen)}",
+        "seconds": seconds,
+        **reached(folder / "run"),
+    }
+    write_json(HERE / "results" / "photos.json", facts)
+
+
+def reached(run: Path) -> dict[str, Any]:
+    """What the run's own files say: images, verdicts, accuracy in each runtime, latency."""
+    facts, verified = (
+        json.loads((run / f"{name}.json").read_text()) for name in ("run", "verified")
+    )
+    manifest = json.loads((run / "bundle" / "manifest.json").read_text())
+    bench = json.loads((run / "bench.json").read_text())
+    return {
+        "images": facts["task"]["images"],
+        "keep": facts["keep"],
+        "phases": facts["phases"],
+        "verified": verified,
+        "manifest": manifest,
+        "bench": bench["cells"],
+    }
+
+
+if __name__ == "__main__":
+    main()
