@@ -66,18 +66,19 @@ def main() -> None:
 
 def reached(run: Path) -> dict[str, Any]:
     """What the run's own files say: images, verdicts, accuracy in each runtime, latency."""
-    facts, verified = (
-        json.loads((run / f"{name}.json").read_text()) for name in ("run", "verified")
+    facts, verified, bench = (
+        json.loads((run / f"{name}.json").read_text()) for name in ("run", "verified", "bench")
     )
     manifest = json.loads((run / "bundle" / "manifest.json").read_text())
-    bench = json.loads((run / "bench.json").read_text())
     return {
         "images": facts["task"]["images"],
         "keep": facts["keep"],
         "phases": facts["phases"],
-        "verified": verified,
-        "manifest": manifest,
-        "bench": bench["cells"],
+        "training": facts["training"],
+        "cost": {"pruned": verified["cost"], "unpruned": verified["cost_baseline"]},
+        "verdicts": manifest["verdicts"],
+        "accuracy": manifest["accuracy"],
+        "cells": bench["cells"],
     }
 
 

@@ -57,7 +57,7 @@ def study_table(study: str, base: str) -> str:
         cost = np.mean([r[name]["total_flops"] for r in rows.values() if name in r])
         gap, times = difference(rows, name, base), ratio(rows, name, base, "total_flops")
         against = f"{gap[0]:+.1f} ({gap[1]:+.1f} … {gap[2]:+.1f})" if gap and name != base else ""
-        cheaper = f"{times[0]:.0f} ×" if times and name != base else ""
+        cheaper = f"{times[0]:.3g} ×" if times and name != base else ""
         lines.append(
             f"| {name} | {len(own)} | {100 * own.mean():.1f} ({100 * low:.1f} … {100 * high:.1f}) | "
             f"{against} | {cost / 1e12:.2f} | {cheaper} |"
@@ -98,6 +98,31 @@ def leep_table(facts: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", f"Means over {counts}."])
 
 
+def photos_table(facts: Mapping[str, Any]) -> str:
+    """Markdown: what the run on a user's photographs came to."""
+    cost, images = facts["cost"], facts["images"]
+    small, full = cost["pruned"], cost["unpruned"]
+    lines = [
+        f"`{facts['command']}`: {images['train']} photographs to train on, {images['test']} to test on.",
+        "",
+        "| | unpruned | pruned |",
+        "|---|---|---|",
+        f"| multiply-adds, 10⁶ | {full['flops'] / 1e6:.0f} | {small['flops'] / 1e6:.0f} |",
+        f"| parameters, 10⁶ | {full['params'] / 1e6:.2f} | {small['params'] / 1e6:.2f} |",
+    ]
+    p50 = {(c["runtime"], c["threads"], c["network"]): c["latency"]["p50"] for c in facts["cells"]}
+    for runtime, threads in sorted({key[:2] for key in p50}):
+        full_ms, small_ms = (p50[runtime, threads, n] for n in ("baseline", "pruned"))
+        where = f"{runtime}, {threads} thread{'s' * (threads > 1)}"
+        lines.append(f"| {where}, p50 | {full_ms:.1f} ms | {small_ms:.1f} ms |")
+    for one in facts["accuracy"]:
+        lines.append(
+            f"| top-1 in {one['runtime']} ({one['model']}) | | {100 * one['top1']:.1f} % |"
+        )
+    spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in facts["seconds"].items())
+    return "\n".join([*lines, "", f"From the raw folder to the report: {spent}."])
+
+
 def rendered(path: Path, tables: dict[str, str]) -> str:
     """The file's text with each `<!-- name -->` … `<!-- end -->` block filled in."""
     text = path.read_text()
@@ -121,6 +146,8 @@ def main() -> None:
     tables = {"headline": headline_table(found)}
     if (RESULTS / "leep.json").exists():
         tables["leep"] = leep_table(json.loads((RESULTS / "leep.json").read_text()))
+    if (RESULTS / "photos.json").exists():
+        tables["photos"] = photos_table(json.loads((RESULTS / "photos.json").read_text()))
     for study, base in STUDIES.items():
         if study_rows(study):
             tables[study] = study_table(study, base)
