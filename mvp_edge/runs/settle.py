@@ -268,14 +268,19 @@ def describe(settled: Settled) -> str:
 
 def _backbone(request: Request, zoo: Zoo | None) -> Backbone:
     """The one asked for, or the zoo's; at the zoo's input size where there is a zoo."""
-    source, size = request.backbone, request.input_size
-    if zoo is not None:
-        source = source or zoo.backbone_source
-        size = size or int(zoo.facts["backbone"]["input_size"])
-    assert source is not None  # a request names a zoo or a backbone
-    backbone = load_backbone(anchored(source), size)
-    if zoo is not None:
-        zoo.check(backbone, request.policy)
+    if zoo is None:
+        assert request.backbone is not None  # a request names a zoo or a backbone
+        return load_backbone(anchored(request.backbone), request.input_size)
+    size = request.input_size or int(zoo.facts["backbone"]["input_size"])
+    if request.backbone is not None:
+        backbone = load_backbone(anchored(request.backbone), size)
+    else:
+        try:
+            backbone = load_backbone(anchored(zoo.backbone_source), size)
+        except BadInput as error:
+            where = f"if it has moved, say where zoo {zoo.path}'s backbone is with --backbone"
+            raise BadInput(f"{error}; {where}") from error
+    zoo.check(backbone, request.policy)
     return backbone
 
 

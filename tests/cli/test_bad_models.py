@@ -117,7 +117,7 @@ ZOOS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a zoo.json that is none": (
         lambda p: (p / "zoo/zoo.json").write_text("[]"), "zoo.json",
     ),
-    "a backbone that moved": (lambda p: (p / "backbone.json").unlink(), "backbone.json"),
+    "a backbone that moved": (lambda p: (p / "backbone.json").unlink(), "--backbone"),
 }  # fmt: skip
 
 
