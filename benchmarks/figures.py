@@ -36,7 +36,7 @@ def headline() -> list[Figure]:
     found = [
         *_study_figures("resnet18-cifar100", "ifp@1000", "ResNet-18, CIFAR-100, tied keep 0.1"),
         *_study_figures("resnet18-keep0.32", "ifp@1000", "ResNet-18, CIFAR-100, tied keep 0.32"),
-        *_study_figures("deit-tiny-imagenet", "ahnp@1000", "DeiT-Tiny at 64 px, keep 0.25"),
+        *_study_figures("deit-tiny-imagenet", "ahnp@500", "DeiT-Tiny at 64 px, keep 0.25"),
     ]
     for name, figures in (
         ("speed", speed_figures),

@@ -29,7 +29,7 @@ HERE = Path(__file__).parent
 STUDIES = {
     "resnet18-cifar100": "ifp@1000",
     "resnet18-keep0.32": "ifp@1000",
-    "deit-tiny-imagenet": "ahnp@1000",
+    "deit-tiny-imagenet": "ahnp@500",
     "tuning": "base",
     "tuning-deit": "base",
 }

@@ -348,9 +348,8 @@ def predict_logits(
     device = next(model.parameters()).device
     rows = []
     for start in range(0, len(pixels), batch):
-        x = to_input(
-            torch.from_numpy(np.ascontiguousarray(pixels[start : start + batch])), preprocess
-        )
+        # A copy: the cache's file is read-only, which torch warns of.
+        x = to_input(torch.from_numpy(np.array(pixels[start : start + batch])), preprocess)
         if fast:
             with compute(device.type):
                 rows.append(model(x.to(device)).float().cpu())

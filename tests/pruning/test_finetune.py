@@ -323,6 +323,7 @@ def test_prediction_leaves_the_mode_and_does_not_depend_on_the_batch() -> None:
     initialise_head(model, batches, 3, Ledger())
     model.train()
     before = {n: t.clone() for n, t in model.state_dict().items()}
+    images.pixels.setflags(write=False)  # as the cache's files are
     at_once = predict_logits(model, images.pixels, batches.preprocess)
     parts = predict_logits(model, images.pixels, batches.preprocess, batch=7)
     assert model.training
