@@ -1,6 +1,6 @@
 """A user's own folder: photographs → DeiT-Tiny for a Raspberry Pi → report, by the commands a user types.
 
-    python -m benchmarks.photos [--steps 200]       needs MVP_EDGE_DATA
+    python -m benchmarks.photos [--steps 120]       needs MVP_EDGE_DATA
 
 There is no zoo for this backbone, so `prune` works from scratch (AHNP). Folder and run stay below `--keep-in`.
 """
@@ -26,7 +26,7 @@ BACKBONE = "deit_tiny_patch16_224@weights/deit_tiny_patch16_224.safetensors"
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--steps", default="200")
+    arguments.add_argument("--steps", default="120")
     arguments.add_argument("--device", default="rpi4")
     arguments.add_argument(
         "--keep", default="0.5", help="at most; the device's budgets ask for less"
