@@ -65,7 +65,7 @@ def study_table(study: str, base: str) -> str:
     return "\n".join(lines)
 
 
-_ORDER = ["mvp@0", "mvp@20", "mvp@100", "mvp@200", "mvp@300", "mvp@100-disjoint", "ifp@100", "ahnp@100",
+_ORDER = ["mvp@0", "mvp@20", "mvp@100", "mvp@200", "mvp@300", "mvp@1000", "mvp@100-disjoint", "ifp@100", "ahnp@100",
           "magnitude@100", "random@100"]  # fmt: skip
 
 
