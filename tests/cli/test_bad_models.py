@@ -117,7 +117,7 @@ ZOOS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a zoo.json that is none": (
         lambda p: (p / "zoo/zoo.json").write_text("[]"), "zoo.json",
     ),
-    "a backbone that moved": (lambda p: (p / "backbone.json").unlink(), "--backbone"),
+    "a backbone that moved": (lambda p: (p / "backbone.json").unlink(), "backbone.json"),
 }  # fmt: skip
 
 
@@ -127,3 +127,8 @@ def test_a_zoo_that_is_damaged(case: str, place: Path) -> None:
     spoil(place)
     before = tree(place)
     refused(prune(place), place, culprit, before=before)
+
+
+def test_a_moved_backbone_can_be_named(place: Path) -> None:
+    (place / "backbone.json").unlink()
+    refused(prune(place), place, "backbone.json", "--backbone", before=tree(place))
