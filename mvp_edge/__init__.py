@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from mvp_edge.subnetwork.subnet import SubNetwork
     from mvp_edge.tasks.task import Task
     from mvp_edge.zoo.entries import Zoo
-    from mvp_edge_export.bench import bench
     from mvp_edge_export.bundle import Bundle
+    from mvp_edge_export.measuring.bench import bench
     from mvp_edge_export.profile import DeviceProfile, load_profile
 
 __version__ = "0.1.0"
@@ -35,7 +35,7 @@ _HOMES = {
     "SubNetwork": "mvp_edge.subnetwork.subnet",
     "Task": "mvp_edge.tasks.task",
     "Zoo": "mvp_edge.zoo.entries",
-    "bench": "mvp_edge_export.bench",
+    "bench": "mvp_edge_export.measuring.bench",
     "export": "mvp_edge.runs.deliver",
     "load_backbone": "mvp_edge.subnetwork.backbone",
     "load_network": "mvp_edge.subnetwork.network",

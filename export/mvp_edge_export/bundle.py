@@ -72,8 +72,8 @@ class RuntimeAccuracy(BaseModel):
     """The format of the file: a key of ``Manifest.models``, or ``torch``."""
     runtime: str
     version: str
-    precision: str
-    """The arithmetic that the runtime chose."""
+    arithmetic: str
+    """What the runtime chose to compute in."""
     top1: float = Field(ge=0, le=1)
     images: int = Field(ge=1)
     lost: int = Field(ge=0)

@@ -10,6 +10,7 @@ import numpy as np
 from mvp_edge_export.bundle import Bundle
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.images import IMAGE_SUFFIXES, Undecodable, open_rgb
+from mvp_edge_export.profile import NumberFormat
 from mvp_edge_export.sessions import Session, open_session
 
 
@@ -51,7 +52,7 @@ def predict(
     top: int = 5,
     threads: int = 1,
     *,
-    fp16: bool = False,
+    precision: NumberFormat = "fp32",
 ) -> Iterator[Prediction]:
     """Classify images one by one, in the order given; an image that cannot be decoded is skipped.
 
@@ -61,7 +62,7 @@ def predict(
         runtime: a key of ``sessions.RUNTIMES``; None takes the first that is installed.
         top: how many classes to name.
         threads: threads of one inference.
-        fp16: OpenVINO's file with weights in float16.
+        precision: of the weights: fp32, or what else the bundle has.
 
     Returns:
         One prediction an image, as each is made.
@@ -75,7 +76,7 @@ def predict(
     files = [file for source in sources for file in _images(source)]
     if not files:
         raise BadInput("no images were given")
-    session = open_session(bundle, runtime, threads, fp16=fp16)
+    session = open_session(bundle, runtime, threads, precision=precision)
     return (_classify(bundle, session, file, top) for file in files)
 
 

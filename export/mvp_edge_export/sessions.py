@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from mvp_edge_export.errors import BadInput
+from mvp_edge_export.profile import NumberFormat
 
 if TYPE_CHECKING:
     from mvp_edge_export.bundle import Bundle
 
 Floats = npt.NDArray[np.float32]
-Precision = Literal["f32"]
+Arithmetic = Literal["f32"]
 
 
 class Session(Protocol):
@@ -28,8 +29,8 @@ class Session(Protocol):
     name: str
     """The runtime: a key of ``RUNTIMES``."""
     version: str
-    precision: str
-    """The arithmetic that the runtime chose or was given: ``f32``, ``bf16`` or ``f16``."""
+    arithmetic: str
+    """What it computes in, chosen by the runtime or given: ``f32``, ``bf16`` or ``f16``."""
     options: dict[str, Any]
     """What was asked of the runtime beyond its defaults."""
 
@@ -48,7 +49,7 @@ class OnnxRuntimeSession:
     """
 
     name = "onnxruntime"
-    precision = "f32"
+    arithmetic = "f32"
 
     def __init__(self, model: Path, *, threads: int = 1, optimise: bool = True) -> None:
         ort = import_runtime(self.name)
@@ -94,14 +95,14 @@ class OpenVinoSession:
     Args:
         model: the ``.xml`` file, its ``.bin`` beside it.
         threads: inference threads, all in one stream (the setting for latency).
-        precision: ``f32`` forbids the arithmetic in bfloat16 that OpenVINO chooses by itself
+        arithmetic: ``f32`` forbids the arithmetic in bfloat16 that OpenVINO chooses by itself
             on CPUs that have it; None leaves the choice to OpenVINO, as in a deployment.
     """
 
     name = "openvino"
 
     def __init__(
-        self, model: Path, *, threads: int = 1, precision: Precision | None = None
+        self, model: Path, *, threads: int = 1, arithmetic: Arithmetic | None = None
     ) -> None:
         openvino = import_runtime(self.name)
         asked: dict[str, Any] = {
@@ -109,16 +110,16 @@ class OpenVinoSession:
             "NUM_STREAMS": "1",
             "INFERENCE_NUM_THREADS": threads,
         }
-        if precision is not None:
-            asked["INFERENCE_PRECISION_HINT"] = precision
+        if arithmetic is not None:
+            asked["INFERENCE_PRECISION_HINT"] = arithmetic
         try:
             core = openvino.Core()
             compiled = core.compile_model(core.read_model(model), "CPU", asked)
         except RuntimeError as error:
             raise _refused(self.name, openvino.__version__, model, error) from error
         self.version = str(openvino.__version__).split("-")[0]
-        self.precision = str(compiled.get_property("INFERENCE_PRECISION_HINT").to_string())
-        self.options: dict[str, Any] = {"threads": threads, "precision": precision}
+        self.arithmetic = str(compiled.get_property("INFERENCE_PRECISION_HINT").to_string())
+        self.options: dict[str, Any] = {"threads": threads, "arithmetic": arithmetic}
         self._request = compiled.create_infer_request()
         first = compiled.input(0).get_partial_shape()[0]
         self._batch = None if first.is_dynamic else int(first.get_length())
@@ -149,8 +150,25 @@ RUNTIMES: dict[str, Callable[..., Session]] = {
 }
 """Runtime name → session class; the names are also the extras that install them."""
 
-FORMAT_OF = {"onnxruntime": "onnx", "openvino": "openvino"}
-"""Runtime name → the format of the files that it reads."""
+FORMATS: dict[str, dict[NumberFormat, str]] = {
+    "onnxruntime": {"fp32": "onnx", "int8": "onnx-int8"},
+    "openvino": {"fp32": "openvino", "fp16": "openvino-fp16", "int8": "openvino-int8"},
+}
+"""Runtime name → precision of the weights → the format of the files, as the manifest names it."""
+
+
+def format_of(runtime: str, precision: NumberFormat = "fp32") -> str:
+    """The format of the files that ``runtime`` reads a network of this precision from.
+
+    Raises:
+        BadInput: no such runtime, or it has no files of that precision.
+    """
+    if runtime not in RUNTIMES:
+        raise BadInput(f"unknown runtime {runtime!r}: choose one of {', '.join(RUNTIMES)}")
+    formats = FORMATS[runtime]
+    if precision not in formats:
+        raise BadInput(f"--precision {precision}: {runtime} has {', '.join(formats)}")
+    return formats[precision]
 
 
 def import_runtime(runtime: str) -> Any:
@@ -180,7 +198,7 @@ def open_session(
     threads: int = 1,
     *,
     baseline: bool = False,
-    fp16: bool = False,
+    precision: NumberFormat = "fp32",
 ) -> Session:
     """Open a bundle's network in a runtime, as it is to be deployed.
 
@@ -190,31 +208,28 @@ def open_session(
             has a file for.
         threads: threads of one inference.
         baseline: the unpruned network beside the pruned one.
-        fp16: OpenVINO's file with weights in float16, if the bundle has it.
+        precision: of the file's weights.
 
     Raises:
         BadInput: no such runtime, not installed, or the bundle has no file for it.
     """
-    if fp16 and runtime not in (None, "openvino"):
-        raise BadInput(f"--fp16 is a form of the OpenVINO files, and {runtime} reads others")
-    runtime = "openvino" if fp16 else runtime or choose_runtime(bundle)
-    if runtime not in RUNTIMES:
-        raise BadInput(f"unknown runtime {runtime!r}: choose one of {', '.join(RUNTIMES)}")
-    form = "openvino-fp16" if fp16 else FORMAT_OF[runtime]
-    model = bundle.model(form, baseline=baseline)
+    runtime = runtime or choose_runtime(bundle, precision)
+    model = bundle.model(format_of(runtime, precision), baseline=baseline)
     return RUNTIMES[runtime](model, threads=threads)
 
 
-def choose_runtime(bundle: "Bundle") -> str:
-    """The first installed runtime that the bundle has files for.
+def choose_runtime(bundle: "Bundle", precision: NumberFormat = "fp32") -> str:
+    """The first installed runtime that the bundle has files of this precision for.
 
     Raises:
         BadInput: there is none.
     """
+    usable = [r for r in RUNTIMES if FORMATS[r].get(precision) in bundle.manifest.models]
+    if not usable:
+        raise BadInput(f"{bundle.path}: it has no {precision} files for any runtime")
     for runtime in installed_runtimes():
-        if FORMAT_OF[runtime] in bundle.manifest.models:
+        if runtime in usable:
             return runtime
-    usable = [name for name in RUNTIMES if FORMAT_OF[name] in bundle.manifest.models]
     extras = " or ".join(f"pip install 'mvp-edge[{name}]'" for name in usable)
     raise BadInput(f"{bundle.path}: none of the runtimes it has files for is installed: {extras}")
 

@@ -46,8 +46,8 @@ def run_demo(folder: Path, console: Console, seed: int = 0) -> Path:
     from mvp_edge.runs.run import prune_for
     from mvp_edge.runs.settle import Request
     from mvp_edge.zoo.build import build_from
-    from mvp_edge_export.bench import bench
     from mvp_edge_export.bundle import load_bundle
+    from mvp_edge_export.measuring.bench import bench
 
     digits, task, zoo, run = (folder / name for name in (DIGITS, TASK, ZOO, RUN))
     console.say(f"1/6  handwritten digits → {digits}, {task}")

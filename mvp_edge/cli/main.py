@@ -7,7 +7,7 @@ document on stdout, everything else goes to stderr.
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -34,6 +34,9 @@ from mvp_edge.cli.options import (
 )
 from mvp_edge.cli.zoo import zoo
 from mvp_edge_export.errors import BadInput, BudgetMissed, MvpEdgeError
+
+if TYPE_CHECKING:
+    from mvp_edge_export.profile import NumberFormat
 
 
 @click.group(
@@ -232,8 +235,8 @@ def bench(
     threads: tuple[int, ...], full: bool, seconds: float | None, out: Path | None,
 ) -> None:  # fmt: skip
     """Measure BUNDLE's latency and memory on this machine, pruned and unpruned interleaved."""
-    from mvp_edge_export.bench import bench as measure
     from mvp_edge_export.bundle import load_bundle
+    from mvp_edge_export.measuring.bench import bench as measure
     from mvp_edge_export.profile import load_profile
     from mvp_edge_export.storage import write_json
 
@@ -270,7 +273,10 @@ def bench(
 @click.option(
     "--runtime", type=click.Choice(["onnxruntime", "openvino"]), help="[the first installed]"
 )
-@click.option("--fp16", is_flag=True, help="OpenVINO's file with float16 weights.")
+@click.option(
+    "--precision", type=click.Choice(["fp32", "fp16", "int8"]), default="fp32", show_default=True,
+    help="Which of the bundle's files.",
+)  # fmt: skip
 @click.option(
     "--top", type=click.IntRange(1), default=1, show_default=True, help="How many labels."
 )
@@ -280,7 +286,7 @@ def predict(
     bundle: Path,
     images: tuple[Path, ...],
     runtime: str | None,
-    fp16: bool,
+    precision: "NumberFormat",
     top: int,
 ) -> None:
     """Classify images (files or folders) with BUNDLE alone."""
@@ -288,7 +294,7 @@ def predict(
     from mvp_edge_export.predict import predict as classify
 
     found = []
-    for prediction in classify(load_bundle(bundle), images, runtime, top, fp16=fp16):
+    for prediction in classify(load_bundle(bundle), images, runtime, top, precision=precision):
         found.append(prediction.to_json())
         if prediction.skipped is not None:
             console.warn(f"{prediction.file}: skipped: {prediction.skipped}")

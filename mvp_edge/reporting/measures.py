@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from mvp_edge.reporting.printed import NNBSP, count, duration, percent, points, size, times, wilson
 from mvp_edge.reporting.results import RunResult
-from mvp_edge_export.bench_result import Cell
 from mvp_edge_export.bundle import Manifest
+from mvp_edge_export.measuring.result import Cell
 
 RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "torch": "PyTorch"}
 FORMATS = {"onnx": "ONNX", "openvino": "OpenVINO", "openvino-fp16": "OpenVINO, fp16 weights"}

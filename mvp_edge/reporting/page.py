@@ -35,8 +35,8 @@ from mvp_edge.reporting.measures import (
 from mvp_edge.reporting.printed import duration
 from mvp_edge.reporting.results import RunResult, read_run
 from mvp_edge.reporting.run_files import Example, HistoryFile
-from mvp_edge_export.bench_result import Cell
 from mvp_edge_export.errors import BadInput
+from mvp_edge_export.measuring.result import Cell
 from mvp_edge_export.storage import write_text
 
 MOST_CLASSES_IN_TABLE = 12

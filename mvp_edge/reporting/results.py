@@ -20,9 +20,9 @@ from mvp_edge.reporting.run_files import (
     TestFile,
     VotesFile,
 )
-from mvp_edge_export.bench_result import BenchResult
 from mvp_edge_export.bundle import MANIFEST, Manifest
 from mvp_edge_export.errors import BadInput
+from mvp_edge_export.measuring.result import BenchResult
 from mvp_edge_export.storage import read_json
 from mvp_edge_export.verified import Verified, parse
 

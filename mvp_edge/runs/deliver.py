@@ -18,7 +18,7 @@ from mvp_edge_export.errors import BadInput
 from mvp_edge_export.profile import DeviceProfile
 from mvp_edge_export.storage import read_json
 from mvp_edge_export.verified import parse
-from mvp_edge_export.write import FORMATS, export_bundle
+from mvp_edge_export.writing.write import WRITABLE, export_bundle
 
 GATE_IMAGES = 64
 """The parity gate wants at least this many real images; small test splits are filled up."""
@@ -28,7 +28,7 @@ def export(
     run: str | Path | Run,
     out: str | Path | None = None,
     *,
-    formats: Sequence[str] = FORMATS,
+    formats: Sequence[str] = WRITABLE,
     fp16: bool = False,
     dynamic_batch: bool = False,
     embed_preprocess: bool = False,

@@ -170,7 +170,7 @@ def bundle_path(
             return path
         import torch
 
-        from mvp_edge_export.write import export_bundle
+        from mvp_edge_export.writing.write import export_bundle
 
         torch.set_num_threads(1)
         weights = root / "weights.bin"

@@ -24,13 +24,13 @@ def test_the_runtimes_agree_in_float32(bundle: Bundle, digits: Any) -> None:
 
     plain = OnnxRuntimeSession(onnx, optimise=False).run(inputs)
     optimised = OnnxRuntimeSession(onnx, threads=2).run(inputs)
-    openvino = OpenVinoSession(vino, threads=2, precision="f32")
+    openvino = OpenVinoSession(vino, threads=2, arithmetic="f32")
 
     assert plain.shape == (9, 3)
     assert plain.dtype == np.float32
     np.testing.assert_allclose(optimised, plain, atol=1e-4)
     np.testing.assert_allclose(openvino.run(inputs), plain, atol=1e-4)
-    assert openvino.precision == "f32"
+    assert openvino.arithmetic == "f32"
 
 
 @pytest.mark.parametrize("runtime", list(RUNTIMES))
@@ -39,7 +39,7 @@ def test_a_session_says_what_it_is(bundle: Bundle, digits: Any, runtime: str) ->
 
     assert session.name == runtime
     assert session.version == __import__(runtime).__version__.split("-")[0]
-    assert session.precision in ("f32", "bf16", "f16")
+    assert session.arithmetic in ("f32", "bf16", "f16")
     assert session.options["threads"] == 2
     # One result does not lie in the memory of the next.
     first, second = (session.run(bundle.tensor(digits.test[k : k + 1])) for k in (0, 1))
@@ -89,14 +89,14 @@ def test_the_first_installed_runtime_is_taken(
 
 def test_float16_weights_are_openvinos(bundle: Bundle, digits: Any) -> None:
     inputs = bundle.tensor(digits.test[:1])
-    halved, whole = open_session(bundle, fp16=True), open_session(bundle, "openvino")
+    halved, whole = open_session(bundle, precision="fp16"), open_session(bundle, "openvino")
     assert halved.name == "openvino"
     apart = np.abs(halved.run(inputs) - whole.run(inputs)).max()
     assert 0 < apart < 0.2  # another file, the same network
-    with pytest.raises(BadInput, match="--fp16 is a form of the OpenVINO files, and onnxruntime"):
-        open_session(bundle, "onnxruntime", fp16=True)
+    with pytest.raises(BadInput, match="--precision fp16: onnxruntime has fp32, int8"):
+        open_session(bundle, "onnxruntime", precision="fp16")
     with pytest.raises(BadInput, match="no unpruned network in format openvino-fp16"):
-        open_session(bundle, baseline=True, fp16=True)
+        open_session(bundle, "openvino", baseline=True, precision="fp16")
 
 
 def test_an_unknown_runtime(bundle: Bundle) -> None:

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from mvp_edge_export.bench_result import BenchResult, Latency, Memory, Process, Protocol, judge
-from mvp_edge_export.bench_result import Cell as BenchCell
 from mvp_edge_export.bundle import BundleFile, Manifest, Parity, RuntimeAccuracy
-from mvp_edge_export.machine import this_machine
+from mvp_edge_export.measuring.machine import this_machine
+from mvp_edge_export.measuring.result import BenchResult, Latency, Memory, Process, Protocol, judge
+from mvp_edge_export.measuring.result import Cell as BenchCell
 from mvp_edge_export.profile import DeviceProfile, load_profile
 from mvp_edge_export.storage import sha256_file, write_json
 from mvp_edge_export.verified import Cost, Verdict, Verified
@@ -459,7 +459,7 @@ def _manifest(
                 model=model,
                 runtime=runtime,
                 version=version,
-                precision="f32",
+                arithmetic="f32",
                 top1=top1,
                 images=recipe.images,
                 lost=0,
@@ -537,7 +537,7 @@ def _cell(network: Any, runtime: str, threads: int, p50: float) -> BenchCell:
         network=network,
         runtime=runtime,
         version="1.32.0",
-        precision="f32",
+        arithmetic="f32",
         threads=threads,
         options={},
         latency=latency,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mvp_edge_export.errors import BadInput
-from mvp_edge_export.machine import (
+from mvp_edge_export.measuring.machine import (
     Machine,
     busy_seconds,
     differences,

@@ -126,7 +126,7 @@ def check_accuracy(
     drop = lost - gained
     if drop > MAX_DROP * len(targets) and drop > 2 * (lost + gained) ** 0.5:
         raise _failed(
-            f"{session.name} {session.version} computing in {session.precision} ({model}):"
+            f"{session.name} {session.version} computing in {session.arithmetic} ({model}):"
             f" top-1 {right_here.mean():.1%} on {len(targets)} test images, PyTorch"
             f" {right.mean():.1%}; leave this format out with --format"
         )
@@ -134,7 +134,7 @@ def check_accuracy(
         model=model,
         runtime=session.name,
         version=session.version,
-        precision=session.precision,
+        arithmetic=session.arithmetic,
         top1=float(right_here.mean()),
         images=len(targets),
         lost=lost,

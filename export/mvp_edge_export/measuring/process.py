@@ -8,17 +8,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mvp_edge_export.bench_result import Network
-from mvp_edge_export.bundle import Bundle
 from mvp_edge_export.errors import BadInput
-from mvp_edge_export.sessions import FORMAT_OF
+from mvp_edge_export.measuring.result import Network
 
 PATIENCE = 300.0
 """Seconds, beyond the work itself, until a process that does not answer is given up."""
@@ -81,19 +80,25 @@ class Child:
 
 @contextmanager
 def started(
-    bundle: Bundle, networks: Sequence[Network], runtime: str, threads: int
+    models: Mapping[Network, Path], shape: Sequence[int], runtime: str, threads: int
 ) -> Iterator[dict[Network, Child]]:
-    """Start a process a network, one after the other; all are gone at the end, whatever happens."""
-    size = bundle.preprocess.size
+    """Start a process a model, one after the other; all are gone at the end, whatever happens.
+
+    Args:
+        models: network → its file, in a format that ``runtime`` reads.
+        shape: of the input, [N, 3, S, S].
+        runtime: a key of ``sessions.RUNTIMES``.
+        threads: threads of one inference.
+    """
     # The number of threads comes from the session alone; NumPy's pool would only take memory.
     environment = {name: value for name, value in os.environ.items() if name not in _OTHER_THREADS}
     environment |= {"OPENBLAS_NUM_THREADS": "1"}
     with ExitStack() as stack:
         children: dict[Network, Child] = {}
-        for network in networks:
+        for network, model in models.items():
             log = stack.enter_context(tempfile.TemporaryFile())
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "mvp_edge_export.bench_child"],
+                [sys.executable, "-P", "-m", "mvp_edge_export.measuring.child"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -102,9 +107,8 @@ def started(
             )
             stack.callback(_end, process)
             child = Child(process, log, f"{network} network in {runtime}")
-            model = bundle.model(FORMAT_OF[runtime], baseline=network == "baseline")
             job = {"model": str(model), "runtime": runtime, "threads": threads}
-            child.ready = child.ask({**job, "shape": [1, 3, size, size]}, PATIENCE)
+            child.ready = child.ask({**job, "shape": list(shape)}, PATIENCE)
             children[network] = child
         yield children
 

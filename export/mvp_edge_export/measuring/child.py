@@ -73,7 +73,7 @@ def _start(job: dict[str, Any]) -> tuple["Session", "Floats", dict[str, Any]]:
         "first_ms": 1e3 * (first - before_first),
         "rss": {"import": rss_import, "load": rss_load, "first": _memory("VmRSS")},
         "version": session.version,
-        "precision": session.precision,
+        "arithmetic": session.arithmetic,
         "options": session.options,
     }
     return session, image, facts

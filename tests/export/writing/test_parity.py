@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import arrays
 
 from mvp_edge_export.bundle import Parity, RuntimeAccuracy
 from mvp_edge_export.errors import GateFailed
-from mvp_edge_export.parity import (
+from mvp_edge_export.writing.parity import (
     RANDOM_IMAGES,
     REAL_IMAGES,
     Floats,
@@ -23,7 +23,7 @@ from mvp_edge_export.parity import (
 class _Runtime:
     name: str = "runtime"
     version: str = "1.0"
-    precision: str = "bf16"
+    arithmetic: str = "bf16"
     options: dict[str, Any] = field(default_factory=dict)
 
     def run(self, batch: Floats) -> Floats:
@@ -104,7 +104,7 @@ def _accuracy(right: int, wrong: int, lost: int, gained: int) -> RuntimeAccuracy
 def test_accuracy_counts_what_was_lost_and_gained() -> None:
     accuracy = _accuracy(right=180, wrong=20, lost=2, gained=1)
     assert (accuracy.top1, accuracy.images) == (179 / 200, 200)
-    assert (accuracy.lost, accuracy.gained, accuracy.precision) == (2, 1, "bf16")
+    assert (accuracy.lost, accuracy.gained, accuracy.arithmetic) == (2, 1, "bf16")
 
 
 def test_a_drop_must_be_larger_than_chance_to_fail() -> None:

@@ -28,21 +28,12 @@ from mvp_edge_export.bundle import (
     load_bundle,
     network_input,
 )
-from mvp_edge_export.convert import Network, Written, frozen, write_network
 from mvp_edge_export.errors import BadInput, BudgetMissed, GateFailed
 from mvp_edge_export.images import Preprocess
-from mvp_edge_export.parity import (
-    Floats,
-    Labels,
-    Pixels,
-    check_accuracy,
-    check_parity,
-    gate_images,
-)
 from mvp_edge_export.profile import DeviceProfile
 from mvp_edge_export.quantities import format_bytes
 from mvp_edge_export.sessions import (
-    FORMAT_OF,
+    FORMATS,
     OnnxRuntimeSession,
     OpenVinoSession,
     Session,
@@ -50,10 +41,19 @@ from mvp_edge_export.sessions import (
 )
 from mvp_edge_export.storage import atomic_directory, sha256_file, write_json
 from mvp_edge_export.verified import Verdict, Verified
+from mvp_edge_export.writing.convert import Network, Written, frozen, write_network
+from mvp_edge_export.writing.parity import (
+    Floats,
+    Labels,
+    Pixels,
+    check_accuracy,
+    check_parity,
+    gate_images,
+)
 
-RUNTIME_OF = {form: runtime for runtime, form in FORMAT_OF.items()}
-FORMATS = tuple(RUNTIME_OF)
-"""What a bundle can hold: ``onnx``, ``openvino``."""
+RUNTIME_OF = {forms["fp32"]: runtime for runtime, forms in FORMATS.items()}
+WRITABLE = tuple(RUNTIME_OF)
+"""What can be asked for: ``onnx``, ``openvino``."""
 
 _REFERENCE_BATCH = 64
 
@@ -71,7 +71,7 @@ def export_bundle(
     images: Pixels,
     targets: Labels,
     gate_pixels: Pixels | None = None,
-    formats: Sequence[str] = FORMATS,
+    formats: Sequence[str] = WRITABLE,
     fp16: bool = False,
     dynamic_batch: bool = False,
     embed_preprocess: bool = False,
@@ -93,7 +93,7 @@ def export_bundle(
         images: the test images, uint8 [N, S, S, 3].
         targets: their classes [N].
         gate_pixels: real images for the parity gate, of any split; the test images if None.
-        formats: some of ``FORMATS``.
+        formats: some of ``WRITABLE``.
         fp16: also write an OpenVINO IR whose weights are stored in float16.
         dynamic_batch: leave the batch open instead of fixing it to 1.
         embed_preprocess: put the division by 255 and the normalisation into the graph.
@@ -203,10 +203,10 @@ def _check_arguments(
     formats: Sequence[str],
     fp16: bool,
 ) -> None:
-    unknown = [name for name in formats if name not in FORMATS]
+    unknown = [name for name in formats if name not in WRITABLE]
     if unknown or not formats:
         given = ", ".join(unknown) or "none"
-        raise BadInput(f"--format {given}: choose some of {', '.join(FORMATS)}")
+        raise BadInput(f"--format {given}: choose some of {', '.join(WRITABLE)}")
     if fp16 and "openvino" not in formats:
         raise BadInput("--fp16 is a form of the OpenVINO files: add openvino to --format")
     if len(images) == 0:
@@ -284,7 +284,7 @@ def _gate_sessions(bundle: Path, models: Mapping[str, str]) -> Iterator[tuple[Se
             yield _loaded(OnnxRuntimeSession, path, optimise=optimise), setting
     if "openvino" in models:
         path = bundle / models["openvino"]
-        yield _loaded(OpenVinoSession, path, precision="f32"), "inference precision f32"
+        yield _loaded(OpenVinoSession, path, arithmetic="f32"), "inference precision f32"
 
 
 def _loaded(runtime: Callable[..., Session], model: Path, **settings: Any) -> Session:

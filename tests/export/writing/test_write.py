@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import nn
 
-from mvp_edge_export import convert
 from mvp_edge_export.bundle import Bundle, load_bundle
 from mvp_edge_export.errors import BadInput, BudgetMissed, GateFailed
 from mvp_edge_export.images import Preprocess
 from mvp_edge_export.profile import DeviceProfile
 from mvp_edge_export.sessions import open_session
 from mvp_edge_export.verified import Verdict, Verified
-from mvp_edge_export.write import export_bundle
+from mvp_edge_export.writing import convert
+from mvp_edge_export.writing.write import export_bundle
 
 
 @pytest.fixture(autouse=True)

@@ -13,12 +13,23 @@ import importlib.metadata
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mvp_edge_export.bench_process import PATIENCE, Child, Nanoseconds, started
-from mvp_edge_export.bench_result import (
+from mvp_edge_export.bundle import Bundle
+from mvp_edge_export.errors import BadInput
+from mvp_edge_export.measuring.machine import (
+    Machine,
+    busy_seconds,
+    differences,
+    this_machine,
+    throttling,
+    was_throttled,
+)
+from mvp_edge_export.measuring.process import PATIENCE, Child, Nanoseconds, started
+from mvp_edge_export.measuring.result import (
     MAX_OTHER_LOAD,
     BenchResult,
     Cell,
@@ -33,21 +44,11 @@ from mvp_edge_export.bench_result import (
     judged_cell,
     summary,
 )
-from mvp_edge_export.bundle import Bundle
-from mvp_edge_export.errors import BadInput
-from mvp_edge_export.machine import (
-    Machine,
-    busy_seconds,
-    differences,
-    this_machine,
-    throttling,
-    was_throttled,
-)
 from mvp_edge_export.profile import DeviceProfile
 from mvp_edge_export.sessions import (
-    FORMAT_OF,
     RUNTIMES,
     choose_runtime,
+    format_of,
     import_runtime,
     installed_runtimes,
 )
@@ -100,17 +101,40 @@ def bench(
     networks: list[Network] = ["pruned", "baseline"] if bundle.manifest.baseline else ["pruned"]
     pairs = [(runtime, count) for runtime in runtimes for count in threads]
     cells: list[Cell] = []
+    shape = (1, 3, bundle.preprocess.size, bundle.preprocess.size)
     for done, (runtime, count) in enumerate(pairs):
+        models = {n: bundle.model(format_of(runtime), baseline=n == "baseline") for n in networks}
         turns: list[dict[Network, _Measured]] = []
         for turn in range(plan.processes):
             share = (done + turn / plan.processes) / len(pairs)
             what = f"{runtime}, {count} thread{'s' * (count > 1)}"
-            with started(bundle, networks, runtime, count) as children:
+            with started(models, shape, runtime, count) as children:
                 steps = _Steps(progress, what, share, 1 / len(pairs) / plan.processes)
                 turns.append(_measure(children, plan, steps))
         cells += [_cell(network, runtime, count, turns) for network in networks]
     progress("done", 1.0)
     return _result(bundle, profile, machine, plan, full, cells)
+
+
+def time_model(
+    model: Path, shape: Sequence[int], runtime: str, threads: int, *, seconds: float = 2.0
+) -> Cell:
+    """Time one model file by itself on this machine: a cell of one process.
+
+    Args:
+        model: in a format that ``runtime`` reads.
+        shape: of its input, [N, 3, S, S].
+        runtime: a key of ``sessions.RUNTIMES``.
+        threads: threads of one inference.
+        seconds: timed seconds.
+
+    Raises:
+        BadInput: no Linux, a runtime that cannot be used, or a network that does not run.
+    """
+    with started({"pruned": model}, shape, runtime, threads) as children:
+        steps = _Steps(lambda what, share: None, "", 0.0, 1.0)
+        turn = _measure(children, _Plan(seconds=seconds, runs=1, processes=1), steps)
+    return _cell("pruned", runtime, threads, [turn])
 
 
 @dataclass(frozen=True)
@@ -144,13 +168,13 @@ class _Steps:
 
 def _usable(bundle: Bundle, asked: Sequence[str] | None) -> list[str]:
     if asked is None:
-        found = [name for name in installed_runtimes() if FORMAT_OF[name] in bundle.manifest.models]
+        found = [name for name in installed_runtimes() if format_of(name) in bundle.manifest.models]
         choose_runtime(bundle)  # says what to install when there is none
         return found
     for name in asked:
         if name not in RUNTIMES:
             raise BadInput(f"unknown runtime {name!r}: choose some of {', '.join(RUNTIMES)}")
-        bundle.model(FORMAT_OF[name])
+        bundle.model(format_of(name))
         import_runtime(name)
     return list(dict.fromkeys(asked))
 
@@ -280,7 +304,7 @@ def _cell(
         network=network,
         runtime=runtime,
         version=ready["version"],
-        precision=ready["precision"],
+        arithmetic=ready["arithmetic"],
         threads=threads,
         options=ready["options"],
         latency=combined([process.latency for process in processes]),

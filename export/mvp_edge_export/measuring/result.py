@@ -15,8 +15,8 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 from rich.table import Table
 
-from mvp_edge_export.machine import Machine
-from mvp_edge_export.profile import DeviceProfile
+from mvp_edge_export.measuring.machine import Machine
+from mvp_edge_export.profile import DeviceProfile, NumberFormat
 from mvp_edge_export.storage import write_json
 from mvp_edge_export.verified import Verdict, VerdictWord
 
@@ -97,7 +97,10 @@ class Cell(BaseModel):
     network: Network
     runtime: str
     version: str
-    precision: str
+    precision: NumberFormat = "fp32"
+    """Of the file's weights."""
+    arithmetic: str
+    """What the runtime computes in."""
     threads: int
     options: dict[str, Any]
     latency: Latency
@@ -143,10 +146,13 @@ class BenchResult(BaseModel):
     """What must be equal for two results to be comparable."""
     fingerprint_sha256: str
 
-    def cell(self, network: Network, runtime: str, threads: int) -> Cell | None:
+    def cell(
+        self, network: Network, runtime: str, threads: int, precision: NumberFormat = "fp32"
+    ) -> Cell | None:
         """The cell, if it was measured."""
+        wanted = (network, runtime, threads, precision)
         for cell in self.cells:
-            if (cell.network, cell.runtime, cell.threads) == (network, runtime, threads):
+            if (cell.network, cell.runtime, cell.threads, cell.precision) == wanted:
                 return cell
         return None
 
@@ -178,10 +184,10 @@ class BenchResult(BaseModel):
         for cell in self.cells:
             latency, speedup = cell.latency, self.speedup(cell)
             low, high = latency.p50_interval
-            precision = "" if cell.precision == "f32" else f" {cell.precision}"
+            arithmetic = "" if cell.arithmetic == "f32" else f" {cell.arithmetic}"
             table.add_row(
                 cell.network if cell.status == "OK" else f"{cell.network}!",
-                f"{cell.runtime}{precision} x{cell.threads}",
+                f"{cell.runtime}{arithmetic} x{cell.threads}",
                 _short(latency.p50),
                 f"±{100 * max(high - latency.p50, latency.p50 - low) / latency.p50:.2g}%",
                 _short(latency.p90),

@@ -14,9 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from mvp_edge_export import bench as bench_module
-from mvp_edge_export.bench import MAX_ATTEMPTS, bench
-from mvp_edge_export.bench_result import (
+from mvp_edge_export.bundle import Bundle, load_bundle
+from mvp_edge_export.errors import BadInput
+from mvp_edge_export.measuring import bench as bench_module
+from mvp_edge_export.measuring.bench import MAX_ATTEMPTS, bench, time_model
+from mvp_edge_export.measuring.machine import this_machine
+from mvp_edge_export.measuring.result import (
     BenchResult,
     Cell,
     Latency,
@@ -29,9 +32,6 @@ from mvp_edge_export.bench_result import (
     quantile_interval,
     summary,
 )
-from mvp_edge_export.bundle import Bundle, load_bundle
-from mvp_edge_export.errors import BadInput
-from mvp_edge_export.machine import this_machine
 from mvp_edge_export.profile import DeviceProfile
 
 
@@ -207,7 +207,7 @@ def _children_of(parent: int) -> list[int]:
 @pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGKILL])
 def test_no_child_outlives_an_interrupted_bench(bundle_path: Path, way: signal.Signals) -> None:
     program = (
-        "import sys; from pathlib import Path; from mvp_edge_export.bench import bench;"
+        "import sys; from pathlib import Path; from mvp_edge_export.measuring.bench import bench;"
         "from mvp_edge_export.bundle import load_bundle;"
         "bench(load_bundle(Path(sys.argv[1])), runtimes=['onnxruntime'], threads=[1], seconds=6)"
     )
@@ -283,7 +283,7 @@ def _cell(status: Status = "OK", threads: int = 1, runtime: str = "onnxruntime",
         network="pruned",
         runtime=runtime,
         version="1",
-        precision="f32",
+        arithmetic="f32",
         threads=threads,
         options={},
         latency=latency,
@@ -342,3 +342,12 @@ def test_judged_is_what_a_deployment_would_run(make_profile: Callable[..., Devic
     more = _cell(threads=2, p50=5)
     assert judged_cell(profile, [slow, more, fast]) is fast
     assert judged_cell(profile, [more]) is more
+
+
+def test_a_model_file_is_timed_by_itself(bundle: Bundle) -> None:
+    shape = (1, 3, bundle.preprocess.size, bundle.preprocess.size)
+    cell = time_model(bundle.model("onnx"), shape, "onnxruntime", 1, seconds=0.2)
+    assert (cell.network, cell.runtime, cell.threads) == ("pruned", "onnxruntime", 1)
+    assert cell.latency.n >= 10
+    with pytest.raises(BadInput, match="does not run here"):
+        time_model(bundle.path / "manifest.json", shape, "onnxruntime", 1, seconds=0.2)
