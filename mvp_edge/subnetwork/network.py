@@ -7,6 +7,7 @@ Rebuilding from these two files is bit-equal: the bare architecture is cut to th
 stored tensors are laid in.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,9 +116,9 @@ class Network:
             tensors = load_file(path)
             architecture = Architecture.from_json(facts)
             parts: dict[str, dict[str, torch.Tensor]] = {"weights": {}, "kept": {}, "ranking": {}}
-            for name, tensor in tensors.items():
+            for name in sorted(tensors, key=_counted):
                 part, _, rest = name.partition("/")
-                parts[part][rest] = tensor
+                parts[part][rest] = tensors[name]
             return cls(
                 architecture,
                 facts["policy"],
@@ -150,6 +151,11 @@ class Network:
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise BadInput(f"tensor {name!r} holds NaN or infinite values")
         self.module()
+
+
+def _counted(name: str) -> list[tuple[int, str]]:
+    """Sorts names as people count: ``blocks.2`` before ``blocks.10``, which a file's order does not."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def load_network(run: str | Path) -> nn.Module:

@@ -162,3 +162,12 @@ def test_what_is_no_sound_cut_of_the_backbone() -> None:
         with pytest.raises(BadInput, match=problem_):
             broken.check(whole)
     saved.check(whole)
+
+
+def test_the_groups_of_a_deep_network_come_in_the_order_of_its_blocks(tmp_path: Path) -> None:
+    whole = backbone("deit")
+    kept = {f"blocks.{block}.nodes": np.arange(2) for block in (10, 2, 0, 11, 1)}
+    voter = Voter("", kept, kept, whole.model.state_dict())
+    network(whole, voter).save(tmp_path)
+    numbers = [int(name.split(".")[1]) for name in Network.load(tmp_path).kept]
+    assert numbers == [0, 1, 2, 10, 11]

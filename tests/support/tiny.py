@@ -154,6 +154,8 @@ def _main(
     from mvp_edge.cli.main import main
 
     os.chdir(cwd)
+    # The suite may itself have been started in the background, where Ctrl-C is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for stream, descriptor in zip(streams, (1, 2), strict=True):
         os.dup2(os.open(stream, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     torch.set_num_threads(1)
