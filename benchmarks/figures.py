@@ -200,8 +200,8 @@ def step_figures(facts: Mapping[str, Any], source: str) -> list[Figure]:
         thin = row["keep"] == 0.1
         name = "P9-step-over-bare" + ("" if thin else f"-keep{row['keep']}")
         text = (
-            f"ResNet-18, 32 px, tied keep {row['keep']}, batch 128, {facts['threads']} threads, interleaved; "
-            f"median of {len(ratios)} turns"
+            f"ResNet-18, 32 px, tied keep {row['keep']}, batch 128, {facts['machine']['cores']} cores, "
+            f"interleaved; median of {len(ratios)} turns"
         )
         command = "python -m benchmarks.step"
         value = float(np.median(ratios))

@@ -3,10 +3,12 @@
     python -m benchmarks.step
 
 The bare loop is what one would write by hand: ready-made batches in memory, the same precision, layout and
-optimizer, nothing recorded. Both take turns of ten steps in one process. Also measured: the layouts and
-precisions that `train.lay_out` chooses between.
+optimizer, nothing recorded. Both take turns of ten steps in one process. Also measured: the layouts that
+`finetune.lay_out` chooses between, and what a second thread brings, beside nothing and beside a busy process.
 """
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -60,17 +62,15 @@ def main() -> None:
             }
         )
         print(f"keep {keep}: {1000 * np.median(ours):.1f} ms, ratio {np.median(ratios):.3f}")
-    threads = torch.get_num_threads()
     facts = {
         "schema": 1,
         "machine": machine(),
         "versions": versions(),
-        "threads": threads,
         "rows": rows,
     }
     write_json(
         Path(__file__).parent / "results" / "step.json",
-        {**facts, "layouts": layouts(backbone)},
+        {**facts, "layouts": layouts(backbone), "threads": threads_compared(backbone)},
     )
 
 
@@ -126,6 +126,33 @@ def layouts(backbone: Backbone) -> list[dict[str, Any]]:
                     "ms": 1000 * min(_seconds(step, 1) for _ in range(3)),
                 }
             )
+    return rows
+
+
+def threads_compared(backbone: Backbone) -> list[dict[str, Any]]:
+    """Milliseconds of a step by keep ratio and threads, alone and beside a process that only spins."""
+    rows = []
+    x, y = torch.randn(128, 3, 32, 32), torch.randint(0, 5, (128,))
+    before = torch.get_num_threads()
+    for keep in (0.1, 0.2, 0.32):
+        for threads in sorted({1, before}):
+            torch.set_num_threads(threads)
+            small = resize(backbone.with_head(5), exact_widths(unit_groups(backbone.model), keep))
+            model = lay_out(small, "cpu").train()
+            optimizer = make_optimizer(model, Recipe())
+
+            def step(m: Any = model, o: Any = optimizer) -> None:
+                train_step(m, o, (x.contiguous(memory_format=torch.channels_last), y), 0.01, "cpu")
+
+            row: dict[str, Any] = {"keep": keep, "threads": threads}
+            step()
+            row["alone_ms"] = 1000 * float(np.median([_seconds(step, 1) for _ in range(20)]))
+            with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+                row["beside_ms"] = 1000 * float(np.median([_seconds(step, 1) for _ in range(20)]))
+                busy.kill()
+            rows.append(row)
+            print(row, flush=True)
+    torch.set_num_threads(before)
     return rows
 
 

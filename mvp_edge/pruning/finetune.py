@@ -39,6 +39,10 @@ SHRINKING = 0.8
 """Iterative methods reach their target after this share of the steps (METHOD §3)."""
 
 
+STEP_MACS_A_THREAD = 1.5e9
+"""Multiply-adds of a step's forward pass that keep one more thread busy."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How a network is fine-tuned."""
@@ -181,6 +185,24 @@ def compute(accelerator: str) -> Iterator[None]:
     dtype = faster_dtype(accelerator)
     with torch.autocast(accelerator, dtype=dtype, enabled=dtype is not None):
         yield
+
+
+@contextmanager
+def worthwhile_threads(step_macs: int, accelerator: str) -> Iterator[None]:
+    """As many of PyTorch's threads as have enough to do in a step of ``step_macs`` multiply-adds.
+
+    A thin network's step consists of thousands of short parallel sections. A second thread gains
+    nothing there, and beside another busy process the threads wait for one another in each of them
+    (benchmarks/results/step.json, "threads"). The number follows from the network alone, so that the
+    same command still gives the same bits.
+    """
+    before = torch.get_num_threads()
+    worthwhile = min(before, max(1, round(step_macs / STEP_MACS_A_THREAD)))
+    torch.set_num_threads(before if accelerator == "cuda" else worthwhile)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def lay_out(

@@ -9,6 +9,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from mvp_edge.pruning.finetune import (
     predict_logits,
     spoils_channels_last,
     train_step,
+    worthwhile_threads,
 )
 from mvp_edge.subnetwork.backbone import Backbone
 from mvp_edge.subnetwork.cost import forward_macs
@@ -125,13 +127,21 @@ class Training:
     def _adopt(self, model: nn.Module) -> None:
         """Train ``model`` from here on."""
         recipe = self.problem.recipe
-        self.model = lay_out(model, recipe.accelerator)
+        self.macs = forward_macs(model, self.problem.backbone.shape)
+        with self._threads():
+            self.model = lay_out(model, recipe.accelerator)
         self.plain_memory = spoils_channels_last(self.model, recipe.accelerator)
         self.optimizer = make_optimizer(self.model, recipe)
-        self.macs = forward_macs(self.model, self.problem.backbone.shape)
+
+    def _threads(self) -> AbstractContextManager[None]:
+        return worthwhile_threads(self.macs * self.batches.size, self.problem.recipe.accelerator)
 
     def run(self, until: int, after_step: Callable[[], None] | None = None) -> None:
         """Fine-tune up to step ``until``; a validation point every fifth of the recipe."""
+        with self._threads():
+            self._run(until, after_step)
+
+    def _run(self, until: int, after_step: Callable[[], None] | None) -> None:
         recipe, problem = self.problem.recipe, self.problem
         self.model.train()
         every = max(1, recipe.steps // 5)

@@ -26,6 +26,7 @@ from mvp_edge.pruning.finetune import (
     predict_logits,
     to_input,
     train_step,
+    worthwhile_threads,
 )
 from mvp_edge.subnetwork.backbone import heads
 from mvp_edge.subnetwork.cost import forward_macs
@@ -342,3 +343,17 @@ def test_bfloat16_only_where_the_processor_multiplies_it(monkeypatch: pytest.Mon
     ):
         monkeypatch.setattr(train, "_cpu_flags", lambda flags=flags: frozenset(flags))
         assert train.faster_dtype("cpu") is expected
+
+
+def test_a_thin_network_trains_on_one_thread_and_a_wide_one_on_all() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        for macs, threads in ((5_500_000, 1), (20_000_000, 2), (55_000_000, 4), (550_000_000, 4)):
+            with worthwhile_threads(128 * macs, "cpu"):
+                assert torch.get_num_threads() == threads
+            assert torch.get_num_threads() == 4
+        with worthwhile_threads(1, "cuda"):
+            assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
