@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from mvp_edge_export import quantities
+from mvp_edge_export.devices.law import Law
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.located_yaml import Entry, Mistake, contradiction, lines, read, validated
 from mvp_edge_export.quantities import Quantity, quoted
@@ -87,6 +88,15 @@ class Source(_Section):
     )
 
 
+class Peak(_Section):
+    """What the hardware could do at best; latency is estimated from it until it is calibrated."""
+
+    macs_per_second: Flops = Field(
+        description="fp32 multiply-adds a second, all cores together.", examples=["24G"]
+    )
+    bytes_per_second: Bytes = Field(description="Memory bandwidth.", examples=["12.8GB"])
+
+
 class Hardware(_Section):
     """The board."""
 
@@ -102,6 +112,11 @@ class Hardware(_Section):
     )
     lacks: tuple[Word, ...] = Field(
         default=(), description="Extensions that it does not have.", examples=[["sve"]]
+    )
+    peak: Peak | None = Field(
+        default=None,
+        description="Of all cores together, as the note derives it.",
+        examples=[{"macs_per_second": "24G", "bytes_per_second": "12.8GB"}],
     )
 
     @field_validator("lacks")
@@ -216,6 +231,40 @@ class Precision(_Section):
         return prefer
 
 
+class CalibrationError(_Section):
+    """How far predictions lay from measured times, as a share, on networks that the fit had not seen."""
+
+    networks: int = Field(ge=1, description="Whole networks that were held out.", examples=[24])
+    median: float = Field(ge=0, description="Median of |error|.", examples=[0.05])
+    p90: float = Field(ge=0, description="90th percentile of |error|.", examples=[0.15])
+
+
+class Calibrated(_Section):
+    """The fitted latency of one runtime with one number of threads."""
+
+    runtime: Backend = Field(description="What it was measured in.", examples=["onnxruntime"])
+    version: str = Field(min_length=1, description="Its release.", examples=["1.32.0"])
+    precision: NumberFormat = Field(description="Of the networks.", examples=["fp32"])
+    threads: int = Field(ge=1, description="Threads of one inference.", examples=[4])
+    law: Law = Field(description="Milliseconds by kind of operator; see devices/law.py.")
+    p90_over_p50: float = Field(ge=1, description="Of the measured networks.", examples=[1.05])
+    error: CalibrationError
+
+
+class Calibration(_Section):
+    """What `mvp-edge device calibrate` found on the device."""
+
+    date: Annotated[datetime.date, BeforeValidator(_iso_date)] = Field(
+        description="When it was measured.", examples=["2026-11-22"]
+    )
+    machine: str = Field(min_length=1, description="What it was measured on, in words.")
+    fingerprint: str = Field(
+        pattern=r"^[0-9a-f]{64}$", description="sha256 of the machine's facts."
+    )
+    networks: int = Field(ge=2, description="Networks that were measured.", examples=[48])
+    fits: tuple[Calibrated, ...] = Field(min_length=1)
+
+
 class DeviceProfile(_Section):
     """A device and its budgets, as a frozen value."""
 
@@ -232,6 +281,9 @@ class DeviceProfile(_Section):
     accuracy: Accuracy = Accuracy()
     prune: Prune = Prune()
     precision: Precision = Precision()
+    calibration: Calibration | None = Field(
+        default=None, description="Written by `mvp-edge device calibrate`; latency follows from it."
+    )
 
     _path: Path | None = PrivateAttr(default=None)
 

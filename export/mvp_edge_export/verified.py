@@ -14,7 +14,7 @@ from mvp_edge_export.errors import BadInput
 from mvp_edge_export.storage import read_json, sha256_file, write_json
 
 VerdictWord = Literal["PASS", "FAIL", "INCONCLUSIVE", "UNCHECKED"]
-Basis = Literal["counted", "predicted", "measured", "none"]
+Basis = Literal["counted", "predicted", "estimate", "measured", "none"]
 
 _Model = TypeVar("_Model", bound=BaseModel)
 

@@ -1,13 +1,13 @@
-"""`mvp-edge device`: look at device profiles, and check your own."""
+"""`mvp-edge device`: look at device profiles, check your own, calibrate them, see where a network fits."""
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mvp_edge.cli.console import Console
-from mvp_edge.cli.options import PATH, Device, Group, common, example
+from mvp_edge.cli.options import PATH, Device, Group, Number, common, example
 from mvp_edge_export.errors import BadInput
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @click.group(cls=Group, epilog=example("mvp-edge device show rpi4"))
 def device() -> None:
-    """Look at device profiles, and check your own."""
+    """Look at device profiles, check and calibrate your own, see where a network fits."""
 
 
 @device.command("list", epilog=example("mvp-edge device list"))
@@ -68,6 +68,67 @@ def device_schema(console: Console) -> None:
 
     schema = profile_schema()
     console.result(schema, json.dumps(schema, indent=1, ensure_ascii=False))
+
+
+@device.command("calibrate", epilog=example("mvp-edge device calibrate my_device.yaml --threads 4"))
+@click.argument("profile", type=Device(), required=False)
+@click.option(
+    "--networks", type=click.IntRange(12, 1000), default=48, show_default=True,
+    help="How many are timed.",
+)  # fmt: skip
+@click.option("--threads", multiple=True, type=click.IntRange(1), help="[1 and the profile's]")
+@click.option(
+    "--runtime", "runtimes", multiple=True, type=click.Choice(["onnxruntime", "openvino"]),
+    help="[those of the profile]",
+)  # fmt: skip
+@click.option("--out", type=PATH, metavar="FILE", help="Write it there [PROFILE itself].")
+@common
+def device_calibrate(console: Console, profile: str | None, **options: Any) -> None:
+    """Time networks on this machine and write how fast it is into PROFILE (a new one without)."""
+    console.say("loading …")
+    from mvp_edge.devices.calibrate import calibrate
+
+    path, calibration = calibrate(profile, progress=console.progress, **options)
+    lines = [
+        f"{fit.runtime} {fit.version}, {fit.threads} thread{'s' * (fit.threads > 1)}: error on "
+        f"{fit.error.networks} unseen networks {100 * fit.error.median:.1f} % in the median, "
+        f"{100 * fit.error.p90:.1f} % at most for 9 in 10"
+        for fit in calibration.fits
+    ]
+    facts = {"profile": str(path), "calibration": calibration.model_dump(mode="json")}
+    console.result(facts, "\n".join([*lines, f"written to {path}"]))
+
+
+@device.command("time", hidden=True, epilog=example("mvp-edge device time jobs.json --json"))
+@click.argument("jobs", type=PATH)
+@click.option("--seconds", type=Number(0.1, 600), default=1.0, show_default=True)
+@common
+def device_time(console: Console, jobs: Path, seconds: float) -> None:
+    """Time the model files of a list, for a calibration that another machine leads."""
+    from mvp_edge_export.measuring.timing import read_jobs, time_models
+
+    timings = time_models(
+        read_jobs(jobs),
+        seconds=seconds,
+        progress=lambda done, total: console.progress("timing", done, total),
+    )
+    facts = [one.model_dump(mode="json") for one in timings]
+    console.result({"timings": facts}, "\n".join(f"{t.name} {t.p50:.4g} ms" for t in timings))
+
+
+@device.command("fit", epilog=example("mvp-edge device fit runs/001"))
+@click.argument("network", metavar="RUN|BUNDLE|MODEL.ONNX", type=PATH)
+@common
+def device_fit(console: Console, network: Path) -> None:
+    """One network against every shipped profile: where it can go, budget by budget."""
+    from mvp_edge.devices.footprint import footprint
+    from mvp_edge_export.devices.fit import fit_all, fit_table
+    from mvp_edge_export.profile import load_profile, shipped_profiles
+
+    rows = fit_all(footprint(network), map(load_profile, shipped_profiles()))
+    console.result(
+        {"network": str(network), "devices": [row.to_json() for row in rows]}, fit_table(rows)
+    )
 
 
 def _budgets(profile: "DeviceProfile") -> str:

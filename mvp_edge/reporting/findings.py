@@ -29,6 +29,7 @@ BUDGETS = {
 PHRASES = {
     "counted": "counted",
     "predicted": "predicted, not measured",
+    "estimate": "an estimate, not measured",
     "measured": "measured",
     "none": "",
 }

@@ -1,6 +1,7 @@
 """One run: from a device, a task and a zoo to a verified network in a run directory.
 
     settle     everything that can be refused is refused here; nothing is written
+    sizing     sizing.json                        where a latency budget can be measured here
     images     task.json, profile.json            decoded once, kept in the cache
     similarity neighbours.json                    where the zoo votes
     pruning    network.*, votes.json, history.json, pruned.json
@@ -28,6 +29,7 @@ from mvp_edge.pruning.votes import Ballot, Voter, Voting, mvp
 from mvp_edge.runs.reference import tuned_reference
 from mvp_edge.runs.rundir import Claim, RunDirectory
 from mvp_edge.runs.settle import Request, Settled, describe, settle
+from mvp_edge.runs.sizing import chosen_cell, sized
 from mvp_edge.runs.verify import verify
 from mvp_edge.subnetwork.cost import forward_macs, layers, paper_cost
 from mvp_edge.subnetwork.network import DESCRIPTION, TENSORS, Network
@@ -163,6 +165,7 @@ def prune_for(
 
 def execute(settled: Settled, run: RunDirectory, progress: Progress) -> Run:
     """Carry out what was settled; phases whose files are there are not repeated."""
+    settled = sized(settled, run, progress)
     request, backbone, task, path = settled.request, settled.backbone, settled.task, run.path
     if request.add_to_zoo and settled.zoo is not None:
         _check_addable(settled.zoo, task.name, run)
@@ -200,7 +203,13 @@ def execute(settled: Settled, run: RunDirectory, progress: Progress) -> Run:
         network = Network.load(path)
         module = network.module()
         verified, test = verify(
-            module, sha256_file(path / TENSORS), backbone, task, settled.profile, reference
+            module,
+            sha256_file(path / TENSORS),
+            backbone,
+            task,
+            settled.profile,
+            reference,
+            chosen_cell(run),
         )
         run.write("test.json", test)
         run.write("layers.json", {"layers": _layers(settled, module)})

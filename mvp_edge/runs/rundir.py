@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from mvp_edge import __version__
-from mvp_edge_export.errors import BadInput
+from mvp_edge_export.errors import BadInput, BudgetMissed
 from mvp_edge_export.storage import read_json, write_json
 
 RUNS = Path("runs")
@@ -74,7 +74,7 @@ class RunDirectory:
             if not (path / _FACTS).exists():
                 write_json(path / _FACTS, _beginning(claim, path))
             yield run
-        except BadInput:
+        except (BadInput, BudgetMissed):
             if not any(run.has(name) for name in _WORK):
                 _empty(path)
                 for folder in made:

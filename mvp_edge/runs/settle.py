@@ -169,6 +169,13 @@ class Settled:
     """The user's class meanings."""
 
     @property
+    def ceiling(self) -> float:
+        """The largest keep ratio wanted: as asked, else the zoo's."""
+        if isinstance(self.request.keep, float | int):
+            return self.request.keep
+        return self.zoo.keep if self.zoo else DEFAULT_KEEP
+
+    @property
     def voting(self) -> bool:
         """Whether the zoo votes."""
         return self.method == "mvp"

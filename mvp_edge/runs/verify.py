@@ -5,6 +5,7 @@ Only its result, `Verified`, can be exported.
 
 import base64
 import io
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +17,11 @@ from torch import nn
 from mvp_edge.pruning.finetune import accuracy, predict_logits
 from mvp_edge.subnetwork.backbone import Backbone
 from mvp_edge.subnetwork.cost import cross_check, file_bytes, measure
+from mvp_edge.subnetwork.operators import operators
 from mvp_edge.tasks.task import Images, Task
+from mvp_edge_export.devices.latency import fastest, latency_laws
+from mvp_edge_export.devices.operators import Operators
+from mvp_edge_export.measuring.result import Cell, judge_latency
 from mvp_edge_export.profile import DeviceProfile
 from mvp_edge_export.verified import Cost, Verdict, Verified
 
@@ -28,10 +33,12 @@ def verify(
     task: Task,
     profile: DeviceProfile,
     reference: float | None,
+    timed: Cell | None = None,
 ) -> tuple[Verified, dict[str, Any]]:
     """Count, cross-check and test ``module``; returns the verdict and test.json's content.
 
     ``reference``: top-1 of the fine-tuned unpruned backbone, which the accuracy budget needs.
+    ``timed``: a network of these widths as it was measured on the device, if it was.
     """
     shape, batch = backbone.shape, profile.input.batch
     cost = measure(module, shape, batch)
@@ -44,7 +51,10 @@ def verify(
         cost_baseline=measure(backbone.outline(len(task.classes)), shape, batch),
         accuracy=top1,
         images=len(images.labels),
-        verdicts=tuple(verdicts(cost, file_bytes(module), top1, reference, profile)),
+        verdicts=(
+            *verdicts(cost, file_bytes(module), top1, reference, profile),
+            *latency_verdicts(operators(module, shape, batch), profile, timed),
+        ),
         profile=profile.id,
         profile_sha256=profile.sha256,
         checks=cross_check(module, shape),
@@ -70,22 +80,6 @@ def verdicts(
             "mvp-edge bench measures it",
         ),
     ]
-    latency = budgets.latency
-    for key in ("p50", "p90"):
-        limit = getattr(latency, key, None) if latency is not None else None
-        if limit is None:
-            continue
-        result.append(
-            Verdict(
-                budget=f"latency.{key}",
-                limit=limit,
-                reached=None,
-                unit="ms",
-                verdict="INCONCLUSIVE",
-                basis="none",
-                note="not measured yet: mvp-edge bench, on the device",
-            )
-        )
     most = profile.accuracy.max_drop
     drop = None if reference is None else 100 * (reference - top1)
     if most is None or drop is None:
@@ -105,6 +99,32 @@ def verdicts(
     else:
         result.append(_judge("accuracy.max_drop", most, drop, "points", "measured"))
     return result
+
+
+def latency_verdicts(
+    network: Operators, profile: DeviceProfile, timed: Cell | None
+) -> Iterator[Verdict]:
+    """One verdict a latency budget: PASS or FAIL only of what was measured on the device."""
+    limits = profile.budgets.latency
+    predicted = fastest(latency_laws(profile), network)
+    for key in ("p50", "p90"):
+        limit = getattr(limits, key, None)
+        if limit is None:
+            continue
+        if timed is not None:
+            measured = judge_latency(key, limit, timed, ())
+            where = f"{timed.runtime}, threads {timed.threads}, these widths with random weights"
+            yield measured.model_copy(update={"note": f"{measured.note}; {where}".lstrip("; ")})
+            continue
+        yield Verdict(
+            budget=f"latency.{key}",
+            limit=limit,
+            reached=None if predicted is None else getattr(predicted, key),
+            unit="ms",
+            verdict="INCONCLUSIVE",
+            basis="none" if predicted is None else predicted.by.basis,
+            note=f"{'' if predicted is None else f'{predicted.by}; '}mvp-edge bench, on the device, measures it",
+        )
 
 
 def _judge(

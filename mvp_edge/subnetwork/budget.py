@@ -8,7 +8,8 @@ Each cost is a sum of items (one layer's multiply-adds, one tensor's bytes …; 
 sums), and each item is a monomial in the groups' widths: a convolution is c · w_in · w_out, the
 scores of an attention are c · heads. The exponents are read from one count of a network whose
 widths are distinct large primes: the prime factors of an item name the groups that it depends on.
-After that a candidate costs a fraction of a millisecond.
+After that a candidate costs a fraction of a millisecond. Latency follows in the same way: the channel
+counts of its operators are such monomials, and the device's law gives the milliseconds.
 """
 
 from bisect import bisect_left
@@ -25,7 +26,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mvp_edge.subnetwork.cost import Bill, Shape, blank_copy, itemise
+from mvp_edge.subnetwork.operators import operators
 from mvp_edge.subnetwork.units import UnitGroup, unit_groups
+from mvp_edge_export.devices.latency import LatencyLaw, Prediction, fastest, latency_laws
+from mvp_edge_export.devices.operators import Operators
 from mvp_edge_export.errors import BadInput, BudgetMissed
 from mvp_edge_export.profile import DeviceProfile
 from mvp_edge_export.verified import Cost
@@ -33,8 +37,15 @@ from mvp_edge_export.verified import Cost
 GRID = 10_000
 """Keep ratios are searched in steps of 1/GRID."""
 
-UNITS = {"flops": "multiply-adds", "params": "parameters", "file": "bytes", "memory": "bytes"}
-"""The budgets that bind before training, and what they count."""
+UNITS = {
+    "flops": "multiply-adds",
+    "params": "parameters",
+    "file": "bytes",
+    "memory": "bytes",
+    "latency.p50": "ms",
+    "latency.p90": "ms",
+}
+"""The budgets that bind before training, and what they count; latency where a law of it is known."""
 
 UNROUNDED = ("head", "head_dim")
 """Kinds of units that the profile's channel rounding does not concern."""
@@ -56,15 +67,17 @@ class Plan:
     """Counted on shapes; the activations at the profile's batch."""
     file: int
     """Predicted bytes of the exported model."""
-    limits: dict[str, int]
+    latency: Prediction | None
+    """In the runtime in which it is fastest; None where nothing is known of the device's speed."""
+    limits: dict[str, float]
     """The profile's budgets that are checked here; a null budget is absent."""
     room: "Plan | None" = None
     """What the budgets would allow without the ceiling; None when that is nothing more."""
 
     @property
-    def reached(self) -> dict[str, int]:
+    def reached(self) -> dict[str, float]:
         """The predicted figure of each kind of budget, checked or not."""
-        return _reached(self.predicted, self.file)
+        return _reached(self.predicted, self.file, self.latency)
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the widths, for run.json and the report."""
@@ -84,6 +97,7 @@ def solve(
     profile: DeviceProfile,
     ceiling: float,
     num_classes: int | None = None,
+    laws: Sequence[LatencyLaw] | None = None,
 ) -> Plan:
     """The widths of the largest network that meets the profile's budgets.
 
@@ -98,6 +112,7 @@ def solve(
         profile: budgets, rounding and batch.
         ceiling: the largest keep ratio wanted, in (0, 1].
         num_classes: classes of the task; None counts the head that the model has.
+        laws: of the device's latency; what its profile says if None.
 
     Raises:
         BudgetMissed: even the smallest network misses a budget.
@@ -105,7 +120,8 @@ def solve(
     """
     if not 0 < ceiling <= 1:
         raise BadInput(f"the keep ratio is {ceiling}: it must be above 0 and at most 1")
-    search = _Search(model, policy, shape, profile, num_classes)
+    laws = latency_laws(profile) if laws is None else laws
+    search = _Search(model, policy, shape, profile, num_classes, laws)
     plan = search.plan(ceiling)
     if plan.binding is None and plan.limits:
         more = search.plan(1.0)
@@ -134,13 +150,13 @@ class _Search:
         shape: Shape,
         profile: DeviceProfile,
         num_classes: int | None,
+        laws: Sequence[LatencyLaw],
     ) -> None:
         blank = _with_classes(blank_copy(model), num_classes)
         self.groups = unit_groups(blank, policy)
-        self.bill = _laws(blank, self.groups, shape, profile.input.batch)
+        self.bill = _laws(blank, self.groups, shape, profile.input.batch, laws)
         self.profile = profile
-        budgets = {name: getattr(profile.budgets, name) for name in UNITS}
-        self.limits = {name: int(limit) for name, limit in budgets.items() if limit is not None}
+        self.limits = {name: limit for name, limit in _limits(profile) if laws or "." not in name}
 
     def plan(self, ceiling: float) -> Plan:
         """The largest network under ``ceiling`` that fits, by the stages named above."""
@@ -172,7 +188,7 @@ class _Search:
         """Whether every budget of the profile holds."""
         return not self.missed(widths)
 
-    def missed(self, widths: Widths) -> dict[str, int]:
+    def missed(self, widths: Widths) -> dict[str, float]:
         """The budgets that do not hold, with the figure that they would have to allow."""
         reached = _reached(*self.bill(widths))
         return {name: reached[name] for name, limit in self.limits.items() if reached[name] > limit}
@@ -198,10 +214,10 @@ class _Search:
     def infeasible(self) -> BudgetMissed:
         """The error that names what is missed, by how much, and the smallest network."""
         smallest = self.uniform(0, inside=0)
-        cost, file = self.bill(smallest)
+        cost, file, latency = self.bill(smallest)
         missed = "; ".join(
-            f"{name} {self.limits[name]:,} {UNITS[name]}, but the smallest network needs {needs:,} "
-            f"({needs / self.limits[name]:.2f} ×)"
+            f"{name} {self.limits[name]:,.10g} {UNITS[name]}, but the smallest network needs {needs:,.10g} "
+            f"({needs / self.limits[name]:.2f} ×{', ' + str(latency.by) if latency and '.' in name else ''})"
             for name, needs in self.missed(smallest).items()
         )
         figures = (
@@ -215,12 +231,12 @@ class _Search:
         )
 
     def _plan(self, widths: dict[str, int], keep: float, *, binds: bool) -> Plan:
-        cost, file = self.bill(widths)
-        reached = _reached(cost, file)
+        cost, file, latency = self.bill(widths)
+        reached = _reached(cost, file, latency)
         tightest = max(
             self.limits, key=lambda name: reached[name] / self.limits[name], default=None
         )
-        return Plan(widths, keep, tightest if binds else None, cost, file, self.limits)
+        return Plan(widths, keep, tightest if binds else None, cost, file, latency, self.limits)
 
     def _rounded(self, group: UnitGroup, width: int) -> int:
         """Down to a multiple of the quantum, not below min_channels; a whole group stays whole."""
@@ -233,13 +249,26 @@ class _Search:
         return 1 if group.kind in UNROUNDED else self.profile.prune.round_to
 
 
-def _reached(cost: Cost, file: int) -> dict[str, int]:
-    return {
+def _limits(profile: DeviceProfile) -> Iterator[tuple[str, float]]:
+    """The budgets that the profile sets, by the names of `UNITS`."""
+    for name in UNITS:
+        value: Any = profile.budgets
+        for part in name.split("."):
+            value = getattr(value, part, None)
+        if value is not None:
+            yield name, value
+
+
+def _reached(cost: Cost, file: int, latency: Prediction | None) -> dict[str, float]:
+    reached: dict[str, float] = {
         "flops": cost.flops,
         "params": cost.params,
         "file": file,
         "memory": cost.memory_bytes,
     }
+    if latency is not None:
+        reached |= {"latency.p50": latency.p50, "latency.p90": latency.p90}
+    return reached
 
 
 def _share(keep: float, size: int) -> int:
@@ -267,20 +296,31 @@ def _with_classes(blank: nn.Module, num_classes: int | None) -> nn.Module:
 
 
 def _laws(
-    blank: nn.Module, groups: Sequence[UnitGroup], shape: Shape, batch: int
-) -> Callable[[Widths], tuple[Cost, int]]:
-    """How cost and file size follow from the widths.
+    blank: nn.Module,
+    groups: Sequence[UnitGroup],
+    shape: Shape,
+    batch: int,
+    latency_laws: Sequence[LatencyLaw],
+) -> Callable[[Widths], tuple[Cost, int, Prediction | None]]:
+    """How cost, file size and latency follow from the widths.
 
     Raises BadInput where they are not monomials of the widths; known families are.
     """
     longest = max(max(tensor.shape, default=1) for tensor in blank.state_dict().values())
     primes = list(islice(_primes(max(4096, longest, *shape, batch)), len(groups)))
-    stretched = itemise(_stretched(blank, groups, primes), shape, batch)
+    outline = _stretched(blank, groups, primes)
+    stretched = itemise(outline, shape, batch)
     fields = ("flops", "flops_norm", "params", "weights", "file", "activations")
     laws = {name: _monomials(getattr(stretched, name), primes) for name in fields}
 
+    template = operators(outline, shape, batch)
+    shapes, at_shapes = _monomials(template.shapes.ravel().tolist(), primes)
+
+    def vector_of(widths: Widths) -> NDArray[np.int64]:
+        return np.array([*(widths[group.name] for group in groups), 1], dtype=np.int64)
+
     def bill(widths: Widths) -> Bill:
-        vector = np.array([*(widths[group.name] for group in groups), 1], dtype=np.int64)
+        vector = vector_of(widths)
         items: dict[str, Any] = {
             name: tuple((c * vector[at].prod(axis=1)).tolist()) for name, (c, at) in laws.items()
         }
@@ -292,9 +332,11 @@ def _laws(
             "widths of its unit groups"
         )
 
-    def law(widths: Widths) -> tuple[Cost, int]:
+    def law(widths: Widths) -> tuple[Cost, int, Prediction | None]:
         found = bill(widths)
-        return found.cost(), sum(found.file) + found.file_overhead
+        own = (shapes * vector_of(widths)[at_shapes].prod(axis=1)).reshape(template.shapes.shape)
+        latency = fastest(latency_laws, Operators(template.kinds, own))
+        return found.cost(), sum(found.file) + found.file_overhead, latency
 
     return law
 

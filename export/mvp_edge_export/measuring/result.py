@@ -290,7 +290,7 @@ def judge(profile: DeviceProfile, cell: Cell, other: Sequence[str]) -> Iterator[
     limits = profile.budgets.latency
     for name in ("p50", "p90"):
         limit = None if limits is None else getattr(limits, name)
-        yield _judge_latency(name, limit, cell, other)
+        yield judge_latency(name, limit, cell, other)
     limit = profile.budgets.memory
     within = limit is None or cell.peak_over_import <= limit
     yield Verdict(
@@ -304,7 +304,8 @@ def judge(profile: DeviceProfile, cell: Cell, other: Sequence[str]) -> Iterator[
     )
 
 
-def _judge_latency(name: str, limit: float | None, cell: Cell, other: Sequence[str]) -> Verdict:
+def judge_latency(name: str, limit: float | None, cell: Cell, other: Sequence[str]) -> Verdict:
+    """Hold a cell against a latency limit; see `judge`."""
     low, high = getattr(cell.latency, f"{name}_interval")
     note = ""
     word: VerdictWord

@@ -85,13 +85,19 @@ def write_network(
         source = place("onnx", "model.onnx") if "onnx" in formats else Path(scratch) / "model.onnx"
         source.write_bytes(graph.SerializeToString(deterministic=True))
         if "openvino" in formats:
-            _write_openvino(source, place("openvino", "model.xml"), fp16=False)
+            save_openvino(source, place("openvino", "model.xml"))
             if fp16 and network == "pruned":
-                _write_openvino(source, place("openvino-fp16", "model_fp16.xml"), fp16=True)
+                save_openvino(source, place("openvino-fp16", "model_fp16.xml"), fp16=True)
     return Written(network, module, models, exporter)
 
 
-def _write_openvino(source: Path, path: Path, *, fp16: bool) -> None:
+def save_openvino(source: Path, path: Path, *, fp16: bool = False) -> None:
+    """Write an ONNX file as OpenVINO IR, ``path`` and the .bin beside it; ``fp16``: weights in float16.
+
+    Raises:
+        GateFailed: OpenVINO cannot read it.
+        BadInput: the disk is full.
+    """
     # Not openvino.convert_model, which reports its use over the network.
     try:
         representation = openvino.Core().read_model(source)

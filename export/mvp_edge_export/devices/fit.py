@@ -1,0 +1,148 @@
+"""One network against many devices: where can it go?
+
+    bundle, run or ONNX file → Footprint → a verdict for each budget of each profile → one table
+
+Nothing is run. What was measured on a device stands as measured, the rest as counted, predicted or
+estimated; what is only estimated never passes.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from mvp_edge_export.devices.latency import fastest, latency_laws
+from mvp_edge_export.devices.operators import Operators
+from mvp_edge_export.measuring.result import BenchResult
+from mvp_edge_export.profile import DeviceProfile
+from mvp_edge_export.quantities import format_bytes, format_count, format_duration
+from mvp_edge_export.verified import Basis, Verdict, VerdictWord
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a network asks of a device."""
+
+    flops: int
+    """Multiply-adds of one image."""
+    params: int
+    file: int
+    """Bytes."""
+    file_basis: Basis
+    memory: int
+    """Bytes of the weights and of the activations at their peak."""
+    operators: Operators
+    measured: BenchResult | None = None
+    """The benchmark of its bundle, if there is one."""
+
+
+@dataclass(frozen=True)
+class DeviceFit:
+    """A network on one device."""
+
+    profile: DeviceProfile
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def verdict(self) -> VerdictWord:
+        """FAIL if any budget fails, PASS if all that are set pass, else INCONCLUSIVE."""
+        words = {one.verdict for one in self.verdicts} - {"UNCHECKED"}
+        if "FAIL" in words:
+            return "FAIL"
+        return "UNCHECKED" if not words else "PASS" if words == {"PASS"} else "INCONCLUSIVE"
+
+    def to_json(self) -> dict[str, Any]:
+        """The fit as JSON values."""
+        return {
+            "profile": self.profile.id,
+            "name": self.profile.name,
+            "verdict": self.verdict,
+            "budgets": [one.model_dump(mode="json") for one in self.verdicts],
+        }
+
+
+def fit_all(network: Footprint, profiles: Iterable[DeviceProfile]) -> list[DeviceFit]:
+    """The network on each device."""
+    return [DeviceFit(profile, tuple(_verdicts(network, profile))) for profile in profiles]
+
+
+def _verdicts(network: Footprint, profile: DeviceProfile) -> Iterator[Verdict]:
+    budgets, batch = profile.budgets, profile.input.batch
+    known: dict[str, Verdict] = {}
+    if network.measured is not None and network.measured.profile_sha256 == profile.sha256:
+        known = {one.budget: one for one in network.measured.verdicts}
+    yield _judged("flops", budgets.flops, network.flops, "multiply-adds", "counted")
+    yield _judged("params", budgets.params, network.params, "parameters", "counted")
+    yield _judged("file", budgets.file, network.file, "B", network.file_basis)
+    yield known.get("memory") or _judged("memory", budgets.memory, network.memory, "B", "predicted")
+    predicted = fastest(latency_laws(profile), network.operators) if batch == 1 else None
+    for key in ("p50", "p90"):
+        limit = getattr(budgets.latency, key, None)
+        if limit is None:
+            continue
+        if f"latency.{key}" in known:
+            yield known[f"latency.{key}"]
+            continue
+        yield Verdict(
+            budget=f"latency.{key}",
+            limit=limit,
+            reached=None if predicted is None else getattr(predicted, key),
+            unit="ms",
+            verdict="INCONCLUSIVE",
+            basis="none" if predicted is None else predicted.by.basis,
+            note="nothing is known of its speed" if predicted is None else str(predicted.by),
+        )
+
+
+def _judged(budget: str, limit: float | None, reached: float, unit: str, basis: Basis) -> Verdict:
+    word: VerdictWord = "UNCHECKED" if limit is None else "PASS" if reached <= limit else "FAIL"
+    return Verdict(
+        budget=budget, limit=limit, reached=reached, unit=unit, verdict=word, basis=basis
+    )
+
+
+_MARKS = {"PASS": "✓", "FAIL": "✗", "INCONCLUSIVE": "?", "UNCHECKED": "·"}
+_COLOURS = {"PASS": "green", "FAIL": "red", "INCONCLUSIVE": "yellow", "UNCHECKED": "dim"}
+_COLUMNS = {"flops": "multiply-adds", "params": "parameters", "file": "file", "memory": "memory",
+            "latency": "latency"}  # fmt: skip
+
+
+def fit_table(fits: Iterable[DeviceFit]) -> Table:
+    """The fits for people: what was reached of each limit, a line a device."""
+    table = Table(
+        box=None,
+        padding=(0, 1, 0, 0),
+        caption="reached / limit: ✓ within, ✗ over, ? open, · no limit; ~ predicted, ≈ estimated, "
+        "others counted or measured",
+    )
+    table.add_column("device", no_wrap=True)
+    table.add_column("")
+    for title in _COLUMNS.values():
+        table.add_column(title, justify="right")
+    for fit in fits:
+        table.add_row(
+            fit.profile.id,
+            Text(fit.verdict, style=_COLOURS[fit.verdict]),
+            *(_cell(fit, name) for name in _COLUMNS),
+        )
+    return table
+
+
+def _cell(fit: DeviceFit, name: str) -> Text:
+    own = [one for one in fit.verdicts if one.budget.partition(".")[0] == name]
+    if not own:
+        return Text("·", style="dim")
+    # Of two latency budgets the one that is nearest to, or furthest over, its limit.
+    one = max(own, key=lambda v: (v.reached or 0) / (v.limit or float("inf")))
+    shown = "-" if one.reached is None else _figure(name, one.reached)
+    limit = "" if one.limit is None else f"/{_figure(name, one.limit)}"
+    basis = {"predicted": "~", "estimate": "≈"}.get(one.basis, "")
+    return Text(f"{basis}{shown}{limit} {_MARKS[one.verdict]}", style=_COLOURS[one.verdict])
+
+
+def _figure(name: str, value: float) -> str:
+    if name == "latency":
+        return format_duration(value)
+    return format_bytes(value) if name in ("file", "memory") else format_count(value)

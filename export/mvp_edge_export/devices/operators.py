@@ -1,0 +1,83 @@
+"""A network as the list of what a runtime has to compute: data, without weights.
+
+Every operator is a sum of products over a grid:
+
+    conv       rows = pixels out,       outer = channels out, inner = channels in, taps = k · k
+    linear     rows = tokens,           outer = outputs,      inner = inputs,      taps = 1
+    matmul     rows = heads · tokens,   outer = columns,      inner = summed over, taps = 1
+    others     rows · outer values made, nothing summed (inner = 0)
+
+Activations that follow a convolution, additions and batch normalisation are not in the list: runtimes
+compute them while they write the convolution's output.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mvp_edge_export.errors import BadInput
+
+Kind = Literal["conv", "conv1x1", "stem", "linear", "matmul", "softmax", "norm", "gelu", "pool"]
+"""stem: the first convolution, of the image itself, whose few channels fill no vector register."""
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+FIELDS = ("rows", "outer", "inner", "taps", "inputs")
+
+
+@dataclass(frozen=True)
+class Operators:
+    """What one inference computes, operator by operator, in the order of the forward pass."""
+
+    kinds: tuple[Kind, ...]
+    shapes: NDArray[np.int64]
+    """[operators, 5]: rows, outer, inner, taps, and inputs, the activation values that are read (of a
+    matmul those of its first operand)."""
+
+    @property
+    def macs(self) -> NDArray[np.int64]:
+        """Multiply-adds of each operator."""
+        rows, outer, inner, taps, _ = self.shapes.T
+        macs: NDArray[np.int64] = rows * outer * inner * taps
+        return macs
+
+    @property
+    def weights(self) -> NDArray[np.int64]:
+        """Numbers of weights that each operator reads."""
+        _, outer, inner, taps, _ = self.shapes.T
+        own = np.array([kind in ("conv", "conv1x1", "stem", "linear") for kind in self.kinds])
+        weights: NDArray[np.int64] = outer * inner * taps * own
+        return weights
+
+    def padded_macs(self, lanes: int) -> NDArray[np.int64]:
+        """Multiply-adds as they are when channels are filled up to vectors of ``lanes``."""
+        rows, outer, inner, taps, _ = self.shapes.T
+        stem = np.array([kind == "stem" for kind in self.kinds])
+        summed = np.where(stem, inner, _filled(inner, lanes))
+        macs: NDArray[np.int64] = rows * _filled(outer, lanes) * summed * taps
+        return macs
+
+    def to_json(self) -> list[list[Any]]:
+        """One list an operator: its kind and the five numbers."""
+        return [[k, *s] for k, s in zip(self.kinds, self.shapes.tolist(), strict=True)]
+
+    @classmethod
+    def from_json(cls, rows: Iterable[Sequence[Any]]) -> "Operators":
+        """The reverse of `to_json`; BadInput when it is not that."""
+        rows = list(rows)
+        try:
+            unknown = {row[0] for row in rows} - set(KINDS)
+            if unknown:
+                raise ValueError(f"unknown kind {min(map(str, unknown))}")
+            shapes = np.array([row[1:] for row in rows], np.int64).reshape(len(rows), len(FIELDS))
+            if (shapes < 0).any():
+                raise ValueError("a shape below zero")
+        except (IndexError, TypeError, ValueError) as error:
+            raise BadInput(f"operators: not what mvp-edge writes ({error})") from error
+        return cls(tuple(row[0] for row in rows), shapes)
+
+
+def _filled(channels: NDArray[np.int64], lanes: int) -> NDArray[np.int64]:
+    return -(-channels // lanes) * lanes

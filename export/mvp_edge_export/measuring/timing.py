@@ -1,0 +1,102 @@
+"""Many model files timed one after the other, each in a fresh process: what a calibration asks of a device."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mvp_edge_export.errors import BadInput
+from mvp_edge_export.measuring.bench import time_model
+from mvp_edge_export.measuring.result import Status
+from mvp_edge_export.storage import read_json
+from mvp_edge_export.verified import parse
+
+_FROZEN = ConfigDict(frozen=True, extra="forbid")
+
+
+class Job(BaseModel):
+    """One model in one runtime with one number of threads."""
+
+    model_config = _FROZEN
+
+    name: str
+    model: Path
+    """In a format that the runtime reads; a relative path is seen from the list's folder."""
+    shape: tuple[int, ...] = Field(min_length=4, max_length=4)
+    """Of the input, [N, 3, S, S]."""
+    runtime: str
+    threads: int = Field(ge=1)
+
+
+class Timing(BaseModel):
+    """What a job took."""
+
+    model_config = _FROZEN
+
+    name: str
+    runtime: str
+    version: str
+    arithmetic: str
+    threads: int
+    p50: float = Field(gt=0)
+    """Milliseconds."""
+    p50_interval: tuple[float, float]
+    p90: float = Field(gt=0)
+    runs: int
+    status: Status
+
+
+class _Jobs(BaseModel):
+    model_config = _FROZEN
+
+    jobs: tuple[Job, ...] = Field(min_length=1)
+
+
+def read_jobs(path: Path) -> list[Job]:
+    """The jobs of a list file; their models are found from its folder."""
+    listed = parse(_Jobs, read_json(path, "jobs"), "jobs", path)
+    return [job.model_copy(update={"model": path.parent / job.model}) for job in listed.jobs]
+
+
+def time_models(
+    jobs: Sequence[Job],
+    *,
+    seconds: float = 1.0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Timing]:
+    """Time each job on this machine.
+
+    Args:
+        jobs: what to time.
+        seconds: timed seconds a job, beside starting and warming up.
+        progress: told how many of how many are done.
+
+    Raises:
+        BadInput: no Linux, a runtime that is not installed, or a model that does not run.
+    """
+    found = []
+    for done, job in enumerate(jobs):
+        progress(done, len(jobs))
+        cell = time_model(job.model, job.shape, job.runtime, job.threads, seconds=seconds)
+        if cell.status == "INVALID":
+            raise BadInput(
+                "the board was throttled or short of voltage while it was timed: cool it, give it a"
+                " stronger supply, and start again"
+            )
+        latency = cell.latency
+        found.append(
+            Timing(
+                name=job.name,
+                runtime=job.runtime,
+                version=cell.version,
+                arithmetic=cell.arithmetic,
+                threads=job.threads,
+                p50=latency.p50,
+                p50_interval=latency.p50_interval,
+                p90=latency.p90,
+                runs=latency.n,
+                status=cell.status,
+            )
+        )
+    progress(len(jobs), len(jobs))
+    return found

@@ -1,0 +1,327 @@
+"""Learns how fast a device is: networks of the shapes that pruning makes are timed, and a law is fitted.
+
+    families ─ sampled widths ─→ networks (random weights) ─ ONNX, IR ─→ timed on the device
+             ─→ law for each runtime and number of threads, its error on networks held out of the fit
+
+The networks are ResNet-18 at 32 px and DeiT-Tiny at 224 px, cut uniformly and unevenly, rounded and
+unrounded, from 5 % to all of their units: between them they have every kind of operator, at the sizes
+that pruned networks of the zoo's families have. The time of an inference does not depend on the
+weights, so these are random.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from mvp_edge.devices.profile_writer import write_calibrated, write_new
+from mvp_edge.pruning.problem import Progress
+from mvp_edge.subnetwork.backbone import Architecture
+from mvp_edge.subnetwork.cost import Shape
+from mvp_edge.subnetwork.operators import operators
+from mvp_edge.subnetwork.subnet import resize
+from mvp_edge.subnetwork.units import UnitGroup, unit_groups
+from mvp_edge_export.devices.law import FEATURES, Law, Terms, features
+from mvp_edge_export.devices.operators import KINDS, Operators
+from mvp_edge_export.errors import BadInput
+from mvp_edge_export.measuring.machine import differences, this_machine
+from mvp_edge_export.measuring.timing import Job, Timing, time_models
+from mvp_edge_export.profile import Calibrated, Calibration, CalibrationError, load_profile
+from mvp_edge_export.sessions import import_runtime, installed_runtimes
+from mvp_edge_export.storage import sha256_json
+
+CIFAR_STEM = {
+    "conv1": "Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)",
+    "maxpool": "Identity()",
+}
+FAMILIES: Mapping[str, Architecture] = {
+    "resnet18": Architecture("resnet18", CIFAR_STEM, {}, 32),
+    "deit-tiny": Architecture("deit_tiny_patch16_224", {}, {}, 224),
+}
+CLASSES = 10
+LANES = (1, 4, 8, 16)
+"""Vector widths that a fit tries."""
+HELD_OUT = 3
+"""Every third network is held out of the fit."""
+SMALLEST_KEEP, UNEVENNESS, ROUNDING = 0.05, 0.5, 8
+
+
+Timer = Callable[[Sequence[Job], Callable[[int, int], None]], list[Timing]]
+"""Times jobs on the device that is calibrated, telling how many of how many are done."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A network of some shape, and its files."""
+
+    name: str
+    family: str
+    widths: Mapping[str, int]
+    shape: Shape
+    operators: Operators
+    models: Mapping[str, Path]
+    """Runtime → the file that it reads."""
+
+
+def sample_networks(
+    count: int,
+    folder: Path,
+    runtimes: Sequence[str],
+    *,
+    families: Mapping[str, Architecture] = FAMILIES,
+    seed: int = 0,
+    progress: Progress = lambda phase, done, total: None,
+) -> Iterator[Sample]:
+    """Write ``count`` networks of random widths into ``folder``, the families in turns.
+
+    Args:
+        count: networks in all.
+        folder: where their files go; those that a killed call left there are used again.
+        runtimes: keys of ``sessions.RUNTIMES``: ONNX files are written in any case.
+        families: name → architecture.
+        seed: of the widths and the weights.
+        progress: told of each network.
+    """
+    whole = {name: one.build(CLASSES).eval() for name, one in families.items()}
+    for index in range(count):
+        progress("making networks", index, count)
+        family = list(whole)[index % len(whole)]
+        rng = np.random.default_rng([seed, index])
+        groups = unit_groups(whole[family])
+        widths = sample_widths(groups, rng)
+        small = resize(whole[family], widths)
+        _randomise(small, seed + index)
+        size = families[family].input_size
+        shape = (3, size, size)
+        name = f"{family}-{index:03d}"
+        models = _write(small, shape, folder / name, runtimes)
+        yield Sample(name, family, widths, shape, operators(small, shape), models)
+    progress("making networks", count, count)
+
+
+def sample_widths(groups: Sequence[UnitGroup], rng: np.random.Generator) -> dict[str, int]:
+    """Widths that pruning might come to: half of them even, half rounded, heads now and then narrow."""
+    keep = float(np.exp(rng.uniform(np.log(SMALLEST_KEEP), 0)))
+    even, rounded = rng.random() < 0.5, rng.random() < 0.5
+    inside = rng.uniform(0.25, 1) if rng.random() < 0.25 else 1.0
+    widths = {}
+    for group in groups:
+        own = inside if group.kind == "head_dim" else keep
+        if not even and group.kind != "head_dim":
+            own = min(1.0, own * float(np.exp(rng.normal(0, UNEVENNESS))))
+        width = max(1, int(own * group.size + 0.5))
+        if rounded and group.kind in ("filter", "node"):
+            width = min(group.size, max(ROUNDING, width - width % ROUNDING))
+        widths[group.name] = width
+    return widths
+
+
+def jobs(samples: Sequence[Sample], runtimes: Sequence[str], threads: Sequence[int]) -> list[Job]:
+    """What has to be timed, network by network, so that a drift of the machine meets all fits alike."""
+    return [
+        Job(
+            name=sample.name,
+            model=sample.models[runtime],
+            shape=(1, *sample.shape),
+            runtime=runtime,
+            threads=count,
+        )
+        for sample in samples
+        for runtime in runtimes
+        for count in threads
+    ]
+
+
+def fits(samples: Sequence[Sample], timings: Sequence[Timing]) -> list[Calibrated]:
+    """A law for each runtime and number of threads, with its error on the networks held out."""
+    found = []
+    of = {sample.name: sample for sample in samples}
+    for runtime, threads in sorted({(one.runtime, one.threads) for one in timings}):
+        rows = [one for one in timings if (one.runtime, one.threads) == (runtime, threads)]
+        kept = [row for i, row in enumerate(rows) if i % HELD_OUT != HELD_OUT - 1]
+        held = [row for i, row in enumerate(rows) if i % HELD_OUT == HELD_OUT - 1]
+        law = fit_law([of[row.name].operators for row in kept], np.array([row.p50 for row in kept]))
+        error = np.array(
+            [abs(law.milliseconds(of[row.name].operators) / row.p50 - 1) for row in held]
+        )
+        found.append(
+            Calibrated.model_validate(
+                {
+                    "runtime": runtime,
+                    "version": rows[0].version,
+                    "precision": "fp32",
+                    "threads": threads,
+                    "law": law,
+                    "p90_over_p50": float(np.median([max(1.0, row.p90 / row.p50) for row in rows])),
+                    "error": CalibrationError(
+                        networks=len(held),
+                        median=float(np.median(error)),
+                        p90=float(np.quantile(error, 0.9)),
+                    ),
+                }
+            )
+        )
+    return found
+
+
+def fit_law(networks: Sequence[Operators], milliseconds: NDArray[np.float64]) -> Law:
+    """The law with the least relative error; all its figures are at least zero.
+
+    The vector width is the one of `LANES` that predicts best networks left out of a fit.
+    """
+    folds = np.arange(len(networks)) % 4
+
+    def left_out(lanes: int) -> float:
+        table = _table(networks, lanes)
+        errors = []
+        for fold in range(4):
+            own, other = folds != fold, folds == fold
+            coefficients = _non_negative(table[own], milliseconds[own])
+            errors.append(np.abs(table[other] @ coefficients / milliseconds[other] - 1))
+        return float(np.mean(np.concatenate(errors)))
+
+    lanes = min(LANES, key=left_out)
+    return _law(_non_negative(_table(networks, lanes), milliseconds), lanes)
+
+
+def _table(networks: Sequence[Operators], lanes: int) -> NDArray[np.float64]:
+    """[networks, 1 + kinds · features]: one, and each feature summed over the operators of a kind."""
+    rows = []
+    for network in networks:
+        sums = np.zeros((len(KINDS), len(FEATURES)))
+        np.add.at(sums, [KINDS.index(k) for k in network.kinds], features(network, lanes))
+        rows.append(np.concatenate([[1.0], sums.ravel()]))
+    return np.array(rows)
+
+
+def _non_negative(table: NDArray[np.float64], times: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Least squares of the relative error."""
+    from scipy.optimize import nnls
+
+    relative = table / times[:, None]
+    scale = np.abs(relative).max(axis=0)
+    scale[scale == 0] = 1.0  # a kind that no network has
+    solution, _ = nnls(relative / scale, np.ones(len(times)), maxiter=100 * table.shape[1])
+    coefficients: NDArray[np.float64] = solution / scale
+    return coefficients
+
+
+def _law(coefficients: NDArray[np.float64], lanes: int) -> Law:
+    run, rest = float(coefficients[0]), coefficients[1:].reshape(len(KINDS), len(FEATURES))
+    terms = {
+        kind: Terms(**{f: _figures(v) for f, v in zip(FEATURES, row, strict=True) if v > 0})
+        for kind, row in zip(KINDS, rest, strict=True)
+        if row.any()
+    }
+    return Law(lanes=lanes, run=_figures(run), terms=terms)
+
+
+def _figures(value: float) -> float:
+    """Five figures: more than the measurement has, and few enough to be read."""
+    return float(f"{value:.5g}")
+
+
+def _randomise(module: nn.Module, seed: int) -> None:
+    """Small random weights everywhere, so that no activation vanishes or becomes denormal."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
+
+
+def _write(module: nn.Module, shape: Shape, path: Path, runtimes: Sequence[str]) -> dict[str, Path]:
+    from mvp_edge_export.writing.convert import frozen, onnx_graph, save_openvino
+
+    onnx, xml = path.with_suffix(".onnx"), path.with_suffix(".xml")
+    if not onnx.exists():
+        graph, _ = onnx_graph(frozen(module, None), torch.zeros(1, *shape), False)
+        partial = path.with_suffix(".partial")
+        partial.write_bytes(graph.SerializeToString(deterministic=True))
+        partial.replace(onnx)
+    models: dict[str, Path] = {"onnxruntime": onnx}
+    if "openvino" in runtimes:
+        if not xml.exists():
+            save_openvino(onnx, xml)
+        models["openvino"] = xml
+    return models
+
+
+def calibrate(
+    profile: str | None,
+    *,
+    networks: int = 48,
+    threads: Sequence[int] = (),
+    runtimes: Sequence[str] = (),
+    out: Path | None = None,
+    families: Mapping[str, Architecture] = FAMILIES,
+    progress: Progress = lambda phase, done, total: None,
+    timer: Timer | None = None,
+) -> tuple[Path, Calibration]:
+    """Calibrate a device and write what was found into its profile.
+
+    Args:
+        profile: a profile's name or file, whose device this machine is; None makes a new profile.
+        networks: how many are timed; every third is held out of the fits.
+        threads: thread counts; 1 and the profile's if empty.
+        runtimes: keys of ``sessions.RUNTIMES``; those of the profile that are installed if empty.
+        out: the file to write; see `write_calibrated`.
+        families: the architectures that the networks are cut from.
+        progress: called with (phase, done, total).
+        timer: times the networks elsewhere; on this machine if None.
+
+    Returns:
+        The file that was written, and its calibration.
+
+    Raises:
+        BadInput: this machine is not the profile's device, or lacks a runtime; the networks do not
+            run; the file cannot be written.
+    """
+    machine = this_machine()
+    known = load_profile(profile) if profile is not None else None
+    if known is not None and timer is None:
+        other = differences(machine, known)
+        if other:
+            raise BadInput(
+                f"device calibrate: this machine is not a {known.name}: {'; '.join(other)}; run it there, "
+                "or leave the profile out to make one of this machine"
+            )
+    backends = known.runtime.backends if known is not None else installed_runtimes()
+    chosen = list(runtimes) or [name for name in installed_runtimes() if name in backends]
+    if not chosen:
+        raise BadInput("device calibrate: none of the profile's runtimes is installed")
+    for name in chosen:
+        import_runtime(name)
+    most = known.runtime.threads if known is not None else machine.physical_cores
+    counts = sorted({*threads} or {1, most})
+    with tempfile.TemporaryDirectory() as folder:
+        samples = list(
+            sample_networks(networks, Path(folder), chosen, families=families, progress=progress)
+        )
+
+        def told(done: int, total: int) -> None:
+            progress("timing", done, total)
+
+        timings = (timer or _here)(jobs(samples, chosen, counts), told)
+    facts = machine.model_dump(mode="json", exclude={"mhz"})
+    calibration = Calibration.model_validate(
+        {
+            "date": datetime.now(UTC).date().isoformat(),
+            "machine": f"{machine.cpu}, {machine.os}",
+            "fingerprint": sha256_json(facts),
+            "networks": networks,
+            "fits": fits(samples, timings),
+        }
+    )
+    if known is not None:
+        return write_calibrated(known, calibration, out), calibration
+    return write_new(machine, calibration, chosen, out), calibration
+
+
+def _here(work: Sequence[Job], progress: Callable[[int, int], None]) -> list[Timing]:
+    return time_models(work, progress=progress)

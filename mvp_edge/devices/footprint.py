@@ -1,0 +1,95 @@
+"""What a network asks of a device, read from whatever the user has of it."""
+
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+
+from mvp_edge.subnetwork.activations import peak
+from mvp_edge_export.devices.fit import Footprint
+from mvp_edge_export.errors import BadInput
+from mvp_edge_export.measuring.result import BenchResult
+from mvp_edge_export.storage import read_json
+from mvp_edge_export.verified import parse
+
+
+def footprint(network: Path) -> Footprint:
+    """The footprint of a run directory, a bundle, or an ONNX file.
+
+    Raises:
+        BadInput: it is none of them, or damaged.
+    """
+    if (network / "run.json").is_file():
+        return _of_run(network)
+    if (network / "manifest.json").is_file():
+        return _of_bundle(network)
+    if network.is_file():
+        return _of_onnx(network)
+    raise BadInput(
+        f"{network} is neither a run directory nor a bundle nor an ONNX file: give what mvp-edge prune "
+        "or export made, or a model.onnx"
+    )
+
+
+def _measured(beside: Path) -> BenchResult | None:
+    path = beside / "bench.json"
+    return parse(BenchResult, read_json(path, "bench"), "bench", path) if path.exists() else None
+
+
+def _of_run(path: Path) -> Footprint:
+    from mvp_edge.runs.run import Run
+    from mvp_edge.subnetwork.cost import file_bytes
+    from mvp_edge.subnetwork.operators import operators
+
+    run = Run.load(path)
+    module, size = run.network.module(), run.network.preprocess.size
+    cost = run.verified.cost
+    return Footprint(
+        cost.flops, cost.params, file_bytes(module), "predicted", cost.memory_bytes,
+        operators(module, (3, size, size)), _measured(path),
+    )  # fmt: skip
+
+
+def _of_bundle(path: Path) -> Footprint:
+    from mvp_edge_export.bundle import load_bundle
+    from mvp_edge_export.devices.operators import Operators
+
+    bundle = load_bundle(path)
+    manifest = bundle.manifest
+    file = next(v.reached for v in manifest.verdicts if v.budget == "file")
+    return Footprint(
+        manifest.cost.flops, manifest.cost.params, int(file or 0), "measured",
+        manifest.cost.memory_bytes, Operators.from_json(manifest.operators),
+        _measured(path.resolve().parent),
+    )  # fmt: skip
+
+
+def _of_onnx(path: Path) -> Footprint:
+    from mvp_edge.subnetwork.operators import load_graph, operators_of_graph
+
+    graph, shapes = load_graph(path)
+    own = operators_of_graph(graph, shapes, path)
+    weights = {one.name: prod(one.dims) for one in graph.initializer}
+    return Footprint(
+        flops=int(own.macs.sum()),
+        params=sum(weights.values()),
+        file=path.stat().st_size,
+        file_basis="measured",
+        memory=4 * (sum(weights.values()) + _live(graph, shapes)),
+        operators=own,
+    )
+
+
+def _live(graph: object, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Numbers that are alive at the same time, at their peak, when nodes run in the order of the file."""
+    nodes = list(graph.node)  # type: ignore[attr-defined]
+    first: dict[str, int] = {value.name: 0 for value in graph.input}  # type: ignore[attr-defined]
+    last = dict(first)
+    for step, node in enumerate(nodes):
+        for name in node.output:
+            first.setdefault(name, step)
+            last[name] = step
+        for name in node.input:
+            if name in first:
+                last[name] = step
+    known = [name for name in first if name in shapes]
+    return peak([prod(shapes[n]) for n in known], [(first[n], last[n]) for n in known])

@@ -1,0 +1,178 @@
+"""Widths that meet a latency budget: predicted, measured, corrected, before anything is trained.
+
+    plan by the law ─ network of these widths, random weights ─ timed on this machine
+      → the law scaled by measured / predicted → plan again        at most three rounds
+
+The time of an inference depends on the widths and not on the weights. It is measured only where this
+machine is the profile's device; elsewhere the prediction stands, and the verdict stays open.
+"""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mvp_edge.pruning.problem import Progress
+from mvp_edge.runs.rundir import RunDirectory
+from mvp_edge.runs.settle import Settled
+from mvp_edge.subnetwork.budget import Plan, solve
+from mvp_edge.subnetwork.operators import operators
+from mvp_edge.subnetwork.subnet import resize
+from mvp_edge_export.devices.latency import LatencyLaw, latency_laws
+from mvp_edge_export.devices.operators import Operators
+from mvp_edge_export.errors import BadInput, BudgetMissed
+from mvp_edge_export.measuring.bench import time_model
+from mvp_edge_export.measuring.machine import differences, this_machine
+from mvp_edge_export.measuring.result import Cell
+from mvp_edge_export.profile import DeviceProfile
+from mvp_edge_export.sessions import installed_runtimes
+
+SIZING = "sizing.json"
+ROUNDS = 3
+SECONDS = 2.0
+"""Timed for each runtime and number of threads in a round."""
+ENOUGH = 0.9
+"""A network that uses this share of the budget is not made larger."""
+MARGIN = 0.99
+"""After a measurement the plan aims a little below the limit: two measurements differ by as much."""
+
+
+def sized(settled: Settled, run: RunDirectory, progress: Progress) -> Settled:
+    """The same with the widths that were measured to meet the latency budget, if there is one.
+
+    Raises:
+        BudgetMissed: no network that was measured meets it.
+    """
+    laws = latency_laws(settled.profile)
+    if not _limits(settled.profile) or not laws or not _is_here(settled.profile):
+        return settled
+    if not run.has(SIZING):
+        with run.phase("sizing"):
+            run.write(SIZING, _rounds(settled, laws, progress))
+    found = run.read(SIZING)
+    factors = found["rounds"][found["chosen"]]["factors"]
+    return replace(settled, plan=solve_for(settled, _scaled(laws, factors)))
+
+
+def solve_for(settled: Settled, laws: Sequence[LatencyLaw]) -> Plan:
+    """The plan by these laws."""
+    backbone = settled.backbone
+    return solve(
+        backbone.model, settled.policy, backbone.shape, settled.profile, settled.ceiling,
+        len(settled.task.classes), laws,
+    )  # fmt: skip
+
+
+def _rounds(settled: Settled, laws: Sequence[LatencyLaw], progress: Progress) -> dict[str, Any]:
+    """sizing.json: every round's widths, what was predicted and measured, and which is taken."""
+    limits = _limits(settled.profile)
+    plan, factors = settled.plan, {_place(law): 1.0 for law in laws}
+    rounds: list[dict[str, Any]] = []
+    while len(rounds) < ROUNDS:
+        progress("sizing", len(rounds), ROUNDS)
+        network, cells = _timed(settled, plan, laws)
+        best = min(cells, key=lambda cell: cell.latency.p50)
+        used = max(getattr(best.latency, f"{name}_interval")[1] / limit for name, limit in limits)
+        rounds.append(
+            {
+                "widths": plan.widths,
+                "keep": plan.keep,
+                "factors": dict(factors),
+                "predicted": {k: v for k, v in plan.reached.items() if k.startswith("latency.")},
+                "measured": [cell.model_dump(mode="json", exclude={"processes"}) for cell in cells],
+                "best": cells.index(best),
+                "used": used,
+            }
+        )
+        bound = plan.binding is not None and plan.binding.startswith("latency.")
+        if used <= 1 and (used >= ENOUGH or not bound):
+            break
+        factors = factors | _corrections(network, laws, cells)
+        plan = solve_for(settled, _scaled(laws, factors))
+        if any(plan.widths == one["widths"] for one in rounds):
+            break
+    progress("sizing", ROUNDS, ROUNDS)
+    fitting = [i for i, one in enumerate(rounds) if one["used"] <= 1]
+    if not fitting:
+        least = min(rounds, key=lambda one: float(one["used"]))
+        raise BudgetMissed(
+            f"profile {settled.profile.id}: latency measured in {len(rounds)} rounds, and the best network "
+            f"still takes {least['used']:.2f} × the budget; raise it, or allow smaller networks "
+            f"(prune.min_channels is {settled.profile.prune.min_channels})"
+        )
+    return {"rounds": rounds, "chosen": max(fitting, key=lambda i: float(rounds[i]["used"]))}
+
+
+def chosen_cell(run: RunDirectory) -> Cell | None:
+    """What was measured of the widths that were taken; None where nothing was."""
+    if not run.has(SIZING):
+        return None
+    found = run.read(SIZING)
+    chosen = found["rounds"][found["chosen"]]
+    return Cell.model_validate({**chosen["measured"][chosen["best"]], "processes": ()})
+
+
+def _timed(
+    settled: Settled, plan: Plan, laws: Sequence[LatencyLaw]
+) -> tuple[Operators, list[Cell]]:
+    """A network of these widths in each runtime, with each number of threads, that a law speaks of."""
+    from mvp_edge_export.writing.convert import frozen, onnx_graph, save_openvino
+
+    backbone = settled.backbone
+    small = resize(backbone.with_head(len(settled.task.classes)), plan.widths, settled.policy)
+    cells = []
+    with tempfile.TemporaryDirectory() as folder:
+        onnx, xml = Path(folder) / "model.onnx", Path(folder) / "model.xml"
+        graph, _ = onnx_graph(frozen(small, None), torch.zeros(1, *backbone.shape), False)
+        onnx.write_bytes(graph.SerializeToString())
+        for runtime, threads in _places(settled.profile, laws):
+            if runtime == "openvino" and not xml.exists():
+                save_openvino(onnx, xml)
+            model = xml if runtime == "openvino" else onnx
+            shape = (1, *backbone.shape)
+            cells.append(time_model(model, shape, runtime, threads, seconds=SECONDS))
+    return operators(small, backbone.shape), cells
+
+
+def _places(profile: DeviceProfile, laws: Sequence[LatencyLaw]) -> list[tuple[str, int]]:
+    known = [(law.runtime, law.threads) for law in laws if law.runtime is not None]
+    estimated = [(runtime, profile.runtime.threads) for runtime in profile.runtime.backends]
+    return [place for place in known or estimated if place[0] in installed_runtimes()]
+
+
+def _corrections(
+    network: Operators, laws: Sequence[LatencyLaw], cells: Sequence[Cell]
+) -> dict[str, float]:
+    """By what each law has to be multiplied to say a little more than was measured of ``network``."""
+    found = {}
+    for law in laws:
+        own = [cell for cell in cells if law.runtime in (None, cell.runtime)]
+        own = [cell for cell in own if cell.threads == law.threads] or own
+        if own:
+            measured = min(cell.latency.p50 for cell in own)
+            found[_place(law)] = measured / law.predict(network).p50 / MARGIN
+    return found
+
+
+def _scaled(laws: Sequence[LatencyLaw], factors: Mapping[str, float]) -> list[LatencyLaw]:
+    return [law.scaled(factors[_place(law)]) for law in laws]
+
+
+def _place(law: LatencyLaw) -> str:
+    return f"{law.runtime or 'estimate'}/{law.threads}"
+
+
+def _limits(profile: DeviceProfile) -> list[tuple[str, float]]:
+    latency = profile.budgets.latency
+    both = [(name, getattr(latency, name, None)) for name in ("p50", "p90")]
+    return [(name, limit) for name, limit in both if limit is not None]
+
+
+def _is_here(profile: DeviceProfile) -> bool:
+    try:
+        return not differences(this_machine(), profile)
+    except BadInput:  # no Linux: nothing can be measured here
+        return False
