@@ -3,7 +3,7 @@
     bundle/manifest.json           everything below, with the sha256 and size of every file
            model.onnx              the pruned network
            model.xml, model.bin    the same as OpenVINO IR
-           model_fp16.xml, .bin    optional: its weights stored in float16
+           model_int8.*, …         optional: the pruned network in other precisions
            baseline/…              optional: the unpruned network, for the comparison
 
 Opening one executes nothing and follows nothing out of the directory: files that are listed are
@@ -16,114 +16,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.images import Preprocess
-from mvp_edge_export.profile import DeviceProfile
+from mvp_edge_export.manifest import MANIFEST, BundleFile, Manifest, read_manifest
 from mvp_edge_export.quantities import format_bytes
-from mvp_edge_export.storage import read_json, sha256_file
-from mvp_edge_export.verified import Cost, Verdict, parse
-
-MANIFEST = "manifest.json"
-
-_FROZEN = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
-
-
-class BundleFile(BaseModel):
-    """What a file of the bundle must be."""
-
-    model_config = _FROZEN
-
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    bytes: int = Field(ge=0)
-
-
-class Parity(BaseModel):
-    """How far a runtime's logits lie from PyTorch's on the same images, in float32."""
-
-    model_config = _FROZEN
-
-    network: Literal["pruned", "baseline"]
-    runtime: str
-    version: str
-    setting: str
-    """What was asked of the runtime, in words."""
-    real_images: int
-    random_images: int
-    max_difference: float
-    """The largest difference of a logit."""
-    tolerance: float
-    """What it may be on the image that came closest to its tolerance."""
-    ties: int
-    """Images whose two best classes lie within the tolerance and swapped places."""
-
-
-class RuntimeAccuracy(BaseModel):
-    """Top-1 on the test images, measured in a runtime as it is deployed."""
-
-    model_config = _FROZEN
-
-    model: str
-    """The format of the file: a key of ``Manifest.models``, or ``torch``."""
-    runtime: str
-    version: str
-    arithmetic: str
-    """What the runtime chose to compute in."""
-    top1: float = Field(ge=0, le=1)
-    images: int = Field(ge=1)
-    lost: int = Field(ge=0)
-    """Images that PyTorch gets right and this runtime does not."""
-    gained: int = Field(ge=0)
-    """The reverse."""
-
-
-class Manifest(BaseModel):
-    """All that is known about the network in the bundle; ``manifest.json``."""
-
-    model_config = _FROZEN
-
-    schema_: Literal[1] = Field(default=1, alias="schema")
-    labels: tuple[str, ...] = Field(min_length=1)
-    """Class names in the order of the logits."""
-    preprocess: dict[str, Any]
-    """Fields of ``Preprocess``."""
-    embedded_preprocess: bool
-    """Whether the graph itself divides by 255 and normalises; it then takes 0..255 as float32."""
-    batch: int | None
-    """The batch that the graph is fixed to; None takes any."""
-    models: dict[str, str]
-    """Format (``onnx``, ``openvino``, ``openvino-fp16``) → file of the pruned network."""
-    baseline: dict[str, str]
-    """The same for the unpruned network; empty without one."""
-    files: dict[str, BundleFile]
-    """Path inside the bundle, with forward slashes → what it must be."""
-    exporter: dict[str, str]
-    """Network (``pruned``, ``baseline``) → what wrote its graph, and why if the second choice."""
-    weights_sha256: str
-    """Of the verified weights that were exported."""
-    kept: dict[str, tuple[int, ...]]
-    """Unit group → indices of the backbone's units that were kept."""
-    profile: DeviceProfile
-    profile_sha256: str
-    cost: Cost
-    cost_baseline: Cost
-    verdicts: tuple[Verdict, ...]
-    """Of the profile's budgets, with that of the file measured."""
-    parity: tuple[Parity, ...]
-    accuracy: tuple[RuntimeAccuracy, ...]
-    versions: dict[str, str]
-
-    @model_validator(mode="after")
-    def _files_listed(self) -> "Manifest":
-        for name in [*self.models.values(), *self.baseline.values()]:
-            if name not in self.files:
-                raise ValueError(f"{name} is a model but not among files")
-        return self
+from mvp_edge_export.storage import sha256_file
 
 
 @dataclass(frozen=True)
@@ -139,15 +40,11 @@ class Bundle:
         lines = [
             f"Bundle {self.path} for {manifest.profile.name}: {len(manifest.labels)} labels{beside}"
         ]
-        for form, name in manifest.models.items():
-            parts = {name, name if form == "onnx" else str(PurePosixPath(name).with_suffix(".bin"))}
-            size = format_bytes(sum(manifest.files[part].bytes for part in parts))
-            top1 = [
-                f"{100 * one.top1:.1f} % top-1 in {one.runtime} {one.version}"
-                for one in manifest.accuracy
-                if one.model == form
-            ]
-            lines.append(f"  {form:<14} {size:>10}  {', '.join(top1)}")
+        for one in manifest.candidates:
+            if one.kept:
+                top1 = f"{100 * one.test.top1:.1f} % top-1 in {one.runtime} {one.test.version}"
+                lines.append(f"  {one.format:<14} {format_bytes(one.bytes):>10}  {top1}")
+        lines.append(f"  to ship: {manifest.choice}")
         return "\n".join(lines)
 
     @property
@@ -170,7 +67,9 @@ class Bundle:
         if form not in models:
             which = "unpruned network" if baseline else "network"
             have = ", ".join(models) or "none"
-            raise BadInput(f"{self.path}: no {which} in format {form} (it has {have})")
+            candidate = None if baseline else self.manifest.candidate(form)
+            reason = "" if candidate is None else f"; kept out: {candidate.why}"
+            raise BadInput(f"{self.path}: no {which} in format {form} (it has {have}){reason}")
         return self.path / models[form]
 
     def tensor(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -199,7 +98,7 @@ def load_bundle(path: Path) -> Bundle:
     listing = path / MANIFEST
     if listing.is_symlink():
         raise BadInput(f"bundle: {listing} is a symbolic link; copy the file itself")
-    manifest = parse(Manifest, read_json(listing, "bundle"), "bundle", listing)
+    manifest = read_manifest(path)
     if manifest.profile.sha256 != manifest.profile_sha256:
         raise BadInput(f"bundle: {listing}: profile does not have its profile_sha256; export again")
     for name, expected in manifest.files.items():

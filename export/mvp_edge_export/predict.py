@@ -50,19 +50,20 @@ def predict(
     sources: Sequence[Path],
     runtime: str | None = None,
     top: int = 5,
-    threads: int = 1,
+    threads: int | None = None,
     *,
-    precision: NumberFormat = "fp32",
+    precision: NumberFormat | None = None,
 ) -> Iterator[Prediction]:
     """Classify images one by one, in the order given; an image that cannot be decoded is skipped.
 
     Args:
         bundle: from ``load_bundle``.
         sources: image files, and folders, which are searched at every depth for image suffixes.
-        runtime: a key of ``sessions.RUNTIMES``; None takes the first that is installed.
+        runtime: a key of ``sessions.RUNTIMES``.
         top: how many classes to name.
         threads: threads of one inference.
-        precision: of the weights: fp32, or what else the bundle has.
+        precision: of the network's file. For each of these, None takes what was chosen for the
+            device (see ``sessions.open_session``).
 
     Returns:
         One prediction an image, as each is made.

@@ -9,7 +9,7 @@ and names their mistakes; here stand the format, the shipped profiles and ``exte
 import datetime
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -68,6 +68,7 @@ Word = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Pin = Annotated[str, Field(pattern=r"^[a-z0-9-]+==[0-9][0-9A-Za-z.+]*$")]
 Backend = Literal["onnxruntime", "openvino"]
 NumberFormat = Literal["fp32", "fp16", "int8"]
+NUMBER_FORMATS: tuple[NumberFormat, ...] = get_args(NumberFormat)
 
 
 class _Section(BaseModel):

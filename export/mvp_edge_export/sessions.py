@@ -6,7 +6,7 @@ one it uses. Adding a runtime is one class here and one line in ``RUNTIMES``.
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mvp_edge_export.errors import BadInput
-from mvp_edge_export.profile import NumberFormat
+from mvp_edge_export.profile import NUMBER_FORMATS, NumberFormat
+from mvp_edge_export.verified import Cost
 
 if TYPE_CHECKING:
     from mvp_edge_export.bundle import Bundle
@@ -192,30 +193,50 @@ def installed_runtimes() -> list[str]:
     return [name for name in RUNTIMES if importlib.util.find_spec(name) is not None]
 
 
+RUNTIME_BYTES = {"onnxruntime": 80 * 2**20, "openvino": 120 * 2**20}
+"""Resident memory of Python with a runtime loaded and no network in it, about."""
+
+
+def memory_needed(cost: Cost, runtime: str) -> int:
+    """Bytes that a process needs to run a network, about: to be held against what is free.
+
+    The weights are counted twice: as read from the file, and as the kernels want them.
+    """
+    return RUNTIME_BYTES[runtime] + 2 * cost.weight_bytes + cost.activation_bytes
+
+
 def open_session(
     bundle: "Bundle",
     runtime: str | None = None,
-    threads: int = 1,
+    threads: int | None = None,
     *,
     baseline: bool = False,
-    precision: NumberFormat = "fp32",
+    precision: NumberFormat | None = None,
 ) -> Session:
     """Open a bundle's network in a runtime, as it is to be deployed.
 
     Args:
         bundle: a loaded bundle.
-        runtime: a key of ``RUNTIMES``; None takes the first that is installed and that the bundle
-            has a file for.
-        threads: threads of one inference.
-        baseline: the unpruned network beside the pruned one.
-        precision: of the file's weights.
+        runtime: a key of ``RUNTIMES``; None takes the one that was chosen for the device, else, and
+            if that is not installed, the first installed one that the bundle has a file for.
+        threads: threads of one inference; None takes what was chosen for the device, else 1.
+        baseline: the unpruned network beside the pruned one, in fp32.
+        precision: of the network's file; None takes what was chosen for the device, else fp32.
 
     Raises:
         BadInput: no such runtime, not installed, or the bundle has no file for it.
     """
+    shipped = bundle.manifest.shipped
+    if shipped is not None and not baseline:
+        fits = runtime in (None, shipped.runtime) and precision in (None, shipped.precision)
+        if fits and shipped.runtime in installed_runtimes():
+            runtime, precision = shipped.runtime, shipped.precision
+            threads = threads or shipped.threads
+    if precision is None:
+        precision = "fp32" if baseline else _usual_precision(bundle, runtime)
     runtime = runtime or choose_runtime(bundle, precision)
     model = bundle.model(format_of(runtime, precision), baseline=baseline)
-    return RUNTIMES[runtime](model, threads=threads)
+    return RUNTIMES[runtime](model, threads=threads or 1)
 
 
 def choose_runtime(bundle: "Bundle", precision: NumberFormat = "fp32") -> str:
@@ -225,13 +246,34 @@ def choose_runtime(bundle: "Bundle", precision: NumberFormat = "fp32") -> str:
         BadInput: there is none.
     """
     usable = [r for r in RUNTIMES if FORMATS[r].get(precision) in bundle.manifest.models]
-    if not usable:
-        raise BadInput(f"{bundle.path}: it has no {precision} files for any runtime")
     for runtime in installed_runtimes():
         if runtime in usable:
             return runtime
+    raise nothing_to_run(bundle, [precision])
+
+
+def nothing_to_run(bundle: "Bundle", precisions: Sequence[NumberFormat] | None) -> BadInput:
+    """The error that no installed runtime has files in a bundle, with what to do."""
+    wanted = NUMBER_FORMATS if precisions is None else precisions
+    usable = [
+        runtime
+        for runtime, forms in FORMATS.items()
+        if any(forms.get(one) in bundle.manifest.models for one in wanted)
+    ]
+    if not usable:
+        named = "" if precisions is None else f"{' or '.join(precisions)} "
+        return BadInput(f"{bundle.path}: it has no {named}files for any runtime")
     extras = " or ".join(f"pip install 'mvp-edge[{name}]'" for name in usable)
-    raise BadInput(f"{bundle.path}: none of the runtimes it has files for is installed: {extras}")
+    return BadInput(f"{bundle.path}: none of the runtimes it has files for is installed: {extras}")
+
+
+def _usual_precision(bundle: "Bundle", runtime: str | None) -> NumberFormat:
+    """Of the files that there are for a runtime (or any): fp32, else the first."""
+    for precision in NUMBER_FORMATS:
+        for name in RUNTIMES if runtime is None else (runtime,):
+            if FORMATS.get(name, {}).get(precision) in bundle.manifest.models:
+                return precision
+    return "fp32"
 
 
 def _pieces(batch: Floats, size: int | None) -> list[Floats]:

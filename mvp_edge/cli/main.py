@@ -29,6 +29,7 @@ from mvp_edge.cli.options import (
     common,
     example,
     input_size,
+    numbers,
     seed,
     words,
 )
@@ -189,7 +190,10 @@ def prune(
 @click.option(
     "--format", "formats", default="onnx,openvino", show_default=True, metavar="onnx,openvino"
 )
-@click.option("--fp16", is_flag=True, help="Also an OpenVINO IR with float16 weights.")
+@click.option(
+    "--precision", "precisions", metavar="fp32,int8,fp16",
+    help="Number formats to write [those that the profile allows].",
+)  # fmt: skip
 @click.option("--dynamic-batch", is_flag=True, help="Leave the batch open instead of 1.")
 @click.option("--embed-preprocess", is_flag=True, help="Put the normalisation into the graph.")
 @click.option(
@@ -198,17 +202,24 @@ def prune(
 @click.option("--out", type=PATH, metavar="BUNDLE", help="Bundle directory [RUN/bundle].")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @common
-def export(console: Console, run: Path, formats: str, **options: Any) -> None:
+def export(
+    console: Console, run: Path, formats: str, precisions: str | None, **options: Any
+) -> None:
     """Write RUN's network as ONNX and OpenVINO, through the parity gate."""
     console.say("loading …")
     from mvp_edge.runs.deliver import export as deliver
 
-    bundle = deliver(run, formats=words(formats) or (), progress=console.step, **options)
+    bundle = deliver(
+        run, formats=words(formats) or (), precisions=numbers(precisions), progress=console.step,
+        **options,
+    )  # fmt: skip
     manifest = bundle.manifest
     lines = [
-        f"{a.model} in {a.runtime} {a.version}: {100 * a.top1:.1f} % top-1 on {a.images} test images"
-        for a in manifest.accuracy
+        f"{one.format} in {one.runtime} {one.test.version}: {100 * one.test.top1:.1f} % top-1 on "
+        f"{one.test.images} test images{'' if one.kept else f'; kept out: {one.why}'}"
+        for one in manifest.candidates
     ]
+    lines.append(f"to ship: {manifest.choice}")
     facts = {"bundle": str(bundle.path), **manifest.model_dump(mode="json", by_alias=True)}
     console.result(facts, "\n".join([*lines, f"next: mvp-edge bench {bundle.path}"]))
 
@@ -223,6 +234,14 @@ def export(console: Console, run: Path, formats: str, **options: Any) -> None:
 )
 @click.option("--threads", multiple=True, type=click.IntRange(1), help="[1 and all physical cores]")
 @click.option(
+    "--precision", "precisions", metavar="fp32,int8,fp16",
+    help="Number formats to measure [all that BUNDLE has].",
+)  # fmt: skip
+@click.option(
+    "--choose", is_flag=True,
+    help="On the device: decide by this measurement what BUNDLE ships, and drop what lost.",
+)  # fmt: skip
+@click.option(
     "--full", is_flag=True, help="The long protocol: 60 s, 1,024 runs, three processes a cell."
 )
 @click.option("--seconds", type=Number(0.1, 600), help="Steady seconds a cell [15; full 60].")
@@ -232,23 +251,31 @@ def export(console: Console, run: Path, formats: str, **options: Any) -> None:
 @common
 def bench(
     console: Console, bundle: Path, device: str | None, runtimes: tuple[str, ...],
-    threads: tuple[int, ...], full: bool, seconds: float | None, out: Path | None,
+    threads: tuple[int, ...], precisions: str | None, choose: bool, full: bool,
+    seconds: float | None, out: Path | None,
 ) -> None:  # fmt: skip
     """Measure BUNDLE's latency and memory on this machine, pruned and unpruned interleaved."""
     from mvp_edge_export.bundle import load_bundle
     from mvp_edge_export.measuring.bench import bench as measure
+    from mvp_edge_export.measuring.choice import check_choosable
+    from mvp_edge_export.measuring.choice import choose as choose_by
     from mvp_edge_export.profile import load_profile
     from mvp_edge_export.storage import write_json
 
     loaded = load_bundle(bundle)
+    profile = load_profile(device) if device else loaded.manifest.profile
     file = out or loaded.path.resolve().parent / "bench.json"
+    # Said before minutes of measuring.
     if file.is_dir() or not os.access(file.absolute().parent, os.W_OK):
-        raise BadInput(f"--out {file}: cannot be written there")  # said before minutes of measuring
+        raise BadInput(f"--out {file}: cannot be written there")
+    if choose:
+        check_choosable(loaded, profile)
     result = measure(
         loaded,
-        profile=load_profile(device) if device else None,
+        profile=profile,
         runtimes=runtimes or None,
         threads=threads or None,
+        precisions=numbers(precisions),
         full=full,
         seconds=seconds,
         progress=console.share,
@@ -256,12 +283,20 @@ def bench(
     facts = result.model_dump(mode="json", by_alias=True)
     write_json(file, facts)
     console.result(facts, result.table())
+    for failure in result.failures:
+        console.warn(f"not measured: {failure}")
     for warning in result.warnings:
         console.say(f"note: {warning}")
     console.say(f"budgets of {result.profile}, judged by {result.judged}:")
     for verdict in result.verdicts:
         console.say(f"  {verdict}" + (f" ({verdict.note})" if verdict.note else ""))
     console.say(f"written to {file}")
+    if choose:
+        chosen = choose_by(loaded, result).manifest
+        for one in chosen.candidates:
+            if not one.kept:
+                console.say(f"kept out: {one.format}: {one.why}")
+        console.say(f"to ship: {chosen.choice}")
     missed = [str(verdict) for verdict in result.verdicts if verdict.verdict == "FAIL"]
     if missed:
         raise BudgetMissed(f"missed on this machine: {'; '.join(missed)}")
@@ -271,11 +306,12 @@ def bench(
 @click.argument("bundle", type=PATH)
 @click.argument("images", nargs=-1, required=True, type=PATH)
 @click.option(
-    "--runtime", type=click.Choice(["onnxruntime", "openvino"]), help="[the first installed]"
-)
+    "--runtime", type=click.Choice(["onnxruntime", "openvino"]),
+    help="[what was chosen for the device, else the first installed]",
+)  # fmt: skip
 @click.option(
-    "--precision", type=click.Choice(["fp32", "fp16", "int8"]), default="fp32", show_default=True,
-    help="Which of the bundle's files.",
+    "--precision", type=click.Choice(["fp32", "fp16", "int8"]),
+    help="Which of the bundle's files [what was chosen for the device, else fp32].",
 )  # fmt: skip
 @click.option(
     "--top", type=click.IntRange(1), default=1, show_default=True, help="How many labels."
@@ -286,7 +322,7 @@ def predict(
     bundle: Path,
     images: tuple[Path, ...],
     runtime: str | None,
-    precision: "NumberFormat",
+    precision: "NumberFormat | None",
     top: int,
 ) -> None:
     """Classify images (files or folders) with BUNDLE alone."""

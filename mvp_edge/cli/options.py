@@ -4,13 +4,16 @@ import math
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
 from mvp_edge.cli.console import Console
 from mvp_edge_export.errors import BadInput
+
+if TYPE_CHECKING:
+    from mvp_edge_export.profile import NumberFormat
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -107,6 +110,19 @@ input_size = click.option(
 def words(text: str | None) -> tuple[str, ...] | None:
     """The names of a comma-separated list; None stays None."""
     return None if text is None else tuple(name.strip() for name in text.split(","))
+
+
+def numbers(text: str | None) -> "tuple[NumberFormat, ...] | None":
+    """The value of --precision; None stays None."""
+    from mvp_edge_export.profile import NUMBER_FORMATS
+
+    named = words(text)
+    if named is None:
+        return None
+    unknown = [name for name in named if name not in NUMBER_FORMATS]
+    if unknown:
+        raise BadInput(f"--precision {','.join(unknown)}: some of {', '.join(NUMBER_FORMATS)}")
+    return tuple(one for one in NUMBER_FORMATS if one in named)
 
 
 def augmentations(text: str) -> tuple[str, ...]:

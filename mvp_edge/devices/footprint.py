@@ -1,10 +1,8 @@
 """What a network asks of a device, read from whatever the user has of it."""
 
-from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 
-from mvp_edge.subnetwork.activations import peak
 from mvp_edge_export.devices.fit import Footprint
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.measuring.result import BenchResult
@@ -64,32 +62,19 @@ def _of_bundle(path: Path) -> Footprint:
 
 
 def _of_onnx(path: Path) -> Footprint:
-    from mvp_edge.subnetwork.operators import load_graph, operators_of_graph
+    from mvp_edge_export.writing.graph import live_numbers, load_graph, operators_of_graph
 
     graph, shapes = load_graph(path)
-    own = operators_of_graph(graph, shapes, path)
+    try:
+        own = operators_of_graph(graph, shapes)
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from error
     weights = {one.name: prod(one.dims) for one in graph.initializer}
     return Footprint(
         flops=int(own.macs.sum()),
         params=sum(weights.values()),
         file=path.stat().st_size,
         file_basis="measured",
-        memory=4 * (sum(weights.values()) + _live(graph, shapes)),
+        memory=4 * (sum(weights.values()) + live_numbers(graph, shapes)),
         operators=own,
     )
-
-
-def _live(graph: object, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Numbers that are alive at the same time, at their peak, when nodes run in the order of the file."""
-    nodes = list(graph.node)  # type: ignore[attr-defined]
-    first: dict[str, int] = {value.name: 0 for value in graph.input}  # type: ignore[attr-defined]
-    last = dict(first)
-    for step, node in enumerate(nodes):
-        for name in node.output:
-            first.setdefault(name, step)
-            last[name] = step
-        for name in node.input:
-            if name in first:
-                last[name] = step
-    known = [name for name in first if name in shapes]
-    return peak([prod(shapes[n]) for n in known], [(first[n], last[n]) for n in known])

@@ -4,16 +4,23 @@ What is counted stands in verified.json, what an export weighs in the bundle's m
 timed in bench.json; a line whose other half was never measured says so.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from mvp_edge.reporting.printed import NNBSP, count, duration, percent, points, size, times, wilson
 from mvp_edge.reporting.results import RunResult
-from mvp_edge_export.bundle import Manifest
+from mvp_edge_export.manifest import Manifest, Shipped, parts_of
 from mvp_edge_export.measuring.result import Cell
+from mvp_edge_export.sessions import format_of
 
 RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "torch": "PyTorch"}
-FORMATS = {"onnx": "ONNX", "openvino": "OpenVINO", "openvino-fp16": "OpenVINO, fp16 weights"}
+FORMATS = {
+    "onnx": "ONNX",
+    "onnx-int8": "ONNX, int8",
+    "openvino": "OpenVINO",
+    "openvino-fp16": "OpenVINO, fp16 weights",
+    "openvino-int8": "OpenVINO, int8",
+}
 ABSENT = "not measured"
 
 
@@ -94,7 +101,7 @@ def measures(result: RunResult) -> Iterator[Measure]:
     yield _shrunk("Memory, predicted", base.memory_bytes, cost.memory_bytes, size)
     if (manifest := result.manifest) is not None:
         for form, name in manifest.models.items():
-            other = manifest.baseline.get(form)
+            other = manifest.baseline.get(form.partition("-")[0])  # which is in fp32 alone
             unpruned = None if other is None else _file_bytes(manifest, other)
             label = f"File, {FORMATS.get(form, form)}"
             yield _shrunk(label, unpruned, _file_bytes(manifest, name), size)
@@ -113,12 +120,15 @@ def headline_figures(result: RunResult) -> tuple[Figure, ...]:
     cost, base, right = result.verified.cost, result.verified.cost_baseline, accuracy(result)
     cells, manifest = pruned_cells(result), result.manifest
     if cells:
-        fastest = min(cells, key=lambda cell: cell.latency.p50)
-        latency = Figure("Latency, median", duration(fastest.latency.p50), place(fastest))
+        shown = _shown(cells, None if manifest is None else manifest.shipped)
+        latency = Figure("Latency, median", duration(shown.latency.p50), place(shown))
     else:
         latency = Figure("Latency", "–", "not benchmarked yet")
     if manifest is not None and manifest.models:
-        form, name = next(iter(manifest.models.items()))
+        form = next(iter(manifest.models))
+        if (chosen := manifest.shipped) is not None:
+            form = format_of(chosen.runtime, chosen.precision)
+        name = manifest.models[form]
         file = Figure("File", size(_file_bytes(manifest, name)), FORMATS.get(form, form))
     else:
         file = Figure("File", "–", "not exported yet")
@@ -151,14 +161,25 @@ def pruned_cells(result: RunResult) -> tuple[Cell, ...]:
 
 
 def counterpart(result: RunResult, cell: Cell) -> Cell | None:
-    """The unpruned network's cell in the same runtime with as many threads."""
+    """The unpruned network's cell, in fp32, in the same runtime with as many threads."""
     return result.bench.cell("baseline", cell.runtime, cell.threads) if result.bench else None
 
 
 def place(cell: Cell) -> str:
-    """Where a cell was measured: "ONNX Runtime, 1 thread"."""
+    """Where a cell was measured: "ONNX Runtime, int8, 1 thread"; fp32 goes without saying."""
     threads = f"{cell.threads}{NNBSP}thread" + ("" if cell.threads == 1 else "s")
-    return f"{RUNTIMES.get(cell.runtime, cell.runtime)}, {threads}"
+    precision = "" if cell.precision == "fp32" else f"{cell.precision}, "
+    return f"{RUNTIMES.get(cell.runtime, cell.runtime)}, {precision}{threads}"
+
+
+def _shown(cells: Sequence[Cell], shipped: Shipped | None) -> Cell:
+    """The cell of what is shipped; the fastest while that is open, or was not measured."""
+    if shipped is not None:
+        chosen = (shipped.runtime, shipped.precision, shipped.threads)
+        for cell in cells:
+            if (cell.runtime, cell.precision, cell.threads) == chosen:
+                return cell
+    return min(cells, key=lambda cell: cell.latency.p50)
 
 
 def _of(label: str, left: float, whole: float) -> Figure:
@@ -195,5 +216,4 @@ def _peak(result: RunResult, network: str, runtime: str) -> int | None:
 
 def _file_bytes(manifest: Manifest, name: str) -> int:
     """Bytes of a model in the bundle; OpenVINO's .bin counts with its .xml."""
-    parts = (name, f"{name.removesuffix('.xml')}.bin") if name.endswith(".xml") else (name,)
-    return sum(manifest.files[part].bytes for part in parts if part in manifest.files)
+    return sum(manifest.files[part].bytes for part in parts_of(name) if part in manifest.files)

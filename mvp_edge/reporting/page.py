@@ -20,6 +20,7 @@ import jinja2
 from markupsafe import Markup
 
 from mvp_edge.reporting import charts, printed
+from mvp_edge.reporting.candidates import candidate_rows, trial_rows
 from mvp_edge.reporting.charts import Axis, Cells, Mark, Range, Series
 from mvp_edge.reporting.comparison import Comparison
 from mvp_edge.reporting.findings import Findings, VotedGroup
@@ -226,7 +227,11 @@ def draw_comparison(runs: Sequence[Findings]) -> ComparisonDrawings:
     names = _names(runs)
     flops = [float(run.result.verified.cost.flops) for run in runs]
     x = charts.span_axis("multiply-adds, logarithmic", flops, printed.count)
-    cells = [{place(cell): cell for cell in pruned_cells(run.result)} for run in runs]
+    # In fp32, whose accuracy is the one that is known here.
+    cells = [
+        {place(cell): cell for cell in pruned_cells(run.result) if cell.precision == "fp32"}
+        for run in runs
+    ]
     latency = []
     for where in dict.fromkeys(where for timed in cells for where in timed):
         timed = [index for index, cell in enumerate(cells) if where in cell]
@@ -258,6 +263,8 @@ def _run_facts(found: Findings) -> dict[str, object]:
     return {
         "figures": headline_figures(result),
         "measures": tuple(measures(result)),
+        "candidates": tuple(candidate_rows(result)),
+        "trials": tuple(trial_rows(result)),
         "layers": layers,
         "heaviest": max((layer.share for layer in layers), default=1.0),
         "examples": examples,

@@ -20,8 +20,8 @@ from mvp_edge.reporting.run_files import (
     TestFile,
     VotesFile,
 )
-from mvp_edge_export.bundle import MANIFEST, Manifest
 from mvp_edge_export.errors import BadInput
+from mvp_edge_export.manifest import MANIFEST, Manifest, read_manifest
 from mvp_edge_export.measuring.result import BenchResult
 from mvp_edge_export.storage import read_json
 from mvp_edge_export.verified import Verified, parse
@@ -78,7 +78,7 @@ def read_run(path: Path) -> RunResult:
         history=_optional(path, "history.json", HistoryFile),
         reference=_optional(path, "reference.json", ReferenceFile),
         layers=_optional(path, "layers.json", LayersFile),
-        manifest=_optional(path, f"bundle/{MANIFEST}", Manifest),
+        manifest=read_manifest(path / "bundle") if (path / "bundle" / MANIFEST).exists() else None,
         bench=_optional(path, "bench.json", BenchResult),
     )
     for name, mistake in _contradictions(result):
@@ -109,8 +109,9 @@ def _contradictions(result: RunResult) -> Iterator[tuple[str, str]]:
     if any(cell.latency.min <= 0 for cell in bench.cells):
         yield "bench.json", "cells: a latency is not above 0; bench again"
     if manifest is not None:
-        models = {name: file.sha256 for name, file in manifest.files.items()}
-        if bench.fingerprint.get("models") != models:
+        # A choice after the measurement removes files; it changes none.
+        timed = bench.fingerprint.get("models", {})
+        if any(timed.get(name) != file.sha256 for name, file in manifest.files.items()):
             yield (
                 "bench.json",
                 "fingerprint.models: other files than the bundle's were timed; bench again",

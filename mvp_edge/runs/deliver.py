@@ -15,9 +15,10 @@ from mvp_edge.subnetwork.network import TENSORS, Network
 from mvp_edge.tasks.task import Task
 from mvp_edge_export.bundle import Bundle
 from mvp_edge_export.errors import BadInput
-from mvp_edge_export.profile import DeviceProfile
+from mvp_edge_export.profile import DeviceProfile, NumberFormat
 from mvp_edge_export.storage import read_json
 from mvp_edge_export.verified import parse
+from mvp_edge_export.writing.quantise import CALIBRATION_IMAGES
 from mvp_edge_export.writing.write import WRITABLE, export_bundle
 
 GATE_IMAGES = 64
@@ -29,7 +30,7 @@ def export(
     out: str | Path | None = None,
     *,
     formats: Sequence[str] = WRITABLE,
-    fp16: bool = False,
+    precisions: Sequence[NumberFormat] | None = None,
     dynamic_batch: bool = False,
     embed_preprocess: bool = False,
     baseline: bool = False,
@@ -38,6 +39,8 @@ def export(
 ) -> Bundle:
     """Export the verified network of ``run`` to a bundle (default: RUN/bundle), through the parity gate.
 
+    ``precisions``: some of fp32, fp16, int8; those that the profile allows if None. Which of them is shipped
+    is measured on the device: here, if this machine is one, else by ``mvp-edge bench --choose``.
     ``baseline``: the unpruned backbone is exported beside it for comparison; its head for the task is the
     nearest-class-mean rule of its own features.
     ``progress`` is told the name of each phase as it begins.
@@ -55,7 +58,11 @@ def export(
         DeviceProfile, read_json(path / "profile.json", "run"), "run", path / "profile.json"
     )
     task = Task.from_json(read_json(path / "task.json", "run"))
-    test = task.images("test", network.preprocess)
+    test, validation = (task.images(split, network.preprocess) for split in ("test", "val"))
+    if precisions is None:
+        # Of the runtimes, OpenVINO alone has files in fp16.
+        allowed = profile.precision.allowed
+        precisions = [one for one in allowed if one != "fp16" or "openvino" in formats]
     unpruned = None
     if baseline:
         progress("preparing the unpruned network")
@@ -78,7 +85,9 @@ def export(
         targets=test.labels,
         gate_pixels=_gate_pixels(task, network),
         formats=formats,
-        fp16=fp16,
+        precisions=precisions,
+        validation=(validation.pixels, validation.labels),
+        calibration=_calibration_pixels(task, network) if "int8" in precisions else None,
         dynamic_batch=dynamic_batch,
         embed_preprocess=embed_preprocess,
         baseline=unpruned,
@@ -94,6 +103,13 @@ def _unpruned(backbone: Backbone, task: Task) -> nn.Module:
     batches = Batches(images, backbone.preprocess, recipe_for(None, backbone.family), seed=0)
     initialise_head(module, batches, len(task.classes), Ledger())
     return module
+
+
+def _calibration_pixels(task: Task, network: Network) -> NDArray[np.uint8]:
+    """Training images, of every class its share, for int8 to find its ranges on."""
+    rows = task.subsample("train", CALIBRATION_IMAGES, seed=0)
+    chosen: NDArray[np.uint8] = task.images("train", network.preprocess).pixels[rows]
+    return chosen
 
 
 def _gate_pixels(task: Task, network: Network) -> NDArray[np.uint8]:

@@ -26,7 +26,7 @@ from mvp_edge_export.devices.operators import Operators
 from mvp_edge_export.errors import BadInput, BudgetMissed
 from mvp_edge_export.measuring.bench import time_model
 from mvp_edge_export.measuring.machine import differences, this_machine
-from mvp_edge_export.measuring.result import Cell
+from mvp_edge_export.measuring.result import Cell, Protocol
 from mvp_edge_export.profile import DeviceProfile
 from mvp_edge_export.sessions import installed_runtimes
 
@@ -34,6 +34,9 @@ SIZING = "sizing.json"
 ROUNDS = 3
 SECONDS = 2.0
 """Timed for each runtime and number of threads in a round."""
+PROTOCOL = Protocol(
+    full=False, seconds=SECONDS, processes=1, statement=f"{SECONDS:g} s in one process"
+)
 ENOUGH = 0.9
 """A network that uses this share of the budget is not made larger."""
 MARGIN = 0.99

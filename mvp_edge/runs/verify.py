@@ -15,6 +15,7 @@ from PIL import Image
 from torch import nn
 
 from mvp_edge.pruning.finetune import accuracy, predict_logits
+from mvp_edge.runs.sizing import PROTOCOL
 from mvp_edge.subnetwork.backbone import Backbone
 from mvp_edge.subnetwork.cost import cross_check, file_bytes, measure
 from mvp_edge.subnetwork.operators import operators
@@ -112,7 +113,7 @@ def latency_verdicts(
         if limit is None:
             continue
         if timed is not None:
-            measured = judge_latency(key, limit, timed, ())
+            measured = judge_latency(key, limit, timed, (), PROTOCOL)
             where = f"{timed.runtime}, threads {timed.threads}, these widths with random weights"
             yield measured.model_copy(update={"note": f"{measured.note}; {where}".lstrip("; ")})
             continue

@@ -187,7 +187,9 @@ def bundle_path(
             profile=profile,
             images=digits.test,
             targets=digits.test_targets,
-            fp16=True,
+            precisions=("fp32", "fp16", "int8"),
+            validation=(digits.train[:150], digits.train_targets[:150]),
+            calibration=digits.train[150:],
             baseline=request.getfixturevalue("unpruned"),
         )
     return path

@@ -64,7 +64,7 @@ def test_not_a_bundle(tmp_path: Path) -> None:
     _refused(tmp_path, "manifest.json does not exist")
     (tmp_path / "manifest.json").write_text('{"schema": 1,')
     _refused(tmp_path, "manifest.json:1 is not JSON")
-    (tmp_path / "manifest.json").write_text('{"schema": 1}')
+    (tmp_path / "manifest.json").write_text('{"schema": 2}')
     _refused(tmp_path, "manifest.json: labels: Field required")
 
 
@@ -121,7 +121,19 @@ def test_a_file_that_is_not_listed_is_not_looked_at(copied: Path) -> None:
         (lambda m: m["preprocess"].update(size=0), "size is 0"),
         (lambda m: m["profile"]["budgets"].update(file=1), "profile_sha256"),
         (lambda m: m.update(code="import os"), "code: Extra inputs"),
-        (lambda m: m.update(schema=2), "schema: "),
+        (lambda m: m.update(schema="2"), "schema: "),
+        (
+            lambda m: m.update(schema=3),
+            "written by a later mvp-edge (its schema is 3, this version",
+        ),
+        (lambda m: m.update(schema=1), "written by an earlier mvp-edge (its schema is 1"),
+        (lambda m: m["models"].pop("onnx-int8"), "models and the candidates that were kept"),
+        (
+            lambda m: m.update(
+                shipped={"runtime": "tflite", "precision": "fp32", "threads": 1, "why": ""}
+            ),
+            "shipped is not a candidate that was kept",
+        ),
     ],
 )
 def test_an_edited_manifest(
@@ -199,8 +211,9 @@ def test_the_light_half_imports_nothing_heavy() -> None:
 
 
 def test_it_prints_what_it_holds(bundle: Bundle) -> None:
-    first, *models = repr(bundle).splitlines()
+    first, *models, choice = repr(bundle).splitlines()
     assert str(bundle.path) in first
     assert "3 labels, the unpruned network beside it" in first
     assert [line.split()[0] for line in models] == [*bundle.manifest.models]
     assert all("% top-1 in" in line for line in models)
+    assert "to ship: undecided: measured on no test-board yet" in choice

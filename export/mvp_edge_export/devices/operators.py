@@ -13,6 +13,7 @@ compute them while they write the convolution's output.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -77,6 +78,25 @@ class Operators:
         except (IndexError, TypeError, ValueError) as error:
             raise BadInput(f"operators: not what mvp-edge writes ({error})") from error
         return cls(tuple(row[0] for row in rows), shapes)
+
+
+Row = tuple[Kind, int, int, int, int, int]
+"""Kind, rows, outer, inner, taps, inputs."""
+
+
+def conv_kind(kernel: Sequence[int]) -> Kind:
+    """Which kind of convolution it is, but for the first one of a network."""
+    return "conv1x1" if prod(kernel) == 1 else "conv"
+
+
+def table(rows: Sequence[Row]) -> Operators:
+    """Rows as operators; the first convolution is the stem."""
+    kinds: list[Kind] = [row[0] for row in rows]
+    first = next((i for i, kind in enumerate(kinds) if kind in ("conv", "conv1x1")), None)
+    if first is not None:
+        kinds[first] = "stem"
+    shapes = np.array([row[1:] for row in rows], np.int64).reshape(len(rows), len(FIELDS))
+    return Operators(tuple(kinds), shapes)
 
 
 def _filled(channels: NDArray[np.int64], lanes: int) -> NDArray[np.int64]:

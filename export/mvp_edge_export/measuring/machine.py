@@ -134,6 +134,22 @@ def busy_seconds(root: Path = Path("/")) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
+def available_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that a new program can have without swapping; None where the kernel does not say.
+
+    The limit of a control group counts too.
+    """
+    found = re.search(r"MemAvailable:\s+(\d+) kB", _read(root / "proc/meminfo") or "")
+    if found is None:
+        return None
+    free = int(found[1]) * 1024
+    limit = _read(root / "sys/fs/cgroup/memory.max") or "max"
+    used = _read(root / "sys/fs/cgroup/memory.current")
+    if limit != "max" and used is not None:
+        free = min(free, max(0, int(limit) - int(used)))
+    return free
+
+
 def throttling() -> int | None:
     """The Raspberry Pi's throttling flags; None on other machines.
 

@@ -4,12 +4,13 @@ import json
 import os
 import re
 import select
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,23 +18,42 @@ import numpy as np
 import numpy.typing as npt
 
 from mvp_edge_export.errors import BadInput
-from mvp_edge_export.measuring.result import Network
 
 PATIENCE = 300.0
 """Seconds, beyond the work itself, until a process that does not answer is given up."""
+
+_DEATHS: dict[int, str] = {
+    signal.SIGILL: "died with an illegal instruction: this release of {runtime} needs instructions"
+    " that the processor lacks; see mvp-edge doctor",
+    signal.SIGSEGV: "crashed (segmentation fault); try another release of {runtime}",
+    signal.SIGBUS: "crashed (bus error); try another release of {runtime}",
+    signal.SIGABRT: "aborted; try another release of {runtime}",
+    signal.SIGFPE: "crashed (arithmetic error); try another release of {runtime}",
+    signal.SIGKILL: "was killed, as the kernel does when memory runs out; close other programs, or"
+    " prune further",
+}
+_NO_MEMORY = re.compile("bad_alloc|MemoryError|[Cc]annot allocate memory|[Oo]ut of memory")
 
 _OTHER_THREADS = ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT", "MKL_NUM_THREADS", "KMP_AFFINITY")
 
 Nanoseconds = npt.NDArray[np.int64]
 
 
+class ChildDied(BadInput):
+    """A measuring process came to an end, or to a standstill; the message says why."""
+
+    def __init__(self, message: str, child: "Child") -> None:
+        super().__init__(message)
+        self.child = child
+
+
 class Child:
     """A measuring process and what it said at its start."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", log: IO[bytes], name: str) -> None:
+    def __init__(self, process: "subprocess.Popen[bytes]", log: IO[bytes], runtime: str) -> None:
         self._process = process
         self._log = log
-        self._name = name
+        self._runtime = runtime
         self._buffer = b""
         self.ready: dict[str, Any] = {}
 
@@ -64,59 +84,65 @@ class Child:
         assert self._process.stdout is not None
         left = deadline - time.monotonic()
         if left <= 0 or not select.select([self._process.stdout], [], [], left)[0]:
-            raise BadInput(f"{self._name}: no answer; the measurement was given up")
+            raise ChildDied(f"{self._runtime} hangs: no answer within its time; given up", self)
         received = os.read(self._process.stdout.fileno(), 1 << 20)
         if not received:
             raise self._died()
         self._buffer += received
 
-    def _died(self) -> BadInput:
+    def end(self) -> None:
+        """End the process, whatever it is doing."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with suppress(BrokenPipeError):  # a request that it no longer read
+                    pipe.close()
+
+    def _died(self) -> ChildDied:
         code = self._process.wait()
         self._log.seek(0)
         said = self._log.read().decode(errors="replace").strip().splitlines()
-        reason = re.sub(r"^[\w.]+: ", "", said[-1]) if said else f"exit code {code}"
-        return BadInput(f"{self._name}: the network does not run here: {reason[:300]}")
+        if _NO_MEMORY.search("\n".join(said[-20:])):
+            what = f"{self._runtime} ran out of memory; close other programs, or prune further"
+        elif code < 0:
+            death = _DEATHS.get(-code, f"was ended by signal {-code}")
+            what = f"{self._runtime} {death.format(runtime=self._runtime)}"
+        else:
+            reason = re.sub(r"^[\w.]+: ", "", said[-1]) if said else f"exit code {code}"
+            what = f"the network does not run here: {reason[:300]}"
+        return ChildDied(what, self)
 
 
 @contextmanager
-def started(
-    models: Mapping[Network, Path], shape: Sequence[int], runtime: str, threads: int
-) -> Iterator[dict[Network, Child]]:
-    """Start a process a model, one after the other; all are gone at the end, whatever happens.
+def started(model: Path, shape: Sequence[int], runtime: str, threads: int) -> Iterator[Child]:
+    """Start a process for a model; it is gone at the end, whatever happens.
 
     Args:
-        models: network → its file, in a format that ``runtime`` reads.
+        model: its file, in a format that ``runtime`` reads.
         shape: of the input, [N, 3, S, S].
         runtime: a key of ``sessions.RUNTIMES``.
         threads: threads of one inference.
+
+    Raises:
+        ChildDied: the runtime crashed, hangs, or refuses the model.
     """
     # The number of threads comes from the session alone; NumPy's pool would only take memory.
     environment = {name: value for name, value in os.environ.items() if name not in _OTHER_THREADS}
     environment |= {"OPENBLAS_NUM_THREADS": "1"}
-    with ExitStack() as stack:
-        children: dict[Network, Child] = {}
-        for network, model in models.items():
-            log = stack.enter_context(tempfile.TemporaryFile())
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "mvp_edge_export.measuring.child"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=environment,
-                start_new_session=True,  # Ctrl-C comes to us, and we end them
-            )
-            stack.callback(_end, process)
-            child = Child(process, log, f"{network} network in {runtime}")
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "mvp_edge_export.measuring.child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env=environment,
+            start_new_session=True,  # Ctrl-C comes to us, and we end them
+        )
+        child = Child(process, log, runtime)
+        try:
             job = {"model": str(model), "runtime": runtime, "threads": threads}
             child.ready = child.ask({**job, "shape": list(shape)}, PATIENCE)
-            children[network] = child
-        yield children
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    process.kill()
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with suppress(BrokenPipeError):  # a request that it no longer read
-                pipe.close()
+            yield child
+        finally:
+            child.end()

@@ -2,7 +2,7 @@
 
     samples → Latency → Process → Cell → BenchResult (JSON, table)
 
-A *cell* is one network in one runtime with one number of threads.
+A *cell* is one network of one precision in one runtime with one number of threads.
 """
 
 from collections.abc import Iterator, Sequence
@@ -90,17 +90,17 @@ class Process(BaseModel):
 
 
 class Cell(BaseModel):
-    """One network in one runtime with one number of threads."""
+    """One network of one precision in one runtime with one number of threads."""
 
     model_config = _FROZEN
 
     network: Network
     runtime: str
     version: str
-    precision: NumberFormat = "fp32"
-    """Of the file's weights."""
+    precision: NumberFormat
+    """Number format of the network's file."""
     arithmetic: str
-    """What the runtime computes in."""
+    """What the runtime computes in, int8 layers aside."""
     threads: int
     options: dict[str, Any]
     latency: Latency
@@ -112,12 +112,30 @@ class Cell(BaseModel):
     processes: tuple[Process, ...]
 
 
+class Failure(BaseModel):
+    """A cell that could not be measured."""
+
+    model_config = _FROZEN
+
+    network: Network
+    runtime: str
+    precision: NumberFormat
+    threads: int
+    why: str
+    """In words for the user, with what to do."""
+
+    def __str__(self) -> str:
+        threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
+        return f"{self.network} {self.precision} in {self.runtime}, {threads}: {self.why}"
+
+
 class Protocol(BaseModel):
     """How it was measured."""
 
     model_config = _FROZEN
 
     full: bool
+    """Whether it was the protocol whose figures two people may compare."""
     seconds: float
     """Timed seconds a process."""
     processes: int
@@ -130,7 +148,7 @@ class BenchResult(BaseModel):
 
     model_config = _FROZEN
 
-    schema_: Literal[1] = Field(default=1, alias="schema")
+    schema_: Literal[2] = Field(default=2, alias="schema")
     protocol: Protocol
     machine: Machine
     profile: str
@@ -138,6 +156,8 @@ class BenchResult(BaseModel):
     differences: tuple[str, ...]
     """In what this machine is not the profile's device; latency is judged only when in nothing."""
     cells: tuple[Cell, ...]
+    failures: tuple[Failure, ...]
+    """What could not be measured, and why."""
     judged: str
     """The cell that the verdicts are about, in words."""
     verdicts: tuple[Verdict, ...]
@@ -157,7 +177,7 @@ class BenchResult(BaseModel):
         return None
 
     def speedup(self, cell: Cell) -> float | None:
-        """How many times faster than the unpruned network's median, measured in the same rounds."""
+        """How many times faster than the unpruned network's fp32 median, of the same rounds."""
         baseline = self.cell("baseline", cell.runtime, cell.threads)
         if baseline is None or cell.network == "baseline":
             return None
@@ -173,7 +193,7 @@ class BenchResult(BaseModel):
         named = ", ".join(f"{runtime} {version}" for runtime, version in versions.items())
         table = Table(
             title="One inference of batch 1 in ms; peak memory over the import in MiB",
-            caption=f"{self.machine.cpu}; {named}; {self.protocol.statement}",
+            caption=f"{self.protocol.statement}; {self.machine.cpu}; {named}",
             box=None,
             padding=(0, 1, 0, 0),
         )
@@ -186,16 +206,17 @@ class BenchResult(BaseModel):
             low, high = latency.p50_interval
             arithmetic = "" if cell.arithmetic == "f32" else f" {cell.arithmetic}"
             table.add_row(
-                cell.network if cell.status == "OK" else f"{cell.network}!",
+                (cell.network if cell.precision == "fp32" else f"  {cell.precision}")
+                + ("" if cell.status == "OK" else "!"),
                 f"{cell.runtime}{arithmetic} x{cell.threads}",
-                _short(latency.p50),
+                short(latency.p50),
                 f"±{100 * max(high - latency.p50, latency.p50 - low) / latency.p50:.2g}%",
-                _short(latency.p90),
-                "" if latency.p99 is None else _short(latency.p99),
-                _short(median(process.load_ms for process in cell.processes)),
-                _short(median(process.first_ms for process in cell.processes)),
-                _short(cell.peak_over_import / 2**20),
-                "" if speedup is None else f"{_short(speedup)}x",
+                short(latency.p90),
+                "" if latency.p99 is None else short(latency.p99),
+                short(median(process.load_ms for process in cell.processes)),
+                short(median(process.first_ms for process in cell.processes)),
+                short(cell.peak_over_import / 2**20),
+                "" if speedup is None else f"{short(speedup)}x",
             )
         return table
 
@@ -270,27 +291,21 @@ def combined(parts: Sequence[Latency]) -> Latency:
     )
 
 
-def judged_cell(profile: DeviceProfile, cells: Sequence[Cell]) -> Cell:
-    """What a deployment would run: of the profile's runtimes and threads, the fastest median."""
-    pruned = [cell for cell in cells if cell.network == "pruned"]
-    named = [cell for cell in pruned if cell.runtime in profile.runtime.backends] or pruned
-    nearest = min(abs(cell.threads - profile.runtime.threads) for cell in named)
-    fitting = [c for c in named if abs(c.threads - profile.runtime.threads) == nearest]
-    return min(fitting, key=lambda cell: cell.latency.p50)
-
-
-def judge(profile: DeviceProfile, cell: Cell, other: Sequence[str]) -> Iterator[Verdict]:
+def judge(
+    profile: DeviceProfile, cell: Cell, other: Sequence[str], protocol: Protocol
+) -> Iterator[Verdict]:
     """Hold a cell against the profile's latency and memory budgets.
 
     Args:
         profile: the budgets.
         cell: what was measured.
         other: in what the machine is not the profile's device.
+        protocol: how it was measured; the verdicts say so if it was not the full one.
     """
     limits = profile.budgets.latency
     for name in ("p50", "p90"):
         limit = None if limits is None else getattr(limits, name)
-        yield judge_latency(name, limit, cell, other)
+        yield judge_latency(name, limit, cell, other, protocol)
     limit = profile.budgets.memory
     within = limit is None or cell.peak_over_import <= limit
     yield Verdict(
@@ -304,7 +319,9 @@ def judge(profile: DeviceProfile, cell: Cell, other: Sequence[str]) -> Iterator[
     )
 
 
-def judge_latency(name: str, limit: float | None, cell: Cell, other: Sequence[str]) -> Verdict:
+def judge_latency(
+    name: str, limit: float | None, cell: Cell, other: Sequence[str], protocol: Protocol
+) -> Verdict:
     """Hold a cell against a latency limit; see `judge`."""
     low, high = getattr(cell.latency, f"{name}_interval")
     note = ""
@@ -326,7 +343,7 @@ def judge_latency(name: str, limit: float | None, cell: Cell, other: Sequence[st
     else:
         word, note = (
             "INCONCLUSIVE",
-            f"the limit lies in the interval {_short(low)} – {_short(high)} ms",
+            f"the limit lies in the interval {short(low)} – {short(high)} ms",
         )
     return Verdict(
         budget=f"latency.{name}",
@@ -335,7 +352,7 @@ def judge_latency(name: str, limit: float | None, cell: Cell, other: Sequence[st
         unit="ms",
         verdict=word,
         basis="measured",
-        note=note,
+        note=note if protocol.full else "; ".join(filter(None, (note, "not --full"))),
     )
 
 
@@ -350,7 +367,7 @@ def doubts(profile: DeviceProfile, machine: Machine, cells: Sequence[Cell]) -> I
         if pin in profile.runtime.denylist:
             yield f"{pin} does not work on {profile.id}, says its profile"
     for cell in cells:
-        name = f"{cell.network} in {cell.runtime}, threads {cell.threads}"
+        name = f"{cell.network} {cell.precision} in {cell.runtime}, threads {cell.threads}"
         if cell.status == "NOISY":
             load = max(process.other_load for process in cell.processes)
             yield f"{name}: NOISY, others used {load:.2f} of a core meanwhile"
@@ -360,7 +377,7 @@ def doubts(profile: DeviceProfile, machine: Machine, cells: Sequence[Cell]) -> I
             yield f"{name}: the warm-up did not settle within its cap"
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
     """Three figures or so, never in powers of ten."""
     digits = 0 if value >= 99.95 else 1 if value >= 9.995 else 2 if value >= 0.9995 else 3
     return f"{value:.{digits}f}"

@@ -31,6 +31,15 @@ _MAX_ONNX_BYTES = 2**31 - 1  # protobuf's limit for one file
 
 Network = Literal["pruned", "baseline"]
 
+PLACES = {
+    "onnx": "model.onnx",
+    "onnx-int8": "model_int8.onnx",
+    "openvino": "model.xml",
+    "openvino-fp16": "model_fp16.xml",
+    "openvino-int8": "model_int8.xml",
+}
+"""Format → where its file lies in a bundle, or in the baseline's folder."""
+
 
 @dataclass(frozen=True)
 class Written:
@@ -38,6 +47,8 @@ class Written:
 
     network: Network
     module: nn.Module
+    graph: onnx.ModelProto
+    """As it was written, and described, in float32."""
     models: dict[str, str]
     exporter: str
 
@@ -77,18 +88,18 @@ def write_network(
         raise BadInput(f"the {network} network is over 2 GB, more than one ONNX file can hold")
     models: dict[str, str] = {}
 
-    def place(form: str, name: str) -> Path:
-        models[form] = (folder / name).relative_to(bundle).as_posix()
-        return folder / name
+    def place(form: str) -> Path:
+        models[form] = (folder / PLACES[form]).relative_to(bundle).as_posix()
+        return folder / PLACES[form]
 
     with tempfile.TemporaryDirectory(dir=bundle) as scratch:
-        source = place("onnx", "model.onnx") if "onnx" in formats else Path(scratch) / "model.onnx"
+        source = place("onnx") if "onnx" in formats else Path(scratch) / PLACES["onnx"]
         source.write_bytes(graph.SerializeToString(deterministic=True))
         if "openvino" in formats:
-            save_openvino(source, place("openvino", "model.xml"))
+            save_openvino(source, place("openvino"))
             if fp16 and network == "pruned":
-                save_openvino(source, place("openvino-fp16", "model_fp16.xml"), fp16=True)
-    return Written(network, module, models, exporter)
+                save_openvino(source, place("openvino-fp16"), fp16=True)
+    return Written(network, module, graph, models, exporter)
 
 
 def save_openvino(source: Path, path: Path, *, fp16: bool = False) -> None:

@@ -10,13 +10,14 @@ Two questions, each with its own measure:
 Everything here is NumPy on logits; PyTorch's come from the caller.
 """
 
+import math
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from mvp_edge_export.bundle import Parity, RuntimeAccuracy
 from mvp_edge_export.errors import GateFailed
+from mvp_edge_export.manifest import Parity, RuntimeAccuracy
 from mvp_edge_export.sessions import Session
 
 REAL_IMAGES = 64
@@ -100,46 +101,55 @@ def check_parity(
     )
 
 
-def check_accuracy(
-    reference: Floats, logits: Floats, targets: Labels, session: Session, *, model: str
+def accuracy_of(
+    reference: Floats, logits: Floats, targets: Labels, session: Session
 ) -> RuntimeAccuracy:
     """Top-1 of a runtime as it is deployed, image by image against PyTorch's.
-
-    A drop fails when it is over ``MAX_DROP`` and larger than chance explains: with b images lost
-    and c gained, b - c > 2 · √(b + c) (the paired comparison of McNemar). On few images, a swap of
-    one or two of them is no evidence of a wrong graph.
 
     Args:
         reference: PyTorch's logits [N, C].
         logits: the runtime's logits [N, C] of the same images.
         targets: the right classes [N].
         session: the runtime.
-        model: the format of its file.
-
-    Raises:
-        GateFailed: the accuracy dropped.
     """
     right = reference.argmax(axis=1) == targets
     right_here = logits.argmax(axis=1) == targets
-    lost = int((right & ~right_here).sum())
-    gained = int((~right & right_here).sum())
-    drop = lost - gained
-    if drop > MAX_DROP * len(targets) and drop > 2 * (lost + gained) ** 0.5:
-        raise _failed(
-            f"{session.name} {session.version} computing in {session.arithmetic} ({model}):"
-            f" top-1 {right_here.mean():.1%} on {len(targets)} test images, PyTorch"
-            f" {right.mean():.1%}; leave this format out with --format"
-        )
     return RuntimeAccuracy(
-        model=model,
-        runtime=session.name,
         version=session.version,
         arithmetic=session.arithmetic,
         top1=float(right_here.mean()),
         images=len(targets),
-        lost=lost,
-        gained=gained,
+        lost=int((right & ~right_here).sum()),
+        gained=int((~right & right_here).sum()),
     )
+
+
+def check_accuracy(found: RuntimeAccuracy, where: str) -> None:
+    """Refuse a drop that is over ``MAX_DROP`` and larger than chance explains.
+
+    With b images lost and c gained: b - c > 2 · √(b + c) (the paired comparison of McNemar). On few
+    images, a swap of one or two of them is no evidence of a wrong graph.
+
+    Args:
+        found: the accuracy on test images.
+        where: the runtime and the format, for the message.
+
+    Raises:
+        GateFailed: the accuracy dropped.
+    """
+    drop = found.lost - found.gained
+    if drop > MAX_DROP * found.images and beyond_chance(found.lost, found.gained):
+        before = found.top1 + drop / found.images
+        raise _failed(
+            f"{where} {found.version} computing in {found.arithmetic}: top-1 {found.top1:.1%} on"
+            f" {found.images} test images, PyTorch {before:.1%}; leave this format out with"
+            " --format, or this precision with --precision"
+        )
+
+
+def beyond_chance(lost: int, gained: int) -> bool:
+    """Whether so many more images lost than gained are no accident."""
+    return lost - gained > 2 * math.sqrt(lost + gained)
 
 
 def _swapped_ties(reference: Floats, logits: Floats, tolerance: Floats) -> int | None:

@@ -18,38 +18,34 @@ import numpy as np
 import torch
 from torch import nn
 
-from mvp_edge_export.bundle import (
-    MANIFEST,
-    Bundle,
-    BundleFile,
-    Manifest,
-    Parity,
-    RuntimeAccuracy,
-    load_bundle,
-    network_input,
-)
+from mvp_edge_export.bundle import Bundle, load_bundle, network_input
 from mvp_edge_export.errors import BadInput, BudgetMissed, GateFailed
 from mvp_edge_export.images import Preprocess
-from mvp_edge_export.profile import DeviceProfile
-from mvp_edge_export.quantities import format_bytes
-from mvp_edge_export.sessions import (
-    FORMATS,
-    OnnxRuntimeSession,
-    OpenVinoSession,
-    Session,
-    import_runtime,
+from mvp_edge_export.manifest import (
+    MANIFEST,
+    BundleFile,
+    Candidate,
+    Manifest,
+    Parity,
+    parts_of,
+    quantisation_verdict,
 )
+from mvp_edge_export.profile import NUMBER_FORMATS, DeviceProfile, NumberFormat
+from mvp_edge_export.sessions import FORMATS, Session, import_runtime
 from mvp_edge_export.storage import atomic_directory, sha256_file, write_json
 from mvp_edge_export.verified import Verdict, Verified
-from mvp_edge_export.writing.convert import Network, Written, frozen, write_network
-from mvp_edge_export.writing.parity import (
-    Floats,
-    Labels,
-    Pixels,
-    check_accuracy,
-    check_parity,
-    gate_images,
+from mvp_edge_export.writing.candidates import (
+    Judges,
+    asked_for,
+    float_candidates,
+    int8_candidate,
+    loaded,
+    within_budget,
 )
+from mvp_edge_export.writing.convert import PLACES, Network, Written, frozen, write_network
+from mvp_edge_export.writing.graph import operators_of_graph, with_shapes
+from mvp_edge_export.writing.parity import Floats, Labels, Pixels, check_parity, gate_images
+from mvp_edge_export.writing.quantise import Images
 
 RUNTIME_OF = {forms["fp32"]: runtime for runtime, forms in FORMATS.items()}
 WRITABLE = tuple(RUNTIME_OF)
@@ -72,7 +68,9 @@ def export_bundle(
     targets: Labels,
     gate_pixels: Pixels | None = None,
     formats: Sequence[str] = WRITABLE,
-    fp16: bool = False,
+    precisions: Sequence[NumberFormat] = ("fp32",),
+    validation: tuple[Pixels, Labels] | None = None,
+    calibration: Pixels | None = None,
     dynamic_batch: bool = False,
     embed_preprocess: bool = False,
     baseline: nn.Module | None = None,
@@ -94,7 +92,10 @@ def export_bundle(
         targets: their classes [N].
         gate_pixels: real images for the parity gate, of any split; the test images if None.
         formats: some of ``WRITABLE``.
-        fp16: also write an OpenVINO IR whose weights are stored in float16.
+        precisions: what to write: fp32; fp16 is an OpenVINO IR with weights in float16; int8 is the
+            best quantisation for each runtime, if it keeps within the profile's gate.
+        validation: validation images and their classes, which int8 is chosen by.
+        calibration: training images, on which int8 finds its ranges.
         dynamic_batch: leave the batch open instead of fixing it to 1.
         embed_preprocess: put the division by 255 and the normalisation into the graph.
         baseline: the unpruned network with the task's head, exported beside it.
@@ -107,7 +108,9 @@ def export_bundle(
         GateFailed: a runtime does not compute what PyTorch computes, or with less accuracy.
     """
     _check_ticket(verified, weights, profile)
-    _check_arguments(labels, preprocess, images, targets, formats, fp16)
+    _check_arguments(labels, preprocess, images, targets, formats, precisions)
+    if "int8" in precisions and (validation is None or calibration is None):
+        raise ValueError("int8 needs validation and calibration images")
     _check_replaceable(out)
     for form in formats:
         import_runtime(RUNTIME_OF[form])
@@ -135,13 +138,12 @@ def export_bundle(
             metadata=facts,
             size=preprocess.size,
             formats=formats,
-            fp16=fp16,
+            fp16="fp16" in precisions,
             dynamic_batch=dynamic_batch,
         )
 
     with atomic_directory(out, force=force) as folder:
         pruned = write(folder, "pruned", module, metadata | pruned_metadata)
-        verdicts = _with_file_verdict(verified.verdicts, profile, folder, pruned.models)
         networks = [pruned]
         if baseline is not None:
             networks.append(write(folder, "baseline", baseline, metadata))
@@ -154,16 +156,36 @@ def export_bundle(
             for network in networks
             for check in _parity(folder, network, gate_input, real, len(labels))
         ]
+
+        def judged(pixels: Pixels, targets: Labels) -> Images:
+            inputs = network_input(pixels, preprocess, embedded=embed_preprocess)
+            return Images(inputs, targets, _reference(pruned.module, inputs))
+
         progress("measuring the accuracy in each runtime")
-        test_input = network_input(images, preprocess, embedded=embed_preprocess)
-        accuracy = _accuracy(folder, pruned, test_input, targets, verified)
+        judges = Judges(
+            test=judged(images, targets),
+            validation=None if validation is None else judged(*validation),
+            calibration=None
+            if calibration is None
+            else network_input(calibration, preprocess, embedded=embed_preprocess),
+            progress=progress,
+        )
+        _check_verified(judges.test, verified)
+        candidates = list(float_candidates(folder, pruned.models, judges))
+        if "int8" in precisions:
+            candidates += [
+                int8_candidate(folder, pruned.graph, RUNTIME_OF[form], judges, profile)
+                for form in formats
+            ]
+        candidates = within_budget(asked_for(candidates, precisions), profile)
+        models = _kept_models(folder, candidates)
 
         manifest = Manifest(
             labels=tuple(labels),
             preprocess=preprocess.to_json(),
             embedded_preprocess=embed_preprocess,
             batch=None if dynamic_batch else 1,
-            models=pruned.models,
+            models=models,
             baseline=networks[1].models if baseline is not None else {},
             files=_files(folder),
             exporter={network.network: network.exporter for network in networks},
@@ -173,9 +195,11 @@ def export_bundle(
             profile_sha256=profile.sha256,
             cost=verified.cost,
             cost_baseline=verified.cost_baseline,
-            verdicts=verdicts,
+            operators=tuple(map(tuple, operators_of_graph(*with_shapes(pruned.graph)).to_json())),
+            verdicts=tuple(_with_measured(verified.verdicts, profile, candidates)),
             parity=tuple(parity),
-            accuracy=tuple(accuracy),
+            candidates=tuple(candidates),
+            shipped=None,
             versions=versions,
         )
         write_json(folder / MANIFEST, manifest.model_dump(mode="json", by_alias=True))
@@ -201,14 +225,18 @@ def _check_arguments(
     images: Pixels,
     targets: Labels,
     formats: Sequence[str],
-    fp16: bool,
+    precisions: Sequence[NumberFormat],
 ) -> None:
     unknown = [name for name in formats if name not in WRITABLE]
     if unknown or not formats:
         given = ", ".join(unknown) or "none"
         raise BadInput(f"--format {given}: choose some of {', '.join(WRITABLE)}")
-    if fp16 and "openvino" not in formats:
-        raise BadInput("--fp16 is a form of the OpenVINO files: add openvino to --format")
+    strange = [name for name in precisions if name not in NUMBER_FORMATS]
+    if strange or not precisions:
+        given = ", ".join(strange) or "none"
+        raise BadInput(f"--precision {given}: choose some of {', '.join(NUMBER_FORMATS)}")
+    if "fp16" in precisions and "openvino" not in formats:
+        raise BadInput("--precision fp16 is a form of the OpenVINO files: add openvino to --format")
     if len(images) == 0:
         raise BadInput("export: there are no test images to hold the runtimes against")
     if images.shape[1:] != (preprocess.size, preprocess.size, 3) or images.dtype != np.uint8:
@@ -224,36 +252,37 @@ def _check_replaceable(out: Path) -> None:
         raise BadInput(f"{out} exists and is not a bundle; choose another place")
 
 
-def _with_file_verdict(
-    verdicts: Sequence[Verdict], profile: DeviceProfile, bundle: Path, models: Mapping[str, str]
-) -> tuple[Verdict, ...]:
-    """The verdicts, that of the file now measured on what was written.
+def _kept_models(folder: Path, candidates: Sequence[Candidate]) -> dict[str, str]:
+    """Format → file of the candidates that are kept; the files of the others are removed."""
+    models = {}
+    for one in candidates:
+        place = PLACES[one.format]
+        if one.kept:
+            models[one.format] = place
+        else:
+            for part in parts_of(place):
+                (folder / part).unlink(missing_ok=True)
+    return models
 
-    Raises:
-        BudgetMissed: it is too large.
-    """
-    if "onnx" in models:
-        files = [bundle / models["onnx"]]
-    else:
-        files = [(bundle / models["openvino"]).with_suffix(suffix) for suffix in (".xml", ".bin")]
-    size = sum(file.stat().st_size for file in files)
+
+def _with_measured(
+    verdicts: Sequence[Verdict], profile: DeviceProfile, candidates: Sequence[Candidate]
+) -> Iterator[Verdict]:
+    """The verdicts, those of the file and of int8's accuracy now measured on what was written."""
+    yield from (verdict for verdict in verdicts if verdict.budget != "file")
+    kept = [one for one in candidates if one.kept]
     limit = profile.budgets.file
-    if limit is not None and size > limit:
-        raise BudgetMissed(
-            f"budget file of {profile.id}: {files[0].name} has {format_bytes(size)} ({size:,} B),"
-            f" {size - limit:,} B over the limit of {format_bytes(limit)}; prune with a smaller"
-            " --keep; no bundle was written"
-        )
-    measured = Verdict(
+    largest = max(kept, key=lambda one: one.bytes)
+    yield Verdict(
         budget="file",
         limit=limit,
-        reached=size,
+        reached=largest.bytes,
         unit="B",
         verdict="UNCHECKED" if limit is None else "PASS",
         basis="measured",
+        note=f"the largest form, {largest.format}" if len(kept) > 1 else "",
     )
-    others = [verdict for verdict in verdicts if verdict.budget != "file"]
-    return (*others, measured)
+    yield from quantisation_verdict(kept, profile)
 
 
 def _parity(
@@ -281,36 +310,25 @@ def _gate_sessions(bundle: Path, models: Mapping[str, str]) -> Iterator[tuple[Se
         path = bundle / models["onnx"]
         for optimise in (False, True):
             setting = f"graph optimisation {'on' if optimise else 'off'}"
-            yield _loaded(OnnxRuntimeSession, path, optimise=optimise), setting
+            yield loaded("onnxruntime", path, optimise=optimise), setting
     if "openvino" in models:
         path = bundle / models["openvino"]
-        yield _loaded(OpenVinoSession, path, arithmetic="f32"), "inference precision f32"
+        yield loaded("openvino", path, arithmetic="f32"), "inference precision f32"
 
 
-def _loaded(runtime: Callable[..., Session], model: Path, **settings: Any) -> Session:
-    try:
-        return runtime(model, threads=torch.get_num_threads(), **settings)
-    except BadInput as error:  # nobody gave this file: we wrote it
-        raise GateFailed(f"export gate: {error}; no bundle was written") from error
-
-
-def _accuracy(
-    bundle: Path, written: Written, images: Floats, targets: Labels, verified: Verified
-) -> Iterator[RuntimeAccuracy]:
-    reference = _reference(written.module, images)
-    top1 = float((reference.argmax(axis=1) == targets).mean())
+def _check_verified(test: Images, verified: Verified) -> None:
+    """Refuse a network that is not as accurate as its verification says."""
+    images = len(test.targets)
+    top1 = float((test.reference.argmax(axis=1) == test.targets).mean())
     # Small differences come from the arithmetic of the verification; large ones from other images,
     # another order of the labels or another preprocessing than were verified.
-    allowed = max(3, 0.02 * len(targets)) / len(targets)
-    if verified.images == len(targets) and abs(top1 - verified.accuracy) > allowed:
+    allowed = max(3, 0.02 * images) / images
+    if verified.images == images and abs(top1 - verified.accuracy) > allowed:
         raise GateFailed(
-            f"export gate: the network gets {top1:.1%} of the {len(targets)} test images right,"
+            f"export gate: the network gets {top1:.1%} of the {images} test images right,"
             f" but {verified.accuracy:.1%} was verified: images, labels or preprocessing differ; no"
             " bundle was written"
         )
-    for form, name in written.models.items():
-        session = _loaded(OnnxRuntimeSession if form == "onnx" else OpenVinoSession, bundle / name)
-        yield check_accuracy(reference, session.run(images), targets, session, model=form)
 
 
 def _reference(module: nn.Module, images: Floats) -> Floats:

@@ -16,8 +16,11 @@ from rich.console import Console
 
 from mvp_edge_export.bundle import Bundle, load_bundle
 from mvp_edge_export.errors import BadInput
+from mvp_edge_export.manifest import Shipped
 from mvp_edge_export.measuring import bench as bench_module
-from mvp_edge_export.measuring.bench import MAX_ATTEMPTS, bench, time_model
+from mvp_edge_export.measuring import rounds
+from mvp_edge_export.measuring.bench import bench, time_model
+from mvp_edge_export.measuring.choice import judged_cell
 from mvp_edge_export.measuring.machine import this_machine
 from mvp_edge_export.measuring.result import (
     BenchResult,
@@ -25,13 +28,14 @@ from mvp_edge_export.measuring.result import (
     Latency,
     Memory,
     Process,
+    Protocol,
     Status,
     combined,
     judge,
-    judged_cell,
     quantile_interval,
     summary,
 )
+from mvp_edge_export.measuring.rounds import MAX_ATTEMPTS
 from mvp_edge_export.profile import DeviceProfile
 
 
@@ -41,12 +45,17 @@ def result(bundle_path: Path) -> BenchResult:
 
 
 def test_every_cell_is_measured_in_its_own_process(result: BenchResult) -> None:
-    assert [(cell.network, cell.runtime, cell.threads) for cell in result.cells] == [
-        ("pruned", "onnxruntime", 1),
-        ("baseline", "onnxruntime", 1),
-        ("pruned", "openvino", 1),
-        ("baseline", "openvino", 1),
+    assert [(cell.network, cell.runtime, cell.precision) for cell in result.cells] == [
+        ("pruned", "onnxruntime", "fp32"),
+        ("pruned", "onnxruntime", "int8"),
+        ("baseline", "onnxruntime", "fp32"),
+        ("pruned", "openvino", "fp32"),
+        ("pruned", "openvino", "fp16"),
+        ("pruned", "openvino", "int8"),
+        ("baseline", "openvino", "fp32"),
     ]
+    assert {cell.threads for cell in result.cells} == {1}
+    assert result.failures == ()
     for cell in result.cells:
         (process,) = cell.processes
         memory = process.memory
@@ -84,13 +93,14 @@ def test_the_result_names_what_it_depends_on(result: BenchResult, tmp_path: Path
 
     value = json.loads((tmp_path / "bench.json").read_text())
 
-    assert value["schema"] == 1
+    assert value["schema"] == 2
     assert value["fingerprint"]["cpu"] == this_machine().cpu
     assert set(value["fingerprint"]["versions"]) == {
         "python", "mvp-edge", "onnxruntime", "openvino"
     }  # fmt: skip
     assert "model.onnx" in value["fingerprint"]["models"]
-    assert value["protocol"]["statement"] == "0.3 s in one process a cell"
+    statement = value["protocol"]["statement"]
+    assert statement == "not --full: 0.3 s in one process a cell, warm-up from 0.04 s"
     assert BenchResult.model_validate(value) == result
 
 
@@ -109,7 +119,9 @@ def test_the_table_fits_a_terminal(result: BenchResult) -> None:
     console.print(result.table())
     lines = console.export_text().splitlines()
     assert max(map(len, lines)) <= 80
-    rows = [line for line in lines if line.strip().startswith(("pruned", "baseline"))]
+    rows = [
+        line for line in lines if line.strip().startswith(("pruned", "baseline", "int8", "fp16"))
+    ]
     assert len(rows) == len(result.cells)  # one line a cell
     assert not any("…" in line for line in lines)
 
@@ -119,9 +131,7 @@ def test_another_load_is_measured_again_and_marked(
 ) -> None:
     begin = time.monotonic()
     # As if another program used half a core all the time.
-    monkeypatch.setattr(
-        bench_module, "busy_seconds", lambda: 100 + 2.5 * (time.monotonic() - begin)
-    )
+    monkeypatch.setattr(rounds, "busy_seconds", lambda: 100 + 2.5 * (time.monotonic() - begin))
     steps: list[tuple[str, float]] = []
 
     result = bench(
@@ -142,7 +152,7 @@ def test_another_load_is_measured_again_and_marked(
 def test_without_another_load_one_attempt_is_enough(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench_module, "busy_seconds", lambda: 0.0)
+    monkeypatch.setattr(rounds, "busy_seconds", lambda: 0.0)
     result = bench(bundle, runtimes=["openvino"], threads=[1], seconds=0.05)
     assert {cell.status for cell in result.cells} == {"OK"}
     assert {cell.processes[0].attempts for cell in result.cells} == {1}
@@ -150,8 +160,8 @@ def test_without_another_load_one_attempt_is_enough(
 
 def test_a_throttled_board_is_no_evidence(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     readings = iter([0, 0x50000])
-    monkeypatch.setattr(bench_module, "throttling", lambda: next(readings))
-    monkeypatch.setattr(bench_module, "busy_seconds", lambda: 0.0)
+    monkeypatch.setattr(rounds, "throttling", lambda: next(readings))
+    monkeypatch.setattr(rounds, "busy_seconds", lambda: 0.0)
     monkeypatch.setattr(bench_module, "differences", lambda *_: [])
 
     result = bench(bundle, runtimes=["onnxruntime"], threads=[1], seconds=0.05)
@@ -164,16 +174,23 @@ def test_a_throttled_board_is_no_evidence(bundle: Bundle, monkeypatch: pytest.Mo
 
 def test_full_takes_three_processes(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_module, "_FULL_RUNS", 40)
-    monkeypatch.setattr(bench_module, "busy_seconds", lambda: 0.0)
+    monkeypatch.setattr(rounds, "busy_seconds", lambda: 0.0)
     manifest = bundle.manifest.model_copy(update={"baseline": {}})
 
     result = bench(
-        Bundle(bundle.path, manifest), runtimes=["openvino"], threads=[1], full=True, seconds=0.02
+        Bundle(bundle.path, manifest),
+        runtimes=["openvino"],
+        threads=[1],
+        precisions=["fp32"],
+        full=True,
+        seconds=0.02,
     )
 
     (cell,) = result.cells
     assert len(cell.processes) == 3
     assert all(process.latency.n >= 40 for process in cell.processes)
+    assert not result.protocol.full  # cut short, and says so
+    assert result.protocol.statement.startswith("not --full: 0.02 s in 3 processes")
     medians = sorted(process.latency.p50 for process in cell.processes)
     assert cell.latency.p50 == medians[1]
     assert cell.latency.p50_interval[0] <= medians[0] <= medians[2] <= cell.latency.p50_interval[1]
@@ -183,8 +200,16 @@ def test_a_network_that_does_not_run_says_why(copied: Path) -> None:
     bundle = load_bundle(copied)
     (copied / "model.onnx").write_bytes(b"overwritten after it was checked")
 
-    with pytest.raises(BadInput, match=r"pruned network in onnxruntime: .* cannot load it"):
-        bench(bundle, runtimes=["onnxruntime"], threads=[1], seconds=0.05)
+    arguments: dict[str, Any] = {"runtimes": ["onnxruntime"], "threads": [1], "seconds": 0.05}
+
+    result = bench(bundle, **arguments)
+
+    (failure,) = result.failures
+    assert (failure.network, failure.precision) == ("pruned", "fp32")
+    assert "cannot load it" in failure.why
+    assert [cell.precision for cell in result.cells] == ["int8", "fp32"]  # and the baseline's
+    with pytest.raises(BadInput, match="nothing could be measured: pruned fp32 in onnxruntime, 1"):
+        bench(bundle, precisions=["fp32"], **arguments)
 
 
 @pytest.mark.parametrize(
@@ -216,10 +241,10 @@ def test_no_child_outlives_an_interrupted_bench(bundle_path: Path, way: signal.S
     )
     children: list[int] = []
     deadline = time.monotonic() + 60
-    while len(children) < 2 and time.monotonic() < deadline:
+    while len(children) < 3 and time.monotonic() < deadline:
         time.sleep(0.05)
         children = _children_of(running.pid)
-    assert len(children) == 2
+    assert len(children) == 3
 
     running.send_signal(way)
 
@@ -267,6 +292,9 @@ def test_an_interval_lies_within_its_samples(samples: list[float], q: float) -> 
     assert min(samples) <= low <= high <= max(samples)
 
 
+FULL = Protocol(full=True, seconds=60, processes=3, statement="full")
+
+
 def _latency(p50: float = 10, half: float = 0.5, **changes: Any) -> Latency:
     values: dict[str, Any] = {"n": 2000, "min": 8, "mean": 11, "p50": p50, "p90": 12, "p99": 15}
     values |= {"max": 30, "p50_interval": (p50 - half, p50 + half), "p90_interval": (11, 13)}
@@ -283,6 +311,7 @@ def _cell(status: Status = "OK", threads: int = 1, runtime: str = "onnxruntime",
         network="pruned",
         runtime=runtime,
         version="1",
+        precision="fp32",
         arithmetic="f32",
         threads=threads,
         options={},
@@ -322,7 +351,7 @@ def test_a_latency_budget(
     verdict: str,
 ) -> None:
     profile = make_profile(latency={"p50": limit})
-    p50, p90, memory = judge(profile, cell, other)
+    p50, p90, memory = judge(profile, cell, other, FULL)
     assert (p50.budget, p50.verdict) == ("latency.p50", verdict)
     assert (p50.limit, p50.reached, p50.unit) == (limit, 10, "ms")
     assert (p90.verdict, memory.verdict) == ("UNCHECKED", "UNCHECKED")
@@ -332,7 +361,7 @@ def test_a_latency_budget(
 def test_a_memory_budget_is_held_against_the_peak_over_the_import(
     make_profile: Callable[..., DeviceProfile], limit: int, verdict: str
 ) -> None:
-    *_, memory = judge(make_profile(memory=limit), _cell(), ["another machine"])
+    *_, memory = judge(make_profile(memory=limit), _cell(), ["another machine"], FULL)
     assert (memory.reached, memory.verdict) == (60, verdict)
 
 
@@ -342,6 +371,8 @@ def test_judged_is_what_a_deployment_would_run(make_profile: Callable[..., Devic
     more = _cell(threads=2, p50=5)
     assert judged_cell(profile, [slow, more, fast]) is fast
     assert judged_cell(profile, [more]) is more
+    shipped = Shipped(runtime="onnxruntime", precision="fp32", threads=1, why="")
+    assert judged_cell(profile, [slow, more, fast], shipped) is slow
 
 
 def test_a_model_file_is_timed_by_itself(bundle: Bundle) -> None:

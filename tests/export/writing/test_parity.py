@@ -7,12 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from mvp_edge_export.bundle import Parity, RuntimeAccuracy
 from mvp_edge_export.errors import GateFailed
+from mvp_edge_export.manifest import Parity, RuntimeAccuracy
 from mvp_edge_export.writing.parity import (
     RANDOM_IMAGES,
     REAL_IMAGES,
     Floats,
+    accuracy_of,
     check_accuracy,
     check_parity,
     gate_images,
@@ -98,7 +99,9 @@ def _accuracy(right: int, wrong: int, lost: int, gained: int) -> RuntimeAccuracy
     logits[:lost] = [1, 0]
     logits[right : right + gained] = [0, 1]
     targets = np.ones(right + wrong, np.int64)
-    return check_accuracy(reference, logits, targets, _Runtime(), model="onnx")
+    found = accuracy_of(reference, logits, targets, _Runtime())
+    check_accuracy(found, "fake (onnx)")
+    return found
 
 
 def test_accuracy_counts_what_was_lost_and_gained() -> None:
@@ -111,7 +114,7 @@ def test_a_drop_must_be_larger_than_chance_to_fail() -> None:
     _accuracy(right=180, wrong=20, lost=4, gained=0)  # 2 points, but 4 coins may all fall alike
     _accuracy(right=180, wrong=20, lost=9, gained=4)
     _accuracy(right=9000, wrong=1000, lost=49, gained=0)  # sure, but half a point is allowed
-    with pytest.raises(GateFailed, match=r"computing in bf16 \(onnx\): top-1 87\.5% on 200"):
+    with pytest.raises(GateFailed, match=r"fake \(onnx\) 1\.0 computing in bf16: top-1 87\.5% on"):
         _accuracy(right=180, wrong=20, lost=5, gained=0)
     with pytest.raises(GateFailed):
         _accuracy(right=9000, wrong=1000, lost=51, gained=0)

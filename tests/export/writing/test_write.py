@@ -119,8 +119,8 @@ def test_the_manifest_says_what_the_gate_saw(
     ]
     assert all(check.real_images == 64 and check.random_images > 0 for check in manifest.parity)
     assert all(0 < check.max_difference <= check.tolerance for check in manifest.parity)
-    measured = {accuracy.model: accuracy for accuracy in manifest.accuracy}
-    assert set(measured) == {"onnx", "openvino", "openvino-fp16"}
+    measured = {one.format: one.test for one in manifest.candidates}
+    assert set(measured) == {"onnx", "openvino", "openvino-fp16", "onnx-int8", "openvino-int8"}
     expected = _top1(network, bundle, digits)
     assert expected > 0.9
     assert measured["onnx"].top1 == expected
@@ -128,7 +128,12 @@ def test_the_manifest_says_what_the_gate_saw(
     assert manifest.exporter["pruned"].endswith("dynamo")
     file = next(verdict for verdict in manifest.verdicts if verdict.budget == "file")
     assert (file.verdict, file.basis) == ("PASS", "measured")
-    assert file.reached == (bundle.path / "model.onnx").stat().st_size
+    sizes = {one.format: one.bytes for one in manifest.candidates}
+    assert file.reached == max(sizes.values())
+    assert sizes["onnx"] == (bundle.path / "model.onnx").stat().st_size
+    assert (
+        sizes["openvino"] == manifest.files["model.xml"].bytes + manifest.files["model.bin"].bytes
+    )
 
 
 def test_the_onnx_file_describes_itself(bundle: Bundle) -> None:
@@ -186,7 +191,7 @@ def test_a_transformer_with_open_batch_and_its_own_normalisation(
     assert module.training  # the caller's network is as it was
     module.eval()
     assert bundle.manifest.batch is None
-    assert bundle.manifest.accuracy[0].top1 == _top1(module, bundle, digits) > 0.8
+    assert bundle.manifest.candidates[0].test.top1 == _top1(module, bundle, digits) > 0.8
     inputs = bundle.tensor(digits.test[:7])
     assert inputs.max() > 100  # pixels, not normalised
     with torch.inference_mode():
@@ -352,7 +357,7 @@ def test_other_images_than_were_verified_are_noticed(
     [
         ({"formats": ("tflite",)}, "--format tflite: choose some of onnx, openvino"),
         ({"formats": ()}, "--format none"),
-        ({"formats": ("onnx",), "fp16": True}, "--fp16"),
+        ({"formats": ("onnx",), "precisions": ("fp16",)}, "--precision fp16"),
         ({"labels": ("a", "b", "c", "d")}, r"gives logits \(3,\) for 4 labels"),
     ],
 )

@@ -1,0 +1,254 @@
+"""Which candidate is shipped: the fastest on the device that passes everything.
+
+    cells of the bench ─ budgets, preference, speed ─→ shipped
+                       └ int8 that is not faster than fp32 ─→ kept out, with both figures
+
+The bundle is changed by replacing its manifest, in one step; the files that it no longer names are
+removed afterwards.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+
+from mvp_edge_export.bundle import Bundle, load_bundle
+from mvp_edge_export.errors import BadInput, BudgetMissed
+from mvp_edge_export.manifest import (
+    MANIFEST,
+    Candidate,
+    Manifest,
+    Shipped,
+    Timing,
+    parts_of,
+    quantisation_verdict,
+)
+from mvp_edge_export.measuring.machine import differences, this_machine
+from mvp_edge_export.measuring.result import BenchResult, Cell, judge, short
+from mvp_edge_export.profile import DeviceProfile
+from mvp_edge_export.storage import write_json
+from mvp_edge_export.verified import Verdict
+
+
+def judged_cell(
+    profile: DeviceProfile, cells: Sequence[Cell], shipped: Shipped | None = None
+) -> Cell:
+    """The cell that a bench's verdicts are about.
+
+    It is that of the candidate which is shipped; while that is open, or was not measured, the
+    fastest of those that could be.
+    """
+    pruned = [cell for cell in cells if cell.network == "pruned"]
+    if shipped is not None:
+        chosen = (shipped.runtime, shipped.precision, shipped.threads)
+        for cell in pruned:
+            if (cell.runtime, cell.precision, cell.threads) == chosen:
+                return cell
+    return min(_deployable(profile, pruned), key=lambda cell: cell.latency.p50)
+
+
+def check_choosable(bundle: Bundle, profile: DeviceProfile) -> None:
+    """Whether a choice could be made here; to be asked before minutes of measuring.
+
+    Args:
+        bundle: from ``load_bundle``.
+        profile: whose budgets the measurement will judge.
+
+    Raises:
+        BadInput: this machine is not the bundle's device, or the bundle cannot be changed.
+    """
+    _check_device(bundle.manifest.profile, profile.sha256, differences(this_machine(), profile))
+    if not os.access(bundle.path, os.W_OK):
+        raise BadInput(f"--choose: {bundle.path} cannot be written")
+
+
+def choose(bundle: Bundle, result: BenchResult) -> Bundle:
+    """Decide by a measurement on the device, and leave in the bundle what is still wanted.
+
+    Args:
+        bundle: from ``load_bundle``.
+        result: its measurement, of this device, judged by the bundle's own profile.
+
+    Returns:
+        The bundle as it is now.
+
+    Raises:
+        BadInput: measured elsewhere, or nothing usable was measured.
+        BudgetMissed: no candidate meets the budgets.
+    """
+    manifest = decided(bundle.manifest, result)
+    write_json(bundle.path / MANIFEST, manifest.model_dump(mode="json", by_alias=True))
+    for name in bundle.manifest.files.keys() - manifest.files.keys():
+        (bundle.path / name).unlink(missing_ok=True)
+    return load_bundle(bundle.path)
+
+
+def decided(manifest: Manifest, result: BenchResult) -> Manifest:
+    """The manifest with the choice in it, and without what lost.
+
+    Raises:
+        BadInput: measured elsewhere, or nothing usable was measured.
+        BudgetMissed: no candidate meets the budgets.
+    """
+    profile = manifest.profile
+    _check_device(profile, result.profile_sha256, result.differences)
+    chosen, why = _fastest(profile, result)
+    shipped = Shipped(
+        runtime=chosen.runtime, precision=chosen.precision, threads=chosen.threads, why=why
+    )
+    candidates = tuple(_settled(one, shipped, result) for one in manifest.candidates)
+    models = {one.format: manifest.models[one.format] for one in candidates if one.kept}
+    lost = {
+        part
+        for form, name in manifest.models.items()
+        if form not in models
+        for part in parts_of(name)
+    }
+    changed = {
+        "candidates": candidates,
+        "models": models,
+        "files": {name: file for name, file in manifest.files.items() if name not in lost},
+        "shipped": shipped,
+        "verdicts": tuple(_verdicts(manifest, candidates, shipped)),
+    }
+    return Manifest.model_validate(dict(manifest) | {"schema": manifest.schema_} | changed)
+
+
+def _check_device(profile: DeviceProfile, judged_by: str, other: Sequence[str]) -> None:
+    if judged_by != profile.sha256:
+        raise BadInput("--choose: the bundle's own profile decides: leave out --device")
+    if other:
+        raise BadInput(
+            f"--choose: this machine is not {profile.id} ({'; '.join(other)}): run it on the device"
+        )
+
+
+def _deployable(profile: DeviceProfile, pruned: Sequence[Cell]) -> list[Cell]:
+    """Cells in the profile's runtimes, with at most its threads; all if it has none of these."""
+    named = [cell for cell in pruned if cell.runtime in profile.runtime.backends] or list(pruned)
+    least = min(cell.threads for cell in named)
+    most = max(profile.runtime.threads, least)
+    return [cell for cell in named if cell.threads <= most]
+
+
+def _fastest(profile: DeviceProfile, result: BenchResult) -> tuple[Cell, str]:
+    """The cell that is shipped, and why, in one sentence."""
+    usable = [
+        cell
+        for cell in result.cells
+        if cell.network == "pruned"
+        and cell.status != "INVALID"
+        and f"{cell.runtime}=={cell.version}" not in profile.runtime.denylist
+    ]
+    if not usable:
+        raise BadInput(
+            "the choice stays open: nothing was measured that could be shipped"
+            " (throttled, short of voltage, or a release that the profile refuses)"
+        )
+    fitting = _deployable(profile, usable)
+    missed = {id(cell): _missed(profile, cell, result) for cell in fitting}
+    meeting = [cell for cell in fitting if not missed[id(cell)]]
+    if not meeting:
+        nearest = min(fitting, key=lambda cell: cell.latency.p50)
+        budgets = "; ".join(map(str, missed[id(nearest)]))
+        raise BudgetMissed(f"no candidate meets the budgets; {_named(nearest)}: {budgets}")
+    prefer = profile.precision.prefer
+    preferred = [cell for cell in meeting if cell.precision == prefer]
+    best = min(preferred or meeting, key=lambda cell: cell.latency.p50)
+    if preferred:
+        why = f"the profile prefers {prefer}; {_speed(best)}"
+    else:
+        exact = [cell for cell in meeting if cell.precision == "fp32"]
+        rival = min(exact, key=lambda cell: cell.latency.p50, default=best)
+        if best.precision != "fp32" and not _faster(best, rival):
+            best = rival
+        why = f"the fastest that passes: {_speed(best)}"
+    if best.status == "NOISY":
+        why += "; another load ran on the machine"
+    return best, why
+
+
+def _missed(profile: DeviceProfile, cell: Cell, result: BenchResult) -> list[Verdict]:
+    verdicts = judge(profile, cell, result.differences, result.protocol)
+    return [verdict for verdict in verdicts if verdict.verdict == "FAIL"]
+
+
+def _faster(cell: Cell, than: Cell) -> bool:
+    """Clearly: the intervals of the medians do not touch."""
+    return cell.latency.p50_interval[1] < than.latency.p50_interval[0]
+
+
+def _settled(candidate: Candidate, shipped: Shipped, result: BenchResult) -> Candidate:
+    """The candidate with its timings, and kept out if it lost."""
+    mine = [
+        cell
+        for cell in result.cells
+        if (cell.network, cell.runtime, cell.precision)
+        == ("pruned", candidate.runtime, candidate.precision)
+    ]
+    timed = candidate.model_copy(update={"timings": tuple(_timings(mine, result))})
+    if (candidate.runtime, candidate.precision) == (shipped.runtime, shipped.precision):
+        return timed.model_copy(update={"why": f"shipped, {shipped.why}"})
+    if not candidate.kept or candidate.precision == "fp32":
+        return timed
+    exact = [
+        cell
+        for cell in result.cells
+        if (cell.network, cell.runtime, cell.precision) == ("pruned", candidate.runtime, "fp32")
+    ]
+    if mine and exact:
+        best, rival = (min(cells, key=lambda cell: cell.latency.p50) for cells in (mine, exact))
+        if not _faster(best, rival):
+            why = f"not faster than fp32: {_speed(best)}, fp32 {_speed(rival)}"
+            return timed.model_copy(update={"kept": False, "why": why})
+    if not mine:
+        failed = (
+            one.why
+            for one in result.failures
+            if (one.network, one.runtime, one.precision)
+            == ("pruned", candidate.runtime, candidate.precision)
+        )
+        why = next(failed, "")
+        return timed.model_copy(update={"kept": not why, "why": why or candidate.why})
+    return timed
+
+
+def _timings(cells: Sequence[Cell], result: BenchResult) -> Iterator[Timing]:
+    for cell in cells:
+        yield Timing(
+            threads=cell.threads,
+            p50=cell.latency.p50,
+            p50_interval=cell.latency.p50_interval,
+            p90=cell.latency.p90,
+            p90_interval=cell.latency.p90_interval,
+            peak_over_import=cell.peak_over_import,
+            status=cell.status,
+            machine=result.machine.cpu,
+            protocol=result.protocol.statement,
+        )
+
+
+def _verdicts(
+    manifest: Manifest, candidates: Sequence[Candidate], shipped: Shipped
+) -> Iterator[Verdict]:
+    """The manifest's verdicts, those that depend on the candidate now about the one shipped."""
+    chosen = next(
+        one
+        for one in candidates
+        if (one.runtime, one.precision) == (shipped.runtime, shipped.precision)
+    )
+    for verdict in manifest.verdicts:
+        if verdict.budget == "file":
+            yield verdict.model_copy(update={"reached": chosen.bytes, "note": chosen.format})
+        elif verdict.budget != "accuracy.max_quant_drop":
+            yield verdict
+    yield from quantisation_verdict([chosen], manifest.profile)
+
+
+def _named(cell: Cell) -> str:
+    return f"{cell.precision} in {cell.runtime}, threads {cell.threads}"
+
+
+def _speed(cell: Cell) -> str:
+    low, high = cell.latency.p50_interval
+    return (
+        f"{short(cell.latency.p50)} ms ({short(low)} – {short(high)}) with threads {cell.threads}"
+    )

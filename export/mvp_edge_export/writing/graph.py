@@ -1,0 +1,99 @@
+"""What an ONNX graph computes and needs, read from its shapes; nothing is run."""
+
+# ruff: noqa: TID253 - runs on the server alone
+
+from collections import Counter
+from collections.abc import Mapping
+from itertools import accumulate
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from mvp_edge_export.devices.operators import Kind, Operators, Row, conv_kind, table
+from mvp_edge_export.errors import BadInput
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def load_graph(path: Path) -> tuple[onnx.GraphProto, Shapes]:
+    """An ONNX file's graph, and the shape of every tensor in it; see `with_shapes`.
+
+    Raises:
+        BadInput: it cannot be read.
+    """
+    try:
+        return with_shapes(onnx.load(path))
+    except (OSError, DecodeError, onnx.shape_inference.InferenceError) as error:
+        raise BadInput(f"{path} is not an ONNX model: {str(error)[:200]}") from error
+
+
+def with_shapes(model: onnx.ModelProto) -> tuple[onnx.GraphProto, Shapes]:
+    """A model's graph, and the shape of every tensor in it; an open batch counts as 1."""
+    closed = onnx.ModelProto()
+    closed.CopyFrom(model)
+    for value in closed.graph.input:
+        for dimension in value.type.tensor_type.shape.dim:
+            dimension.dim_value = dimension.dim_value or 1
+    graph = onnx.shape_inference.infer_shapes(closed).graph
+    shapes = {one.name: tuple(one.dims) for one in graph.initializer}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        shapes[value.name] = tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
+    return graph, shapes
+
+
+def operators_of_graph(graph: onnx.GraphProto, shapes: Shapes) -> Operators:
+    """What one inference of an ONNX graph computes.
+
+    Raises:
+        BadInput: a shape cannot be told, or there is nothing in it that takes time.
+    """
+    fixed = {one.name for one in graph.initializer}
+    found = [row for node in graph.node for row in _of_node(node, shapes, fixed)]
+    if not found:
+        raise BadInput("ONNX: no operator in it that takes time; is it an image classifier?")
+    return table(found)
+
+
+def _of_node(node: Any, shapes: Shapes, fixed: set[str]) -> list[Row]:
+    def shape(name: str) -> tuple[int, ...]:
+        if 0 in shapes.get(name, (0,)):
+            raise BadInput(
+                f"ONNX node {node.name or node.op_type}: the shape of {name} is not known"
+            )
+        return shapes[name]
+
+    kind = node.op_type
+    simple: dict[str, Kind] = {"Softmax": "softmax", "LayerNormalization": "norm", "Gelu": "gelu"}
+    pools = ("MaxPool", "AveragePool", "GlobalAveragePool", "ReduceMean")
+    if kind not in ("Conv", "Gemm", "MatMul", *simple, *pools):
+        return []
+    x, y = shape(node.input[0]), shape(node.output[0])
+    if kind == "Conv":
+        outer, inner, *kernel = shape(node.input[1])
+        return [(conv_kind(kernel), prod(y) // outer, outer, inner, prod(kernel), prod(x))]
+    if kind in ("Gemm", "MatMul"):
+        if node.input[1] in fixed:
+            return [("linear", prod(y) // y[-1], y[-1], x[-1], 1, prod(x))]
+        return [("matmul", prod(y) // y[-1], y[-1], x[-1], 1, prod(x))]
+    if kind in simple:
+        return [(simple[kind], prod(y) // y[-1], y[-1], 0, 1, prod(x))]
+    return [("pool", prod(y) // x[1], x[1], 0, 1, prod(x))]
+
+
+def live_numbers(graph: onnx.GraphProto, shapes: Shapes) -> int:
+    """Activations that are alive at the same time, at their peak, when nodes run in the file's order."""
+    change: Counter[int] = Counter()
+    first = {value.name: 0 for value in graph.input}
+    last = dict(first)
+    for step, node in enumerate(graph.node):
+        for name in node.output:
+            first.setdefault(name, step)
+            last[name] = step
+        last |= {name: step for name in node.input if name in first}
+    for name, begin in first.items():
+        change[begin] += prod(shapes.get(name, (0,)))
+        change[last[name] + 1] -= prod(shapes.get(name, (0,)))
+    return max(accumulate(change[step] for step in sorted(change)), default=0)
