@@ -96,6 +96,13 @@ class Peak(_Section):
         description="fp32 multiply-adds a second, all cores together.", examples=["24G"]
     )
     bytes_per_second: Bytes = Field(description="Memory bandwidth.", examples=["12.8GB"])
+    reached: float = Field(
+        default=0.25,
+        gt=0,
+        le=1,
+        description="Share of the multiply-adds that networks are assumed to reach.",
+        examples=[0.25],
+    )
 
 
 class Hardware(_Section):
@@ -117,7 +124,7 @@ class Hardware(_Section):
     peak: Peak | None = Field(
         default=None,
         description="Of all cores together, as the note derives it.",
-        examples=[{"macs_per_second": "24G", "bytes_per_second": "12.8GB"}],
+        examples=[{"macs_per_second": "24G", "bytes_per_second": "12.8GB", "reached": 0.25}],
     )
 
     @field_validator("lacks")
@@ -332,6 +339,8 @@ def profile_schema() -> dict[str, Any]:
         section = schema["$defs"].get(field.get("$ref", "").rsplit("/", 1)[-1], {})
         if "required" in section:
             whole["properties"][key] = {"required": section.pop("required")}
+    for section in schema["$defs"].values():  # those within sections
+        section.pop("required", None)
     extends = {
         "type": "string",
         "description": "A shipped profile's name or a relative path; keys given here win.",

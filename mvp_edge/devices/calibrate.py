@@ -49,6 +49,8 @@ LANES = (1, 4, 8, 16)
 """Vector widths that a fit tries."""
 HELD_OUT = 3
 """Every third network is held out of the fit."""
+_NOTHING = 1e-6
+"""Share of a network's time that a term must be able to take, else it is left out."""
 SMALLEST_KEEP, UNEVENNESS, ROUNDING = 0.05, 0.5, 8
 
 
@@ -208,6 +210,7 @@ def _non_negative(table: NDArray[np.float64], times: NDArray[np.float64]) -> NDA
     scale = np.abs(relative).max(axis=0)
     scale[scale == 0] = 1.0  # a kind that no network has
     solution, _ = nnls(relative / scale, np.ones(len(times)), maxiter=100 * table.shape[1])
+    solution[solution < _NOTHING] = 0.0
     coefficients: NDArray[np.float64] = solution / scale
     return coefficients
 

@@ -12,11 +12,10 @@ from typing import Literal
 
 from mvp_edge_export.devices.law import Law, roofline
 from mvp_edge_export.devices.operators import Operators
-from mvp_edge_export.profile import Calibrated, DeviceProfile
+from mvp_edge_export.profile import Calibrated, DeviceProfile, Peak
 
-MACS_EFFICIENCY, BANDWIDTH_EFFICIENCY = 0.25, 0.5
-"""Shares of the hardware's peaks that networks are assumed to reach; the shipped profiles' FLOP budgets
-rest on the same quarter. [choice]"""
+BANDWIDTH_REACHED = 0.5
+"""Share of the memory's bandwidth that networks are assumed to reach. [choice]"""
 ESTIMATED_P90_OVER_P50 = 1.1
 
 
@@ -83,7 +82,7 @@ def latency_laws(profile: DeviceProfile) -> tuple[LatencyLaw, ...]:
             return tuple(fits)
     if peak is None:
         return ()
-    return (_estimated(peak.macs_per_second, peak.bytes_per_second, runtime.threads),)
+    return (_estimated(peak, runtime.threads),)
 
 
 def fastest(laws: Sequence[LatencyLaw], operators: Operators) -> Prediction | None:
@@ -98,6 +97,6 @@ def _calibrated(fit: Calibrated) -> LatencyLaw:
 
 
 @cache
-def _estimated(macs: int, bandwidth: int, threads: int) -> LatencyLaw:
-    law = roofline(MACS_EFFICIENCY * macs, BANDWIDTH_EFFICIENCY * bandwidth)
+def _estimated(peak: Peak, threads: int) -> LatencyLaw:
+    law = roofline(peak.reached * peak.macs_per_second, BANDWIDTH_REACHED * peak.bytes_per_second)
     return LatencyLaw(law, None, threads, ESTIMATED_P90_OVER_P50, "estimate", None)

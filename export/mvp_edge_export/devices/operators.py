@@ -92,7 +92,8 @@ def conv_kind(kernel: Sequence[int]) -> Kind:
 def table(rows: Sequence[Row]) -> Operators:
     """Rows as operators; the first convolution is the stem."""
     kinds: list[Kind] = [row[0] for row in rows]
-    first = next((i for i, kind in enumerate(kinds) if kind in ("conv", "conv1x1")), None)
+    convolutions = ("conv", "conv1x1", "stem")
+    first = next((i for i, kind in enumerate(kinds) if kind in convolutions), None)
     if first is not None:
         kinds[first] = "stem"
     shapes = np.array([row[1:] for row in rows], np.int64).reshape(len(rows), len(FIELDS))

@@ -34,9 +34,15 @@ def with_shapes(model: onnx.ModelProto) -> tuple[onnx.GraphProto, Shapes]:
     """A model's graph, and the shape of every tensor in it; an open batch counts as 1."""
     closed = onnx.ModelProto()
     closed.CopyFrom(model)
-    for value in closed.graph.input:
-        for dimension in value.type.tensor_type.shape.dim:
-            dimension.dim_value = dimension.dim_value or 1
+    own = closed.graph
+    inputs = [d for value in own.input for d in value.type.tensor_type.shape.dim]
+    batch = {dimension.dim_param for dimension in inputs} - {""}
+    others = (*own.value_info, *own.output)
+    for dimension in (*inputs, *(d for v in others for d in v.type.tensor_type.shape.dim)):
+        if dimension.dim_param in batch:
+            dimension.dim_value = 1
+    for dimension in inputs:
+        dimension.dim_value = dimension.dim_value or 1
     graph = onnx.shape_inference.infer_shapes(closed).graph
     shapes = {one.name: tuple(one.dims) for one in graph.initializer}
     for value in (*graph.input, *graph.value_info, *graph.output):
