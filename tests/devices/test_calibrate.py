@@ -17,7 +17,7 @@ from mvp_edge.subnetwork.subnet import resize
 from mvp_edge.subnetwork.units import unit_groups
 from mvp_edge_export.devices.latency import latency_laws
 from mvp_edge_export.devices.law import Law, Terms
-from mvp_edge_export.devices.operators import Operators
+from mvp_edge_export.devices.operators import KINDS, Operators
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.measuring.machine import differences, this_machine
 from mvp_edge_export.measuring.timing import Job, Timing
@@ -56,7 +56,6 @@ def test_a_module_and_its_export_have_the_same_operators(name: str) -> None:
 
 @st.composite
 def true_laws(draw: st.DrawFn) -> Law:
-    kinds = ("stem", "conv", "conv1x1", "linear", "matmul", "softmax", "norm", "gelu", "pool")
     figure = st.floats(0.5, 2)
     return Law(
         lanes=draw(st.sampled_from([1, 4, 8, 16])),
@@ -65,7 +64,7 @@ def true_laws(draw: st.DrawFn) -> Law:
             kind: Terms(
                 each=0.002 * draw(figure), gmacs=20 * draw(figure), weights=50 * draw(figure)
             )
-            for kind in kinds
+            for kind in KINDS
         },
     )
 

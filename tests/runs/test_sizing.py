@@ -69,7 +69,9 @@ def test_a_plan_that_was_far_too_small_is_corrected_by_what_was_measured(place: 
     assert {n: w["kept"] for n, w in read(run / "run.json")["widths"].items()} == chosen["widths"]
     verdict = latency_verdict(run)
     best = chosen["measured"][chosen["best"]]
-    word = "PASS" if best["status"] == "OK" else "INCONCLUSIVE"  # the suite may run on a busy machine
+    word = (
+        "PASS" if best["status"] == "OK" else "INCONCLUSIVE"
+    )  # the suite may run on a busy machine
     assert (verdict["basis"], verdict["verdict"]) == ("measured", word)
     assert verdict["reached"] == best["latency"]["p90"] <= 0.6
     assert "sizing" in [phase["name"] for phase in read(run / "run.json")["phases"]]

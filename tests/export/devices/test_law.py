@@ -57,6 +57,7 @@ def test_operators_go_through_json_unchanged() -> None:
     back = Operators.from_json(own.to_json())
     assert back.kinds == own.kinds
     assert np.array_equal(back.shapes, own.shapes)
+    wrong: list[list[Any]]
     for wrong in ([["warp", 1, 1, 1, 1, 1]], [["conv", 1, 1]], [["conv", 1, -1, 1, 1, 1]], [[]]):
         with pytest.raises(BadInput, match="operators: not what mvp-edge writes"):
             Operators.from_json(wrong)
