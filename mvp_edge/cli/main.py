@@ -32,6 +32,7 @@ from mvp_edge.cli.options import (
     seed,
     words,
 )
+from mvp_edge.cli.remote import measured_on, on_host
 from mvp_edge.cli.zoo import zoo
 from mvp_edge_export.errors import BadInput, BudgetMissed, MvpEdgeError
 
@@ -213,7 +214,12 @@ def export(console: Console, run: Path, formats: str, **options: Any) -> None:
     console.result(facts, "\n".join([*lines, f"next: mvp-edge bench {bundle.path}"]))
 
 
-@cli.command(epilog=example("mvp-edge bench runs/001/bundle"))
+@cli.command(
+    epilog=example(
+        "mvp-edge bench runs/001/bundle",
+        "mvp-edge bench runs/001/bundle --on pi@raspberrypi",
+    )
+)
 @click.argument("bundle", type=PATH)
 @click.option(
     "--device", type=Device(), metavar="D", help="Judge by another profile than the bundle's."
@@ -229,12 +235,14 @@ def export(console: Console, run: Path, formats: str, **options: Any) -> None:
 @click.option(
     "--out", type=PATH, metavar="FILE", help="Where the JSON goes [BUNDLE/../bench.json]."
 )
+@on_host
 @common
 def bench(
     console: Console, bundle: Path, device: str | None, runtimes: tuple[str, ...],
     threads: tuple[int, ...], full: bool, seconds: float | None, out: Path | None,
+    on: str | None, offline: bool,
 ) -> None:  # fmt: skip
-    """Measure BUNDLE's latency and memory on this machine, pruned and unpruned interleaved."""
+    """Measure BUNDLE's latency and memory, pruned and unpruned interleaved, here or on a host."""
     from mvp_edge_export.bundle import load_bundle
     from mvp_edge_export.measuring.bench import bench as measure
     from mvp_edge_export.profile import load_profile
@@ -244,15 +252,19 @@ def bench(
     file = out or loaded.path.resolve().parent / "bench.json"
     if file.is_dir() or not os.access(file.absolute().parent, os.W_OK):
         raise BadInput(f"--out {file}: cannot be written there")  # said before minutes of measuring
-    result = measure(
-        loaded,
-        profile=load_profile(device) if device else None,
-        runtimes=runtimes or None,
-        threads=threads or None,
-        full=full,
-        seconds=seconds,
-        progress=console.share,
-    )
+    profile = load_profile(device) if device else None
+    if on is not None:
+        result = measured_on(console, on, loaded, profile, runtimes, offline)
+    else:
+        result = measure(
+            loaded,
+            profile=profile,
+            runtimes=runtimes or None,
+            threads=threads or None,
+            full=full,
+            seconds=seconds,
+            progress=console.share,
+        )
     facts = result.model_dump(mode="json", by_alias=True)
     write_json(file, facts)
     console.result(facts, result.table())
