@@ -11,12 +11,15 @@ import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
+import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     PrivateAttr,
+    SerializationInfo,
     ValidationInfo,
     WithJsonSchema,
     field_validator,
@@ -33,6 +36,7 @@ SCHEMA = 1
 """The version of the file format that this program reads."""
 
 _MAX_EXTENDS = 8
+_FILE = "file"  # the context in which figures are written as a file has them
 
 
 def _schema_of(quantity: Quantity) -> WithJsonSchema:
@@ -57,11 +61,18 @@ def _iso_date(value: object) -> object:
         raise ValueError(f"{quoted(value)} is not a date; write it as in 2026-11-22") from error
 
 
+def _milliseconds(value: float, info: SerializationInfo) -> float | str:
+    return f"{value}ms" if info.context == _FILE else value
+
+
 Flops = Annotated[int, BeforeValidator(quantities.parse_flops), _schema_of(quantities.FLOPS)]
 Params = Annotated[int, BeforeValidator(quantities.parse_params), _schema_of(quantities.PARAMS)]
 Bytes = Annotated[int, BeforeValidator(quantities.parse_bytes), _schema_of(quantities.BYTES)]
 Milliseconds = Annotated[
-    float, BeforeValidator(quantities.parse_duration), _schema_of(quantities.DURATION)
+    float,
+    BeforeValidator(quantities.parse_duration),
+    PlainSerializer(_milliseconds, when_used="json-unless-none"),
+    _schema_of(quantities.DURATION),
 ]
 Points = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 Word = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
@@ -300,6 +311,11 @@ class DeviceProfile(_Section):
         """The file that it was loaded from, if any."""
         return self._path
 
+    def text(self) -> str:
+        """A file that says the same, with what was extended in it."""
+        facts = self.model_dump(mode="json", by_alias=True, context=_FILE)
+        return yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)
+
     @property
     def sha256(self) -> str:
         """Identifies the resolved content: what was extended is in it, where it lay is not."""
@@ -358,7 +374,7 @@ def profile_schema() -> dict[str, Any]:
 
 def shipped_profiles() -> list[str]:
     """Names of the profiles that come with the package, sorted."""
-    return sorted(path.stem for path in _shipped_directory().glob("*.yaml"))
+    return sorted(path.stem for path in shipped_folder().glob("*.yaml"))
 
 
 def load_profile(name_or_path: str) -> DeviceProfile:
@@ -384,7 +400,8 @@ def check_profile(path: str | Path) -> list[str]:
     return lines(mistakes)
 
 
-def _shipped_directory() -> Path:
+def shipped_folder() -> Path:
+    """Where the shipped profiles lie."""
     # In a wheel the profiles are package data; in the repository they lie at its root.
     packaged = Path(__file__).parent / "profiles"
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "profiles"
@@ -393,7 +410,7 @@ def _shipped_directory() -> Path:
 def _find(name: str, folder: Path) -> Path | None:
     """The file that ``name`` means, seen from ``folder``; None if there is none."""
     bare = name.removesuffix(".yaml")
-    shipped = _shipped_directory() / f"{bare}.yaml" if bare in shipped_profiles() else None
+    shipped = shipped_folder() / f"{bare}.yaml" if bare in shipped_profiles() else None
     # A bare name means the shipped profile, also beside a run directory of that name.
     if shipped is not None and name == bare:
         return shipped

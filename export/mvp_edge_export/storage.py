@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,6 +18,21 @@ from pathlib import Path
 from typing import Any
 
 from mvp_edge_export.errors import BadInput
+
+
+def cache_folder() -> Path | None:
+    """Where what only saves time is kept; None on a system that names no home for them."""
+    if own := os.environ.get("MVP_EDGE_CACHE"):
+        return Path(own)
+    if xdg := os.environ.get("XDG_CACHE_HOME"):
+        return Path(xdg) / "mvp-edge"
+    if sys.platform == "win32" and (local := os.environ.get("LOCALAPPDATA")):
+        return Path(local) / "mvp-edge" / "cache"
+    try:
+        home = Path.home()
+    except RuntimeError:
+        return None
+    return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "mvp-edge"
 
 
 def sha256_file(path: Path) -> str:

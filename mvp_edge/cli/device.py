@@ -37,12 +37,10 @@ def device_list(console: Console) -> None:
 @common
 def device_show(console: Console, name: str) -> None:
     """One profile in full, with what it extends filled in."""
-    import yaml
-
     from mvp_edge_export.profile import load_profile
 
-    facts = load_profile(name).model_dump(mode="json", by_alias=True)
-    console.result(facts, yaml.safe_dump(facts, sort_keys=False, allow_unicode=True).rstrip())
+    profile = load_profile(name)
+    console.result(profile.model_dump(mode="json", by_alias=True), profile.text().rstrip())
 
 
 @device.command("check", epilog=example("mvp-edge device check my_device.yaml"))

@@ -33,6 +33,7 @@ from mvp_edge.cli.options import (
     seed,
     words,
 )
+from mvp_edge.cli.remote import measured_on, on_host
 from mvp_edge.cli.zoo import zoo
 from mvp_edge_export.errors import BadInput, BudgetMissed, MvpEdgeError
 
@@ -224,7 +225,12 @@ def export(
     console.result(facts, "\n".join([*lines, f"next: mvp-edge bench {bundle.path}"]))
 
 
-@cli.command(epilog=example("mvp-edge bench runs/001/bundle"))
+@cli.command(
+    epilog=example(
+        "mvp-edge bench runs/001/bundle",
+        "mvp-edge bench runs/001/bundle --on pi@raspberrypi",
+    )
+)
 @click.argument("bundle", type=PATH)
 @click.option(
     "--device", type=Device(), metavar="D", help="Judge by another profile than the bundle's."
@@ -248,13 +254,14 @@ def export(
 @click.option(
     "--out", type=PATH, metavar="FILE", help="Where the JSON goes [BUNDLE/../bench.json]."
 )
+@on_host
 @common
 def bench(
     console: Console, bundle: Path, device: str | None, runtimes: tuple[str, ...],
     threads: tuple[int, ...], precisions: str | None, choose: bool, full: bool,
-    seconds: float | None, out: Path | None,
+    seconds: float | None, out: Path | None, on: str | None, offline: bool,
 ) -> None:  # fmt: skip
-    """Measure BUNDLE's latency and memory on this machine, pruned and unpruned interleaved."""
+    """Measure BUNDLE's latency and memory, pruned and unpruned interleaved, here or on a host."""
     from mvp_edge_export.bundle import load_bundle
     from mvp_edge_export.measuring.bench import bench as measure
     from mvp_edge_export.measuring.choice import check_choosable
@@ -263,23 +270,27 @@ def bench(
     from mvp_edge_export.storage import write_json
 
     loaded = load_bundle(bundle)
-    profile = load_profile(device) if device else loaded.manifest.profile
+    given = load_profile(device) if device else None
+    profile = given or loaded.manifest.profile
     file = out or loaded.path.resolve().parent / "bench.json"
     # Said before minutes of measuring.
     if file.is_dir() or not os.access(file.absolute().parent, os.W_OK):
         raise BadInput(f"--out {file}: cannot be written there")
     if choose:
         check_choosable(loaded, profile)
-    result = measure(
-        loaded,
-        profile=profile,
-        runtimes=runtimes or None,
-        threads=threads or None,
-        precisions=numbers(precisions),
-        full=full,
-        seconds=seconds,
-        progress=console.share,
-    )
+    if on is not None:
+        result = measured_on(console, on, loaded, given, runtimes, offline)
+    else:
+        result = measure(
+            loaded,
+            profile=profile,
+            runtimes=runtimes or None,
+            threads=threads or None,
+            precisions=numbers(precisions),
+            full=full,
+            seconds=seconds,
+            progress=console.share,
+        )
     facts = result.model_dump(mode="json", by_alias=True)
     write_json(file, facts)
     console.result(facts, result.table())

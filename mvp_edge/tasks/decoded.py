@@ -13,7 +13,6 @@ import json
 import math
 import os
 import shutil
-import sys
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,7 +29,7 @@ from mvp_edge.tasks.labels import Found
 from mvp_edge.tasks.source import opener
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.images import Preprocess, Undecodable, open_rgb
-from mvp_edge_export.storage import atomic_file, sha256_json, write_json
+from mvp_edge_export.storage import atomic_file, cache_folder, sha256_json, write_json
 
 IN_MEMORY_BYTES = 32 * 2**20
 """Arrays of at least this size are mapped from the cache file instead of read."""
@@ -46,21 +45,6 @@ _DECODER = ("mvp-edge 1", PIL.__version__)
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-def cache_folder() -> Path | None:
-    """Where decoded images are kept; None on a system that names no home for them."""
-    if own := os.environ.get("MVP_EDGE_CACHE"):
-        return Path(own)
-    if xdg := os.environ.get("XDG_CACHE_HOME"):
-        return Path(xdg) / "mvp-edge"
-    if sys.platform == "win32" and (local := os.environ.get("LOCALAPPDATA")):
-        return Path(local) / "mvp-edge" / "cache"
-    try:
-        home = Path.home()
-    except RuntimeError:
-        return None
-    return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "mvp-edge"
 
 
 def undecodable(

@@ -351,6 +351,12 @@ def test_what_is_no_file() -> None:
     assert "No such file" in check_profile("none.yaml")[0]
 
 
+@pytest.mark.parametrize("name", shipped_profiles())
+def test_what_is_shown_can_be_loaded(name: str) -> None:
+    shown = load_profile(name)
+    assert load_profile(write("shown.yaml", shown.text())).sha256 == shown.sha256
+
+
 def test_text_stays_text() -> None:
     # YAML 1.1 would read these as 8, true and 90.
     text = WHOLE.replace("name: A device", "name: on").replace("cpu: cortex-a72", "cpu: 1:30")

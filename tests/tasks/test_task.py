@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mvp_edge.tasks import decoded as decoded_module
-from mvp_edge.tasks.decoded import cache_folder
 from mvp_edge.tasks.labels import Found
 from mvp_edge.tasks.splits import make_splits, stratified_rows
 from mvp_edge.tasks.task import Task, sample_tasks, tasks_in
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.images import Preprocess
+from mvp_edge_export.storage import cache_folder
 
 HALF = (0.5, 0.5, 0.5)
 EIGHT = Preprocess(8, HALF, HALF)

@@ -1,0 +1,68 @@
+"""`--on HOST`: the same command, run on another machine through ssh."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from mvp_edge.cli.console import Console
+
+if TYPE_CHECKING:
+    from mvp_edge_export.bundle import Bundle
+    from mvp_edge_export.measuring.result import BenchResult
+    from mvp_edge_export.profile import DeviceProfile
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_STAYS_HERE = {"bundle", "device", "runtimes", "out", "on", "offline", "choose", "as_json", "quiet"}
+
+
+def on_host(command: _Command) -> _Command:
+    """--on and --offline."""
+    command = click.option(
+        "--offline", is_flag=True, help="With --on: HOST reaches no package index; copy all wheels."
+    )(command)
+    return click.option(
+        "--on", metavar="HOST", help="On this host instead, as `ssh HOST` reaches it."
+    )(command)
+
+
+def measured_on(
+    console: Console,
+    target: str,
+    bundle: "Bundle",
+    profile: "DeviceProfile | None",
+    runtimes: Sequence[str],
+    offline: bool,
+) -> "BenchResult":
+    """The bench of this command line, on the host ``target``."""
+    from mvp_edge_export.remote.bench import bench_on
+
+    return bench_on(
+        target,
+        bundle,
+        given_words(click.get_current_context(), without=_STAYS_HERE),
+        runtimes=runtimes or None,
+        profile=profile,
+        offline=offline,
+        progress=console.share,
+    )
+
+
+def given_words(context: click.Context, without: set[str]) -> list[str]:
+    """The options that the user gave, as words of a command line."""
+    words: list[str] = []
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        source = context.get_parameter_source(name)
+        if name in without or source is not ParameterSource.COMMANDLINE:
+            continue
+        value = context.params[name]
+        if value is True or value is False:
+            options = parameter.opts if value else parameter.secondary_opts
+            words.append(options[0])
+            continue
+        for one in value if isinstance(value, tuple) else (value,):
+            words += [parameter.opts[0], str(one)]
+    return words
