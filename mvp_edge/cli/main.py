@@ -16,6 +16,7 @@ import click
 from mvp_edge import __version__
 from mvp_edge.cli.console import Console
 from mvp_edge.cli.device import device
+from mvp_edge.cli.doctor import doctor
 from mvp_edge.cli.options import (
     METHODS,
     PATH,
@@ -345,6 +346,7 @@ def report(console: Console, runs: tuple[Path, ...], out: Path | None) -> None:
 
 cli.add_command(zoo)
 cli.add_command(device)
+cli.add_command(doctor)
 
 
 @cli.command(epilog=example("mvp-edge demo"))

@@ -95,18 +95,17 @@ def versions() -> "dict[str, str]":
 
 def try_import(package: str) -> "dict[str, object]":
     """How importing a package ends: its exit code, under 0 a signal's number; its last words."""
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", "import " + package],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-    )
-    try:
-        said = process.communicate(timeout=PATIENCE)[1].decode(errors="replace").strip()
-    except subprocess.TimeoutExpired:
-        return {"code": None, "said": f"no answer within {PATIENCE:.0f} s"}
-    finally:
-        process.kill()
-        process.wait()
+    ) as process:
+        try:
+            said = process.communicate(timeout=PATIENCE)[1].decode(errors="replace").strip()
+        except subprocess.TimeoutExpired:
+            return {"code": None, "said": f"no answer within {PATIENCE:.0f} s"}
+        finally:
+            process.kill()
     return {"code": process.returncode, "said": said.splitlines()[-1] if said else ""}
 
 
