@@ -4,8 +4,10 @@ Every command: exit code 0 done, 2 bad input, 3 budget, 4 export gate, 130 inter
 document on stdout, everything else goes to stderr.
 """
 
+import json
 import os
 import sys
+from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ import click
 from mvp_edge import __version__
 from mvp_edge.cli.console import Console
 from mvp_edge.cli.device import device
+from mvp_edge.cli.doctor import doctor
 from mvp_edge.cli.options import (
     METHODS,
     PATH,
@@ -313,7 +316,12 @@ def bench(
         raise BudgetMissed(f"missed on this machine: {'; '.join(missed)}")
 
 
-@cli.command(epilog=example("mvp-edge predict runs/001/bundle photo.jpg holiday/"))
+@cli.command(
+    epilog=example(
+        "mvp-edge predict runs/001/bundle photo.jpg holiday/",
+        "rpicam-vid -t 0 --codec mjpeg -o - | mvp-edge predict runs/001/bundle - --jsonl",
+    )
+)
 @click.argument("bundle", type=PATH)
 @click.argument("images", nargs=-1, required=True, type=PATH)
 @click.option(
@@ -325,30 +333,52 @@ def bench(
     help="Which of the bundle's files [what was chosen for the device, else fp32].",
 )  # fmt: skip
 @click.option(
+    "--threads",
+    type=click.IntRange(1),
+    help="Of one inference [what was chosen for the device, else 1].",
+)
+@click.option(
     "--top", type=click.IntRange(1), default=1, show_default=True, help="How many labels."
 )
+@click.option("--jsonl", is_flag=True, help="One line of JSON an image, as each is done.")
 @common
 def predict(
-    console: Console,
-    bundle: Path,
-    images: tuple[Path, ...],
-    runtime: str | None,
-    precision: "NumberFormat | None",
-    top: int,
-) -> None:
-    """Classify images (files or folders) with BUNDLE alone."""
+    console: Console, bundle: Path, images: tuple[Path, ...], runtime: str | None,
+    precision: "NumberFormat | None", threads: int | None, top: int, jsonl: bool,
+) -> None:  # fmt: skip
+    """Classify images with BUNDLE alone: files, folders, or - for standard input.
+
+    Standard input holds one image, or JPEG frames one after the other (motion JPEG).
+    """
+    if jsonl and console.as_json:
+        raise click.UsageError("--json and --jsonl: give one of them")
+
     from mvp_edge_export.bundle import load_bundle
+    from mvp_edge_export.predict import STREAM
     from mvp_edge_export.predict import predict as classify
 
+    if STREAM in images and sys.stdin.isatty():
+        raise BadInput("-: nothing is piped into standard input; pipe an image or JPEG frames")
+    stdin = BufferedReader(FileIO(0, closefd=False))
+    sources = [stdin if image == STREAM else image for image in images]
     found = []
-    for prediction in classify(load_bundle(bundle), images, runtime, top, precision=precision):
-        found.append(prediction.to_json())
+    done = 0
+    for prediction in classify(
+        load_bundle(bundle), sources, runtime, top, threads, precision=precision
+    ):
+        done += prediction.skipped is None
         if prediction.skipped is not None:
-            console.warn(f"{prediction.file}: skipped: {prediction.skipped}")
-        else:
+            console.warn(f"{prediction.name}: skipped: {prediction.skipped}")
+        if jsonl:
+            console.line(json.dumps(prediction.to_json(), ensure_ascii=False, allow_nan=False))
+        elif console.as_json:
+            found.append(prediction.to_json())
+        elif prediction.skipped is None:
             labels = ", ".join(f"{label} {100 * p:.1f} %" for label, p in prediction.top)
-            console.line(f"{prediction.file}: {labels}")
+            console.line(f"{prediction.name}: {labels}")
     console.result({"predictions": found}, None)
+    if not done:
+        raise BadInput("no image could be decoded")
 
 
 @cli.command(epilog=example("mvp-edge report runs/001"))
@@ -365,6 +395,7 @@ def report(console: Console, runs: tuple[Path, ...], out: Path | None) -> None:
 
 cli.add_command(zoo)
 cli.add_command(device)
+cli.add_command(doctor)
 
 
 @cli.command(epilog=example("mvp-edge demo"))

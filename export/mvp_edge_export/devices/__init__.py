@@ -1,1 +1,1 @@
-"""What a device will make of a network: predicted before anything is copied there."""
+"""Devices: what stands in the way of running on one, and how long a network takes there."""

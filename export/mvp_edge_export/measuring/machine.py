@@ -1,15 +1,15 @@
 """What this machine is and does: facts from /proc and /sys, none of which are changed."""
 
 import os
-import platform
 import re
-import shutil
-import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from mvp_edge_export.errors import BadInput
+from mvp_edge_export.measuring import probe
 from mvp_edge_export.profile import DeviceProfile
 from mvp_edge_export.quantities import format_bytes
 
@@ -29,6 +29,14 @@ _X86_LEVELS = {
     "x86-64-v3": {"abm", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"},
     "x86-64-v4": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
 }
+# The bits of AT_HWCAP in their order: arch/arm64/include/uapi/asm/hwcap.h.
+_ARM_HWCAPS = (
+    *("fp", "asimd", "evtstrm", "aes", "pmull", "sha1", "sha2", "crc32", "atomics", "fphp"),
+    *("asimdhp", "cpuid", "asimdrdm", "jscvt", "fcma", "lrcpc", "dcpop", "sha3", "sm3", "sm4"),
+    *("asimddp", "sha512", "sve", "asimdfhm", "dit", "uscat", "ilrcpc", "flagm", "ssbs", "sb"),
+)
+# Names that emulated processors give themselves → what emulates them.
+_EMULATED_PROCESSORS = {"QEMU TCG CPU": "qemu", "VirtualApple": "Rosetta"}
 _FLAG_NAMES = {"neon": ("asimd", "neon"), "amx": ("amx_tile",)}
 
 
@@ -40,6 +48,8 @@ class Machine(BaseModel):
     arch: str
     cpu: str
     """The processor as it names itself."""
+    emulated: str | None
+    """What plays the processor in software: times then say nothing about any machine."""
     cores: tuple[str, ...]
     """Names of its microarchitectures as device profiles write them, as far as they are known."""
     flags: tuple[str, ...]
@@ -72,37 +82,51 @@ def this_machine(root: Path = Path("/")) -> Machine:
     """
     if not (root / "proc/stat").is_file():
         raise BadInput("measuring needs Linux with /proc mounted")
-    text = _read(root / "proc/cpuinfo") or ""
-    affinity = tuple(sorted(os.sched_getaffinity(0)))
-    flags = (_first(text, "flags") or _first(text, "Features") or "").split()
-    memory = re.search(r"MemTotal:\s+(\d+) kB", _read(root / "proc/meminfo") or "")
+    return machine_from(probe.look(str(root)))
+
+
+def machine_from(told: Mapping[str, Any]) -> Machine:
+    """The facts in what ``probe.look`` was told, here or on another machine."""
+    files: Mapping[str, str] = told["files"]
+    arch: str = told["arch"]
+    affinity: tuple[int, ...] = tuple(told["affinity"])
+    text = files.get("proc/cpuinfo", "")
+    emulated = _emulator(arch, text, told["program"])
+    if emulated and not _is_of(arch, text):
+        text = ""  # it is the host's
+    flags = set((_first(text, "flags") or _first(text, "Features") or "").split())
+    if not flags and arch == "aarch64":
+        flags = {name for bit, name in enumerate(_ARM_HWCAPS) if told["hwcap"] >> bit & 1}
+    memory = re.search(r"MemTotal:\s+(\d+) kB", files.get("proc/meminfo", ""))
     mhz = _first(text, "cpu MHz")
 
     def frequency(name: str) -> list[str]:
-        places = [root / f"sys/devices/system/cpu/cpu{cpu}/cpufreq" / name for cpu in affinity]
-        return [value for place in places if (value := _read(place))]
+        places = [f"sys/devices/system/cpu/cpu{cpu}/cpufreq/{name}" for cpu in affinity]
+        return [files[place] for place in places if files.get(place)]
 
     def frequencies(name: str) -> list[float]:
         return [float(kilohertz) / 1000 for kilohertz in frequency(name)]
 
-    board = _read(root / "proc/device-tree/model")
-    cores = _core_names(text, set(flags))
+    board = files.get("proc/device-tree/model") or None
+    cores = _core_names(text, flags)
+    cpu = _first(text, "model name") or board or " + ".join(cores) or arch
     return Machine(
-        arch=platform.machine(),
-        cpu=_first(text, "model name") or board or " + ".join(cores) or platform.machine(),
+        arch=arch,
+        cpu=f"{arch} emulated by {emulated}" if emulated else cpu,
+        emulated=emulated,
         cores=cores,
-        flags=tuple(sorted(set(flags))),
-        physical_cores=_physical_cores(root, affinity),
+        flags=tuple(sorted(flags)),
+        physical_cores=_physical_cores(files, affinity),
         affinity=affinity,
-        cpu_quota=_cpu_quota(root),
+        cpu_quota=_cpu_quota(files),
         ram=int(memory[1]) * 1024 if memory else 0,
         board=board,
         governors=tuple(sorted(set(frequency("scaling_governor")))),
         max_mhz=max(frequencies("scaling_max_freq"), default=None),
         mhz=max(frequencies("scaling_cur_freq"), default=float(mhz) if mhz else None),
-        os=_os_name(root),
-        kernel=platform.release(),
-        python=platform.python_version(),
+        os=_os_name(files) or told["system"],
+        kernel=told["kernel"],
+        python=told["python"],
     )
 
 
@@ -110,6 +134,8 @@ def differences(machine: Machine, profile: DeviceProfile) -> list[str]:
     """In what the machine is not the profile's device; empty when it is one."""
     hardware = profile.hardware
     found: list[str] = []
+    if machine.emulated:
+        found.append(f"emulated by {machine.emulated}")
     if machine.arch != hardware.arch:
         found.append(f"architecture {machine.arch}, not {hardware.arch}")
     wanted = [part.strip().lower() for part in re.split(r"\band\b|[+,]", hardware.cpu)]
@@ -156,16 +182,12 @@ def throttling() -> int | None:
     Bits 0 to 3: under-voltage, frequency capped, throttled, temperature limit, now. Bits 16 to 19:
     the same since the start.
     """
-    program = shutil.which("vcgencmd")
-    if program is None:
-        return None
-    try:
-        answer = subprocess.run(
-            [program, "get_throttled"], capture_output=True, text=True, timeout=5, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    match = re.search(r"throttled=0x([0-9a-fA-F]+)", answer.stdout)
+    return throttling_in(probe.throttled())
+
+
+def throttling_in(answer: str | None) -> int | None:
+    """The flags in the answer of ``vcgencmd get_throttled``; None if it holds none."""
+    match = re.search(r"throttled=0x([0-9a-fA-F]+)", answer or "")
     return int(match[1], 16) if match else None
 
 
@@ -176,11 +198,22 @@ def was_throttled(before: int | None, after: int | None) -> bool:
     return bool((before | after) & 0xF or (after & ~before) >> 16 & 0xF)
 
 
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text(errors="replace").strip("\0\n ")
-    except OSError:
-        return None
+def _emulator(arch: str, cpuinfo: str, program: str | None) -> str | None:
+    name = Path(program or "").name
+    if name.startswith("qemu-"):
+        return name
+    for mark, emulator in _EMULATED_PROCESSORS.items():
+        if mark in (_first(cpuinfo, "model name") or ""):
+            return emulator
+    if cpuinfo and not _is_of(arch, cpuinfo):
+        return "another processor"
+    return None
+
+
+def _is_of(arch: str, cpuinfo: str) -> bool:
+    """Whether the kernel that wrote this runs on the architecture that programs see."""
+    key = {"x86_64": "vendor_id", "aarch64": "CPU implementer"}.get(arch)
+    return key is None or _first(cpuinfo, key) is not None
 
 
 def _first(cpuinfo: str, key: str) -> str | None:
@@ -201,25 +234,33 @@ def _core_names(cpuinfo: str, flags: set[str]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def _physical_cores(root: Path, affinity: tuple[int, ...]) -> int:
-    cores = set()
+def _physical_cores(files: Mapping[str, str], affinity: tuple[int, ...]) -> int:
+    cores: set[object] = set()
     for cpu in affinity:
-        topology = root / f"sys/devices/system/cpu/cpu{cpu}/topology"
-        package, core = _read(topology / "physical_package_id"), _read(topology / "core_id")
+        topology = f"sys/devices/system/cpu/cpu{cpu}/topology"
+        core = files.get(f"{topology}/core_id")
+        package = files.get(f"{topology}/physical_package_id")
         cores.add((package, core) if core is not None else cpu)
     return len(cores)
 
 
-def _cpu_quota(root: Path) -> float | None:
-    quota, _, period = (_read(root / "sys/fs/cgroup/cpu.max") or "max").partition(" ")
+def _cpu_quota(files: Mapping[str, str]) -> float | None:
+    quota, _, period = (files.get("sys/fs/cgroup/cpu.max") or "max").partition(" ")
     return None if quota == "max" else int(quota) / int(period)
 
 
-def _os_name(root: Path) -> str:
-    release = _read(root / "etc/os-release") or ""
+def _os_name(files: Mapping[str, str]) -> str | None:
+    release = files.get("etc/os-release", "")
     match = re.search(r'^PRETTY_NAME="?([^"\n]+)', release, re.MULTILINE)
-    return match[1] if match else platform.system()
+    return match[1] if match else None
 
 
 def _has(machine: Machine, flag: str) -> bool:
     return any(name in machine.flags for name in _FLAG_NAMES.get(flag, (flag,)))
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(errors="replace").strip()
+    except OSError:
+        return None

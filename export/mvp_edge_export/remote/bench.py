@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mvp_edge_export.bundle import MANIFEST, Bundle
+from mvp_edge_export.bundle import Bundle
 from mvp_edge_export.errors import BadInput
+from mvp_edge_export.manifest import MANIFEST
 from mvp_edge_export.measuring.result import BenchResult
 from mvp_edge_export.profile import DeviceProfile
 from mvp_edge_export.remote.host import Progress, connect

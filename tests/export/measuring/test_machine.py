@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 
 from mvp_edge_export.errors import BadInput
+from mvp_edge_export.measuring import probe
 from mvp_edge_export.measuring.machine import (
     Machine,
     busy_seconds,
     differences,
+    machine_from,
     this_machine,
     throttling,
     was_throttled,
@@ -107,8 +109,39 @@ def test_two_threads_of_a_core_count_once(tmp_path: Path, monkeypatch: pytest.Mo
     assert this_machine(tmp_path).physical_cores == 2
 
 
+@pytest.mark.parametrize(
+    ("arch", "cpuinfo", "program", "emulator"),
+    [
+        ("aarch64", _N100_CPU, "/usr/bin/qemu-aarch64-static", "qemu-aarch64-static"),
+        ("aarch64", _PI_CPU, "/usr/libexec/qemu-binfmt/qemu-aarch64", "qemu-aarch64"),
+        ("aarch64", _N100_CPU, "/usr/bin/python3.11", "another processor"),
+        ("x86_64", _PI_CPU, "/usr/bin/box64", "another processor"),
+        ("x86_64", _N100_CPU.replace("Intel(R) N100", "QEMU TCG CPU version 2.5+"), None, "qemu"),
+        ("x86_64", _N100_CPU.replace("Intel(R) N100", "VirtualApple @ 2.50GHz"), None, "Rosetta"),
+        ("x86_64", _N100_CPU, "/usr/bin/python3.11", None),
+        ("aarch64", _PI_CPU, "/usr/bin/python3.11", None),
+        ("aarch64", "", None, None),
+    ],
+)
+def test_an_emulated_machine_says_so(
+    arch: str, cpuinfo: str, program: str | None, emulator: str | None, tmp_path: Path
+) -> None:
+    _machine(tmp_path, cpuinfo, 4_000_000)
+    told = {**probe.look(str(tmp_path)), "arch": arch, "program": program, "hwcap": 0b11}
+    facts = machine_from(told)
+
+    assert facts.emulated == emulator
+    if emulator:
+        assert facts.cpu == f"{arch} emulated by {emulator}"
+        assert f"emulated by {emulator}" in differences(facts, load_profile("rpi4"))
+    # The host's flags are not those of the processor that is played.
+    if arch == "aarch64" and cpuinfo == _N100_CPU:
+        assert facts.flags == ("asimd", "fp")
+
+
 def test_this_very_machine() -> None:
     facts = this_machine()
+    assert facts.emulated is None
     assert facts.ram > 2**28
     assert 1 <= facts.physical_cores <= len(facts.affinity)
     assert facts.flags

@@ -1,0 +1,359 @@
+"""What works on a machine, what does not, and what to do.
+
+    probe ── Facts ─┐
+    facts.yaml ─────┼→ examine → Report: one Finding a line
+    DeviceProfile ──┘
+
+Looking is one thing, judging another: ``examine`` is a function of facts alone, so that it can be
+asked about a machine that is far away, or that nobody here has.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from signal import Signals
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from mvp_edge_export.devices.known import Known, known, release
+from mvp_edge_export.measuring import probe
+from mvp_edge_export.measuring.machine import Machine, differences, machine_from, throttling_in
+from mvp_edge_export.profile import DeviceProfile
+from mvp_edge_export.quantities import format_bytes
+
+OLDEST_PYTHON = (3, 11)
+ROOM = 300 * 2**20
+"""Bytes that the light half takes on disk with a runtime, rounded up."""
+
+State = Literal["ok", "note", "blocked"]
+_FROZEN = ConfigDict(frozen=True, extra="forbid")
+
+
+class Tried(BaseModel):
+    """How importing a runtime ended."""
+
+    model_config = _FROZEN
+
+    code: int | None
+    """Exit code; under 0 the signal that ended it; None when it did not end."""
+    said: str
+
+
+class Python(BaseModel):
+    """The Python that was asked, and what is installed in it; as ``probe`` tells it."""
+
+    model_config = _FROZEN
+
+    version: str
+    executable: str
+    implementation: str
+    free_threaded: bool
+    bits: int
+    libc: str
+    """``glibc 2.36`` or ``musl``; empty where it is not known."""
+    own_environment: bool
+    managed_by_system: bool
+    lacks: tuple[str, ...]
+    """Of the modules that a virtual environment takes."""
+    installed: dict[str, str]
+    tried: dict[str, Tried]
+    disk_free: int
+
+    @property
+    def minor(self) -> tuple[int, ...]:
+        """(3, 11) of 3.11.2."""
+        return release(self.version)[:2]
+
+
+class Facts(BaseModel):
+    """What ``examine`` knows of a machine."""
+
+    model_config = _FROZEN
+
+    machine: Machine
+    python: Python
+    system: str
+    ram_free: int
+    """Bytes that programs can have, as the kernel estimates it."""
+    ram_limit: int | None
+    """Bytes that the control group may use; None is no limit."""
+    swap: int
+    celsius: float | None
+    """Of the hottest thermal zone."""
+    throttled: int | None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    subject: str
+    state: State
+    text: str
+    do: str = ""
+    """What to do about it."""
+    source: str = ""
+    """Where it is known from."""
+
+    def __str__(self) -> str:
+        remedy = f"; {self.do}" if self.do else ""
+        return f"{self.state:<8} {self.subject:<12} {self.text}{remedy}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """All findings about a machine, in the order in which they build upon each other."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def obstacles(self) -> tuple[Finding, ...]:
+        """What makes it impossible to run there."""
+        return tuple(one for one in self.findings if one.state == "blocked")
+
+    def to_json(self) -> dict[str, Any]:
+        """The findings as JSON values."""
+        return {
+            "blocked": bool(self.obstacles),
+            "findings": [asdict(one) for one in self.findings],
+        }
+
+
+def look_here() -> Facts:
+    """The facts of this machine and this Python; takes as long as importing the runtimes."""
+    return facts_from(
+        {
+            "machine": probe.look(),
+            "python": probe.look_at_python(),
+            "throttled": probe.throttled(),
+        }
+    )
+
+
+def facts_from(told: Mapping[str, Any]) -> Facts:
+    """The facts in what ``probe``, run as a program, printed."""
+    files: Mapping[str, str] = told["machine"]["files"]
+    limit = files.get("sys/fs/cgroup/memory.max", "max")
+    zones = [text for path, text in files.items() if "thermal_zone" in path]
+    millidegrees = [int(text) for text in zones if re.fullmatch(r"-?\d+", text)]
+    return Facts(
+        machine=machine_from(told["machine"]),
+        python=Python.model_validate(told["python"]),
+        system=told["machine"]["system"],
+        ram_free=_kilobytes(files, "MemAvailable"),
+        ram_limit=int(limit) if limit.isdecimal() else None,
+        swap=_kilobytes(files, "SwapTotal"),
+        celsius=max(millidegrees) / 1000 if millidegrees else None,
+        throttled=throttling_in(told["throttled"]),
+    )
+
+
+def examine(facts: Facts, profile: DeviceProfile | None = None) -> Report:
+    """Judge a machine.
+
+    Args:
+        facts: what it told.
+        profile: hold it against this device too.
+    """
+    table = known()
+    findings = [*_system(facts, table), *_python(facts.python)]
+    if not any(one.state == "blocked" for one in findings):
+        findings += [*_environment(facts.python), *_packages(facts, table)]
+        findings += _runtimes(facts, table, profile)
+    findings += [*_memory(facts, table, profile), *_processor(facts, table)]
+    if profile is not None:
+        findings += _profile(facts, profile)
+    return Report(tuple(findings))
+
+
+def _system(facts: Facts, table: Known) -> Iterator[Finding]:
+    machine, python = facts.machine, facts.python
+    name = f"{machine.os}, {machine.arch}, {python.libc or 'C library unknown'}"
+    if facts.system != "Linux":
+        yield Finding("system", "blocked", name, "predict and bench need Linux")
+        return
+    for row in table.systems:
+        if row.fits(machine, python.bits, python.libc, python.minor):
+            yield Finding("system", "blocked", f"{name}: {row.what}", row.do, row.source)
+            return
+    if machine.arch not in {arch for row in table.wheels for arch in row.arch}:
+        text = f"{name}: no runtime has a wheel for {machine.arch}"
+        yield Finding("system", "blocked", text, "x86_64 and aarch64 have")
+        return
+    yield Finding("system", "ok", name)
+    if machine.emulated:
+        text = f"emulated by {machine.emulated}: labels are right, times say nothing"
+        yield Finding("system", "note", text, "measure on the device itself")
+
+
+def _python(python: Python) -> Iterator[Finding]:
+    name = f"{python.version} ({python.executable})"
+    oldest = ".".join(map(str, OLDEST_PYTHON))
+    if python.minor < OLDEST_PYTHON:
+        do = f"install {oldest} or newer, which Debian 12 and Raspberry Pi OS from it have"
+        yield Finding("Python", "blocked", f"{name} is older than {oldest}", do)
+    elif python.implementation != "cpython":
+        text = f"{name} is {python.implementation}: the wheels are for CPython"
+        yield Finding("Python", "blocked", text, "use CPython")
+    elif python.free_threaded:
+        text = f"{name} is free-threaded, for which this was never tried"
+        yield Finding("Python", "note", text, "use the ordinary build")
+    else:
+        yield Finding("Python", "ok", name)
+
+
+def _environment(python: Python) -> Iterator[Finding]:
+    if "mvp-edge" in python.installed or python.own_environment:
+        return
+    if python.lacks:
+        text = f"Python lacks {', '.join(python.lacks)}"
+        yield Finding("environment", "note", text, "sudo apt install python3-venv")
+    if python.managed_by_system:
+        do = "python3 -m venv ~/mvp && . ~/mvp/bin/activate"
+        yield Finding("environment", "note", "pip may not install into the system's Python", do)
+    if python.disk_free < ROOM:
+        text = f"{format_bytes(python.disk_free)} are free, {format_bytes(ROOM)} are needed"
+        yield Finding("disk", "note", text, "make room")
+
+
+def _packages(facts: Facts, table: Known) -> Iterator[Finding]:
+    """The packages beside the runtimes that not every processor runs."""
+    for row in table.trouble:
+        if row.package in table.runtimes or not row.hits(facts.machine):
+            continue
+        there = facts.python.installed.get(row.package)
+        wanted = f"pip install '{row.package}<{row.first}'"
+        if there is not None and row.covers(there):
+            text = f"{there} is installed: it {row.what}"
+            yield Finding(row.package, row.state, text, wanted, row.source)
+        elif there is None:
+            text = f"from {row.first} on it {row.what}"
+            yield Finding(row.package, "note", text, wanted, row.source)
+
+
+def _runtimes(facts: Facts, table: Known, profile: DeviceProfile | None) -> list[Finding]:
+    """Those that are installed must work; of the others one must be there to be installed."""
+    denied = profile.runtime.denylist if profile else ()
+    found: list[Finding] = []
+    missing: list[Finding] = []
+    for name in table.runtimes:
+        there = facts.python.installed.get(name)
+        if there is not None:
+            found.append(_installed(facts, table, name, there, denied))
+        else:
+            missing.append(_installable(facts, table, name))
+    if not found and all(one.state == "blocked" for one in missing):
+        return missing
+    return found + [
+        Finding(one.subject, "note", one.text, one.do, one.source)
+        if one.state == "blocked"
+        else one
+        for one in missing
+    ]
+
+
+def _installed(facts: Facts, table: Known, name: str, there: str, denied: Sequence[str]) -> Finding:
+    tried = facts.python.tried.get(name)
+    rows = [row for row in table.trouble_of(name, facts.machine) if row.covers(there)]
+    another = f"pip install --upgrade '{name}!={there}'"
+    for row in (row for row in rows if row.state == "blocked"):
+        return Finding(name, "blocked", f"{there} {row.what}", another, row.source)
+    if tried is not None and tried.code != 0:
+        return Finding(name, "blocked", f"{there} {_ending(tried)}", another)
+    if f"{name}=={there}" in denied:
+        text = f"{there} does not work on this device, says its profile"
+        return Finding(name, "blocked", text, another)
+    for row in rows:
+        return Finding(name, "note", f"{there} starts here, but {row.what}", source=row.source)
+    return Finding(name, "ok", f"{there} starts" if tried else f"{there} is installed")
+
+
+def _installable(facts: Facts, table: Known, name: str) -> Finding:
+    python, arch = facts.python, facts.machine.arch
+    rows = [row for row in table.wheels if row.package == name and arch in row.arch]
+    fitting = [row for row in rows if row.fits(python.minor, python.libc)]
+    if not fitting:
+        libcs = min((row.glibc for row in rows), key=release)
+        oldest, newest = rows[0].python[0], rows[-1].python[1]
+        text = f"no wheel for Python {python.version} and {python.libc}"
+        do = f"there are some for Python {oldest} to {newest} and glibc from {libcs} on"
+        return Finding(name, "blocked", text, do, rows[-1].source)
+    best = max(fitting, key=lambda row: release(row.first))
+    # pip takes the newest wheel for this Python and C library, and knows nothing of processors.
+    avoid = [
+        row.avoided
+        for row in table.trouble_of(name, facts.machine)
+        if row.state == "blocked" and (row.last is None or (best.last and row.covers(best.last)))
+    ]
+    asked = " ".join(f"'{one}'" for one in (f"mvp-edge[{name}]", *avoid))
+    last = f"; {best.last} is the last for {python.libc} and this Python" if best.last else ""
+    return Finding(name, "ok", f"not installed{last}", f"pip install {asked}", best.source)
+
+
+def _ending(tried: Tried) -> str:
+    if tried.code is None:
+        return f"does not start: {tried.said}"
+    if tried.code < 0:
+        return f"dies when it is imported: {Signals(-tried.code).name}"
+    return f"cannot be imported: {tried.said}"
+
+
+def _memory(facts: Facts, table: Known, profile: DeviceProfile | None) -> Iterator[Finding]:
+    names = [name for name in table.runtimes if name in facts.python.installed] or table.runtimes
+    needed = min(table.resident[name] for name in names)
+    if profile is not None and profile.budgets.memory is not None:
+        needed += profile.budgets.memory
+    free = facts.ram_free if facts.ram_limit is None else min(facts.ram_free, facts.ram_limit)
+    text = f"{format_bytes(free)} of {format_bytes(facts.machine.ram)} are free"
+    if facts.swap:
+        text += f", and {format_bytes(facts.swap)} of swap"
+    if needed <= free:
+        yield Finding("memory", "ok", text)
+    elif needed <= free + facts.swap:
+        text += f"; about {format_bytes(needed)} are needed, so it will swap, and be slow"
+        yield Finding("memory", "note", text, "end other programs")
+    else:
+        text += f"; about {format_bytes(needed)} are needed"
+        yield Finding("memory", "blocked", text, "end other programs, or add swap")
+
+
+def _processor(facts: Facts, table: Known) -> Iterator[Finding]:
+    machine = facts.machine
+    cores = f"{machine.physical_cores} core{'s' * (machine.physical_cores != 1)}"
+    yield Finding("processor", "ok", f"{machine.cpu}, {cores}")
+    slow = [name for name in machine.governors if name != "performance"]
+    if slow:
+        text = f"{', '.join(slow)}, not performance: times will vary"
+        do = "while measuring: echo performance | sudo tee"
+        do += " /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor"
+        yield Finding("governor", "note", text, do)
+    if machine.cpu_quota is not None and machine.cpu_quota < machine.physical_cores:
+        text = f"this control group may use {machine.cpu_quota:g} cores only"
+        yield Finding("processor", "note", text)
+    if facts.throttled:
+        now, since = facts.throttled & 0xF, facts.throttled >> 16 & 0xF
+        words = ("short of voltage", "its frequency capped", "throttled", "at its soft heat limit")
+        text = ", ".join(word for bit, word in enumerate(words) if (now or since) >> bit & 1)
+        text = f"the board {'is' if now else 'was, since it started,'} {text}"
+        yield Finding("throttling", "note", text, "a stronger power supply, and cooling")
+    if facts.celsius is not None and facts.celsius >= table.temperature.celsius:
+        text = (
+            f"{facts.celsius:.0f} °C; at {table.temperature.celsius:.0f} a Raspberry Pi slows down"
+        )
+        yield Finding("temperature", "note", text, "cool it", table.temperature.source)
+
+
+def _profile(facts: Facts, profile: DeviceProfile) -> Iterator[Finding]:
+    other = differences(facts.machine, profile)
+    if other:
+        text = f"this is not a {profile.name}: {'; '.join(other)}"
+        do = "its latency budgets cannot be judged here"
+        yield Finding("profile", "note", text, do)
+    else:
+        yield Finding("profile", "ok", f"this is a {profile.name}, as far as it can be seen")
+
+
+def _kilobytes(files: Mapping[str, str], key: str) -> int:
+    match = re.search(rf"^{key}:\s+(\d+) kB", files.get("proc/meminfo", ""), re.MULTILINE)
+    return int(match[1]) * 1024 if match else 0
