@@ -17,6 +17,7 @@ from mvp_edge.cli.device import device
 from mvp_edge.cli.options import (
     METHODS,
     PATH,
+    PICKS,
     POLICIES,
     Device,
     Group,
@@ -142,6 +143,16 @@ def _end(code: int, line: str) -> None:
 @click.option(
     "--reference", is_flag=True, help="Fine-tune the unpruned backbone too, for the accuracy drop."
 )
+@click.option(
+    "--front",
+    type=click.IntRange(2, 12),
+    metavar="N",
+    help="N networks from small to what the budgets allow; each is a run in RUN/front.",
+)
+@click.option(
+    "--pick", type=click.Choice(PICKS),
+    help="Which of them becomes the run's own, by validation images [smallest without much loss].",
+)  # fmt: skip
 @click.option("--out", type=PATH, metavar="RUN", help="Run directory [runs/001, runs/002, …].")
 @click.option("--force", is_flag=True, help="Replace another run at --out.")
 @common
@@ -169,7 +180,7 @@ def prune(
         console.say(f"no --task given: the demo's {task}, with the zoo {zoo or 'of none'}")
 
     console.say("loading …")
-    from mvp_edge.runs.run import prune_for
+    from mvp_edge.runs.prune import prune_for
     from mvp_edge.runs.settle import Request
 
     request = Request(
@@ -177,11 +188,20 @@ def prune(
         backbone=backbone, classes=words(classes), **options,
     )  # fmt: skip
     run = prune_for(request, out, force, console.progress, console.say)
-    following = f"\nnext: mvp-edge export {run.path} --baseline" if run.verified.passed else ""
-    console.result(
-        {"run": str(run.path), **run.verified.model_dump(mode="json", by_alias=True)},
-        f"{run!r}{following}",
-    )
+    facts = {"run": str(run.path), **run.verified.model_dump(mode="json", by_alias=True)}
+    text: Any = f"{run!r}"
+    if run.verified.passed:
+        text += f"\nnext: mvp-edge export {run.path} --baseline"
+    if request.front is not None:
+        from rich.console import Group as Lines
+        from rich.text import Text
+
+        from mvp_edge.runs.choice import Front
+
+        front = Front.load(run.path)
+        facts["front"] = front.model_dump(mode="json", by_alias=True)
+        text = Lines(front.table(), Text(f"picked {front.picked}: {front.why}\n{text}"))
+    console.result(facts, text)
     run.check()
 
 
