@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mvp_edge_export.profile import DeviceProfile
 from mvp_edge_export.quantities import format_bytes, format_count, format_duration
@@ -95,6 +95,12 @@ class Front(_Fact):
     timed: str
     """Where the times were measured, or why there are none."""
     members: tuple[Member, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _picked_is_a_member(self) -> Self:
+        if self.picked not in {member.number for member in self.members}:
+            raise ValueError(f"picked: there is no member {self.picked}")
+        return self
 
     @property
     def choice(self) -> Member:
