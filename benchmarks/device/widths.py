@@ -51,7 +51,7 @@ class Family:
 
 
 FAMILIES = {
-    "resnet18": Family("weights/resnet18_cifar100.json", "cifar100.zip", None, 24, (0.1, 0.2)),
+    "resnet18": Family("weights/resnet18_cifar100.json", "cifar100.zip", None, 24, (0.1,)),
     "deit-tiny": Family(
         "deit_tiny_patch16_224@weights/deit_tiny_patch16_224.safetensors",
         "tiny_imagenet_100.zip",

@@ -114,7 +114,8 @@ def _end(code: int, line: str) -> None:
 @click.option("--disjoint", is_flag=True, help="Only neighbours that share no class with the task.")
 @click.option(
     "--keep", type=Keep(), default="auto", show_default=True, metavar="auto|R",
-    help="The most that is kept; auto: the zoo's ratio. Budgets may ask for less.",
+    help="The most that is kept; auto: the zoo's ratio, or the smallest within the profile's max_drop"
+    " (with --reference). Budgets may ask for less.",
 )  # fmt: skip
 @click.option(
     "--steps", type=click.IntRange(0), help="Fine-tuning steps [MVP 100; IFP, AHNP 1000]."
@@ -180,6 +181,7 @@ def prune(
         console.say(f"no --task given: the demo's {task}, with the zoo {zoo or 'of none'}")
 
     console.say("loading …")
+    from mvp_edge.runs.choice import FILE, Front
     from mvp_edge.runs.prune import prune_for
     from mvp_edge.runs.settle import Request
 
@@ -192,11 +194,9 @@ def prune(
     text: Any = f"{run!r}"
     if run.verified.passed:
         text += f"\nnext: mvp-edge export {run.path} --baseline"
-    if request.front is not None:
+    if (run.path / FILE).exists():
         from rich.console import Group as Lines
         from rich.text import Text
-
-        from mvp_edge.runs.choice import Front
 
         front = Front.load(run.path)
         facts["front"] = front.model_dump(mode="json", by_alias=True)

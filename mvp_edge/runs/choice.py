@@ -25,6 +25,10 @@ NEAR_BEST = 1.0
 """Points of validation accuracy under the best member that count as no loss, where a profile says nothing."""
 
 
+SLACK = 1e-9
+"""For the last bit of a difference of two accuracies."""
+
+
 class _Fact(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -81,8 +85,9 @@ class Front(_Fact):
     """front.json: the members from small to large, and the picked one."""
 
     schema_: Literal[1] = Field(default=1, alias="schema")
-    asked: int
-    """Members that were asked for; rounding leaves fewer where two would have the same widths."""
+    asked: int | None
+    """Members that were asked for; rounding leaves fewer where two would have the same widths. None: sizes
+    were tried from small to large, up to the first that is accurate enough."""
     pick: Pick
     picked: int
     """Its number."""
@@ -171,7 +176,7 @@ def choose(members: Sequence[Member], pick: Pick, limit: Limit) -> tuple[Member,
     Members that miss a budget are passed over, unless all do.
     """
     fitting = [member for member in members if not member.missed] or list(members)
-    enough = [member for member in fitting if member.validation >= limit.least - 1e-9]
+    enough = [member for member in fitting if member.validation >= limit.least - SLACK]
     best = max(fitting, key=lambda member: (member.validation, -member.flops))
     if pick == "best":
         return best, "the highest validation accuracy"

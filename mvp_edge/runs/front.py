@@ -19,7 +19,7 @@ from typing import Self
 
 from mvp_edge.pruning.methods import FROM_SCRATCH
 from mvp_edge.pruning.problem import Progress
-from mvp_edge.runs.choice import FILE, Front, Member, Timing, choose, limit_for
+from mvp_edge.runs.choice import FILE, SLACK, Front, Member, Timing, choose, limit_for
 from mvp_edge.runs.run import (
     Run,
     ask_neighbours,
@@ -41,6 +41,8 @@ from mvp_edge_export.storage import atomic_file, sha256_json
 from mvp_edge_export.writing.convert import frozen, write_network
 
 FOLDER = "front"
+RUNGS = 5
+"""Sizes that are tried where the profile's max_drop decides."""
 SECONDS = 2.0
 """Timed seconds for each member in each runtime."""
 _SHARED = ("neighbours.json", "reference.json")
@@ -91,6 +93,9 @@ class Plan:
     def describe(self) -> str:
         """One line for the user, which follows `settle.describe`."""
         keeps = ", ".join(f"{member.plan.keep:.3g}" for member in self.members)
+        if self.settled.climbs:
+            drop = self.settled.profile.accuracy.max_drop
+            return f"keep {keeps}, up to the first that loses at most {drop:g} points; {self.bench.told}"
         asked = self.settled.request.front
         fewer = f" (of {asked}: no more differ)" if asked != len(self.members) else ""
         return f"a front of {len(self.members)}{fewer}, keep {keeps}; {self.bench.told}"
@@ -99,10 +104,10 @@ class Plan:
 def plan_front(settled: Settled) -> Plan:
     """The members of a settled request; BadInput for what no front can be made of."""
     request, profile, backbone = settled.request, settled.profile, settled.backbone
-    assert request.front is not None
+    count = request.front or RUNGS
     if settled.method in {*FROM_SCRATCH.values(), "ifp-taylor"}:
         raise BadInput(
-            f"--front {request.front} with {settled.method} ({settled.reason}): a network from scratch "
+            f"--front {count} with {settled.method} ({settled.reason}): a network from scratch "
             "takes a training of its own at each size; give a --zoo that can vote, or run --keep R for each"
         )
     bounded = request.pick != "best" and profile.accuracy.max_drop is not None
@@ -118,10 +123,10 @@ def plan_front(settled: Settled) -> Plan:
     outline = (backbone.model, settled.policy, backbone.shape, profile)
     ceiling = float(request.keep) if request.keep != "auto" else 1.0
     small = settled.zoo.keep if settled.zoo else DEFAULT_KEEP
-    keeps = ladder(*outline, ceiling, request.front, small=small, num_classes=classes)
-    if len(keeps) == 1:
+    keeps = ladder(*outline, ceiling, count, small=small, num_classes=classes)
+    if len(keeps) == 1 and not settled.climbs:
         raise BadInput(
-            f"--front {request.front}: the budgets of {profile.id} and --keep leave room for one network "
+            f"--front {count}: the budgets of {profile.id} and --keep leave room for one network "
             "only: leave --front out"
         )
     alone = replace(request, front=None, pick=None, add_to_zoo=False)
@@ -139,11 +144,12 @@ def execute_front(plan: Plan, run: RunDirectory, progress: Progress) -> Run:
     problem = begin(settled, run, progress)
     ask_neighbours(settled, problem, run)
     tune_reference(settled, problem, run)
+    runs = []
     with run.phase("front"):
-        runs = [
-            _member(member, run, number, len(plan.members), progress)
-            for number, member in enumerate(plan.members, 1)
-        ]
+        for number, member in enumerate(plan.members, 1):
+            runs.append(_member(member, run, number, len(plan.members), progress))
+            if settled.climbs and _enough(settled, runs[-1], run):
+                break
     if not run.has(FILE):
         with run.phase("latency"):
             timings = _timed(runs, plan.bench, progress)
@@ -171,6 +177,17 @@ def _member(
             if run.has(name) and not member.has(name):
                 member.write(name, run.read(name))
         return execute(settled, member, named)
+
+
+def _enough(settled: Settled, member: Run, run: RunDirectory) -> bool:
+    """Whether it loses no more than accuracy.max_drop, on validation images."""
+    reference = run.read("reference.json")["validation"]
+    limit = limit_for(settled.profile, (), reference)
+    return _validation(member) >= limit.least - SLACK
+
+
+def _validation(run: Run) -> float:
+    return float(RunDirectory(run.path).read("pruned.json")["scores"]["val"])
 
 
 def _timed(runs: Sequence[Run], bench: Bench, progress: Progress) -> list[tuple[Timing, ...]]:
@@ -226,7 +243,7 @@ def _chosen(
     members = [
         _figures(number, member.plan.keep, made, times)
         for number, (member, made, times) in enumerate(
-            zip(plan.members, runs, timings, strict=True), 1
+            zip(plan.members, runs, timings, strict=False), 1
         )
     ]
     reference = run.read("reference.json")["validation"] if request.reference else None
@@ -234,7 +251,7 @@ def _chosen(
     pick = request.pick or "smallest"
     picked, why = choose(members, pick, limit)
     return Front(
-        asked=request.front or len(members),
+        asked=request.front,
         pick=pick,
         picked=picked.number,
         why=why,
@@ -256,7 +273,7 @@ def _figures(number: int, keep: float, run: Run, timings: tuple[Timing, ...]) ->
         flops=verified.cost.flops,
         params=verified.cost.params,
         file=int(file or 0),
-        validation=RunDirectory(run.path).read("pruned.json")["scores"]["val"],
+        validation=_validation(run),
         test=verified.accuracy,
         timings=timings,
         missed=tuple(budget for budget in missed if budget != "accuracy.max_drop"),

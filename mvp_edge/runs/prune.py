@@ -92,7 +92,7 @@ def prune_for(
     """The run of a request, whether its budgets were met or not."""
     began = time.perf_counter()
     settled = settle(request, progress, say)
-    front = plan_front(settled) if request.front else None
+    front = plan_front(settled) if request.front or settled.climbs else None
     settling = time.perf_counter() - began
     say(describe(settled))
     if front is not None:

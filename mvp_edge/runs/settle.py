@@ -82,7 +82,8 @@ class Request:
     disjoint: bool = False
     """Only neighbours that share no class with the task."""
     keep: float | Literal["auto"] = "auto"
-    """The most that is kept; auto: the zoo's ratio, and all with a front. Budgets may ask for less."""
+    """The most that is kept; auto: the zoo's ratio, or, with a reference and a profile's max_drop, the
+    smallest that loses no more; with a front all. Budgets may ask for less."""
     steps: int | None = None
     lr: float | None = None
     tau: float | None = None
@@ -199,6 +200,11 @@ class Settled:
         return self.method == "mvp"
 
     @property
+    def climbs(self) -> bool:
+        """Whether sizes are tried from small to large, up to the first that loses little enough."""
+        return _climbs(self.request, self.method, self.profile)
+
+    @property
     def identity(self) -> dict[str, str]:
         """What an unfinished run must agree in to be gone on with, beside its arguments."""
         training = [asdict(self.recipe), self.request.seed]
@@ -245,7 +251,8 @@ def settle(
         others = f" and {more} more (run.json lists them)" if more else ""
         say(f"skipped {first.file}: {first.why}{others}")
     method, entries, neighbours, reason = _voters(request, backbone, zoo, task)
-    usual = 1.0 if request.front else zoo.keep if zoo else DEFAULT_KEEP
+    several = request.front is not None or _climbs(request, method, profile)
+    usual = 1.0 if several else zoo.keep if zoo else DEFAULT_KEEP
     plan = solve(
         backbone.model,
         policy,
@@ -277,6 +284,12 @@ def settle(
         replace(recipe, head=request.head, statistics=request.statistics),
         overrides,
     )
+
+
+def _climbs(request: Request, method: str, profile: DeviceProfile) -> bool:
+    """What can be held to accuracy.max_drop is: a vote at each size is cheap, and the loss is known."""
+    bounded = profile.accuracy.max_drop is not None and request.reference
+    return bounded and request.keep == "auto" and request.front is None and method == "mvp"
 
 
 def describe(settled: Settled) -> str:

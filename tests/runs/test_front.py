@@ -21,6 +21,8 @@ BITS = (
     *("network.safetensors", "network.json", "neighbours.json", "votes.json", "history.json"),
     *("test.json", "layers.json", "verified.json", "task.json", "profile.json"),
 )
+ONE_RUNTIME = "runtime: {backends: [onnxruntime], threads: 1}\n"
+"""To be timed in, for speed."""
 QUICK = {"mvp_edge.runs.front": {"SECONDS": 0.05}, "mvp_edge_export.measuring.bench": {
     "_WARM_SECONDS": 0.05, "_WARM_CAP": 0.2, "MAX_ATTEMPTS": 1}}  # fmt: skip
 
@@ -72,6 +74,7 @@ def test_members_are_nested_in_size_and_each_is_what_a_single_run_makes(place: P
 
 
 def test_killed_at_any_moment_it_goes_on_to_the_same_bits(place: Path) -> None:
+    (place / "board.yaml").write_text(board() + ONE_RUNTIME)
     words = (*FRONT, "--reference", "--add-to-zoo", "--pick", "best")
     untouched = shutil.copytree(place / "zoo", place / "zoo-as-it-was")
     clean = command(*words, "--out", "clean", cwd=place, patch=QUICK)
@@ -117,7 +120,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bits(place: Path) -> None:
 
 
 def test_the_largest_is_what_the_budget_allows_and_none_exceeds_it(place: Path) -> None:
-    (place / "board.yaml").write_text(board(flops="200k"))
+    (place / "board.yaml").write_text(board(flops="200k") + ONE_RUNTIME)
     words = (*PRUNE, "--steps", "0", "--front", "4", "--out")
     done = command(*words, "run", cwd=place, patch=QUICK)
     assert done.code == 0, done.err
@@ -155,6 +158,32 @@ def test_a_drop_is_only_judged_against_a_reference(place: Path) -> None:
     refused(alone, place, "--pick smallest", "add --reference, or --pick best", before=before)
     best = command(*PRUNE, "--steps", "0", "--front", "2", "--pick", "best", cwd=place, patch=QUICK)
     assert best.code == 0, best.err
+
+
+@pytest.mark.parametrize(
+    ("drop", "how", "tried"), [(90, ["20"], 1), (0, ["0", "--head", "zero"], 4)]
+)
+def test_with_a_drop_and_a_reference_sizes_are_tried_up_to_the_first_that_is_enough(
+    drop: int, how: list[str], tried: int, place: Path
+) -> None:
+    limited = f"accuracy: {{max_drop: {drop}}}\n{ONE_RUNTIME}"
+    (place / "board.yaml").write_text(board(flops="400k") + limited)
+    words = (*PRUNE, "--reference", "--out", "run", "--steps", *how)
+    done = command(*words, cwd=place, patch=QUICK)
+    assert done.code == (0 if tried == 1 else 3), done.err
+    front = Front.load(place / "run")
+    limit = read(place / "run/reference.json")["validation"] - drop / 100
+    assert front.limit.least == pytest.approx(limit)
+    assert len(front.members) >= tried
+    enough = [one.validation >= limit - 1e-9 for one in front.members]
+    assert enough == [tried == 1] * len(enough)
+    assert ("since none is" in front.why) == (tried > 1)
+    assert front.members[-1].flops <= 400_000
+    assert bits(place / "run") == bits(place / f"run/front/{front.picked}")
+    # Without a reference nothing can be held to it: the zoo's ratio, as ever.
+    plain = command(*PRUNE, "--steps", "0", "--out", "plain", cwd=place)
+    assert plain.code == 0, plain.err
+    assert not (place / "plain/front.json").exists()
 
 
 def member(number: int, validation: float, p50: float | None = None, *missed: str) -> Member:
