@@ -63,13 +63,13 @@ FAMILIES = {
 TRIED: Mapping[str, tuple[float, float]] = {
     "uniform": (0, 0),
     "agreed-narrow-0.5": (0.5, 0),
-    "agreed-narrow-1": (1, 0),
+    "agreed-narrow-0.25": (0.25, 0),
+    "agreed-wide-0.25": (-0.25, 0),
     "agreed-wide-0.5": (-0.5, 0),
-    "agreed-wide-1": (-1, 0),
     "cheap-wide-0.25": (0, 0.25),
-    "cheap-wide-0.5": (0, 0.5),
+    "dear-wide-0.125": (0, -0.125),
     "dear-wide-0.25": (0, -0.25),
-    "agreed-narrow-0.5-cheap-wide-0.25": (0.5, 0.25),
+    "agreed-wide-0.25-dear-wide-0.125": (-0.25, -0.125),
 }
 """Name → (β, γ)."""
 
@@ -111,7 +111,16 @@ def solved(
         return {**uniform, **own}
 
     most = int(GRID / min(tilt.values()))
-    return widths(_largest(most, lambda n: search.bill(widths(n))[0].flops <= budget))
+    found = widths(_largest(most, lambda n: search.bill(widths(n))[0].flops <= budget))
+    unfilled = [g for g in groups if found[g.name] < g.size]
+    while unfilled:  # what rounding left of the budget
+        group = min(unfilled, key=lambda g: found[g.name] / g.size / tilt[g.name])
+        wider = {**found, group.name: found[group.name] + 1}
+        if search.bill(wider)[0].flops <= budget:
+            found = wider
+        else:
+            unfilled.remove(group)
+    return found
 
 
 def _share_of_price(search: _Search, widths: Mapping[str, int], group: UnitGroup) -> float:
