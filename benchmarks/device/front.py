@@ -27,9 +27,10 @@ from mvp_edge.runs.prune import prune_for
 from mvp_edge.runs.run import Run
 from mvp_edge.runs.rundir import RunDirectory, machine, versions
 from mvp_edge.runs.settle import Request
+from mvp_edge.subnetwork.network import TENSORS
 from mvp_edge.tasks.task import Task, sample_tasks
 from mvp_edge_export.profile import DeviceProfile, load_profile
-from mvp_edge_export.storage import read_json, write_json
+from mvp_edge_export.storage import read_json, sha256_file, write_json
 
 HERE = Path(__file__).parent
 ROWS = HERE / "front.json"
@@ -155,14 +156,20 @@ def _cost(name: str, zoo: Path, task: Task, data: Path) -> dict[str, Any]:
         keeps = [member.keep for member in Front.load(Path(front)).members]
         singles = [
             _timed([*command, "--keep", f"{keep}", "--out", f"{folder}/{number}"])
-            for number, keep in enumerate(keeps)
+            for number, keep in enumerate(keeps, 1)
         ]
+        equal = all(
+            sha256_file(Path(front, "front", str(number), TENSORS))
+            == sha256_file(Path(folder, str(number), TENSORS))
+            for number in range(1, len(keeps) + 1)
+        )
     return {
         "target": task.name,
         "keeps": keeps,
         "front_seconds": whole,
         "phases": phases,
         "single_seconds": singles,
+        "equal": equal,
     }
 
 

@@ -95,7 +95,7 @@ def _drawn(
     low = min([front.limit.least, *(low for low, _ in spans.values())])
     y = Axis(
         "accuracy on validation images, %",
-        max(0.0, math.floor(10 * low - 0.2) / 10),
+        max(0.0, math.floor(20 * low - 0.2) / 20),
         1,
         show=lambda share: f"{100 * share:.0f}",
     )

@@ -77,7 +77,7 @@ class Bench:
 
 
 @dataclass(frozen=True)
-class Plan:
+class FrontPlan:
     """A front before anything is written: its members, each a settled request of its own."""
 
     settled: Settled
@@ -101,7 +101,7 @@ class Plan:
         return f"a front of {len(self.members)}{fewer}, keep {keeps}; {self.bench.told}"
 
 
-def plan_front(settled: Settled) -> Plan:
+def plan_front(settled: Settled) -> FrontPlan:
     """The members of a settled request; BadInput for what no front can be made of."""
     request, profile, backbone = settled.request, settled.profile, settled.backbone
     count = request.front or RUNGS
@@ -109,6 +109,11 @@ def plan_front(settled: Settled) -> Plan:
         raise BadInput(
             f"--front {count} with {settled.method} ({settled.reason}): a network from scratch "
             "takes a training of its own at each size; give a --zoo that can vote, or run --keep R for each"
+        )
+    if not settled.task.splits["val"]:
+        raise BadInput(
+            f"--front {count}: {settled.task.source} leaves no image to choose by: give more images a class, "
+            "or a val split"
         )
     bounded = request.pick != "best" and profile.accuracy.max_drop is not None
     if bounded and not request.reference:
@@ -134,10 +139,10 @@ def plan_front(settled: Settled) -> Plan:
         replace(settled, request=replace(alone, keep=keep), plan=solve(*outline, keep, classes))
         for keep in keeps
     )
-    return Plan(settled, members, bench)
+    return FrontPlan(settled, members, bench)
 
 
-def execute_front(plan: Plan, run: RunDirectory, progress: Progress) -> Run:
+def execute_front(plan: FrontPlan, run: RunDirectory, progress: Progress) -> Run:
     """Make every member that is not there yet, time them, and make the picked one the run's own."""
     settled = plan.settled
     check_addable(settled, run)
@@ -235,7 +240,7 @@ def _times(run: Run, bench: Bench) -> tuple[Timing, ...]:
 
 
 def _chosen(
-    plan: Plan, runs: Sequence[Run], timings: Sequence[tuple[Timing, ...]], run: RunDirectory
+    plan: FrontPlan, runs: Sequence[Run], timings: Sequence[tuple[Timing, ...]], run: RunDirectory
 ) -> Front:
     """The table, and the choice that follows from it."""
     settled = plan.settled

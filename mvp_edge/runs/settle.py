@@ -202,7 +202,7 @@ class Settled:
     @property
     def climbs(self) -> bool:
         """Whether sizes are tried from small to large, up to the first that loses little enough."""
-        return _climbs(self.request, self.method, self.profile)
+        return _climbs(self.request, self.method, self.profile, self.task)
 
     @property
     def identity(self) -> dict[str, str]:
@@ -251,7 +251,7 @@ def settle(
         others = f" and {more} more (run.json lists them)" if more else ""
         say(f"skipped {first.file}: {first.why}{others}")
     method, entries, neighbours, reason = _voters(request, backbone, zoo, task)
-    several = request.front is not None or _climbs(request, method, profile)
+    several = request.front is not None or _climbs(request, method, profile, task)
     usual = 1.0 if several else zoo.keep if zoo else DEFAULT_KEEP
     plan = solve(
         backbone.model,
@@ -286,10 +286,11 @@ def settle(
     )
 
 
-def _climbs(request: Request, method: str, profile: DeviceProfile) -> bool:
+def _climbs(request: Request, method: str, profile: DeviceProfile, task: Task) -> bool:
     """What can be held to accuracy.max_drop is: a vote at each size is cheap, and the loss is known."""
     bounded = profile.accuracy.max_drop is not None and request.reference
-    return bounded and request.keep == "auto" and request.front is None and method == "mvp"
+    free = request.keep == "auto" and request.front is None
+    return bounded and free and method == "mvp" and bool(task.splits["val"])
 
 
 def describe(settled: Settled) -> str:

@@ -64,6 +64,7 @@ def test_a_front_is_a_table_and_two_drawings_with_the_picked_one_marked(tmp_path
     assert found.text.count("3, picked") == 2
     assert found.source.count('class="line floor"') == 2
     assert "Timed here." in found.text
+    assert "picked from a front of 4." in found.text
     assert "/front/1" in found.text
 
 
