@@ -33,6 +33,7 @@ STUDIES = {
     "deit-tiny-imagenet": "ahnp@500",
     "tuning": "base",
     "tuning-deit": "base",
+    "wider": "keep0.18",
 }
 """Study → the variant that its table compares with."""
 

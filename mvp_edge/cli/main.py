@@ -89,7 +89,12 @@ def _end(code: int, line: str) -> None:
     sys.exit(code)
 
 
-@cli.command(epilog=example("mvp-edge prune --device rpi4.yaml --task my_images/ --zoo zoo/"))
+@cli.command(
+    epilog=example(
+        "mvp-edge prune --device rpi4.yaml --task my_images/ --zoo zoo/",
+        "mvp-edge prune --device rpi4.yaml --task my_images/ --zoo zoo/ --front 5 --pick fastest",
+    )
+)
 @click.option(
     "--device", type=Device(), required=True, metavar="D", help="A shipped profile or a YAML file."
 )
