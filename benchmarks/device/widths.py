@@ -138,6 +138,7 @@ def main() -> None:
     arguments.add_argument("--zoo", type=Path, default=HERE.parent / "zoos" / "resnet18-cifar100")
     arguments.add_argument("--variants", default=",".join(TRIED))
     arguments.add_argument("--tasks", type=int, default=8)
+    arguments.add_argument("--first", type=int, default=0)
     arguments.add_argument("--seeds", type=int, default=1)
     options = arguments.parse_args()
     torch.set_num_threads(1)
@@ -146,7 +147,7 @@ def main() -> None:
     backbone = load_backbone(f"{architecture}{at}{data / file}", family.input_size)
     zoo = Zoo.open(options.zoo)
     count, seed = (4, 100) if options.which == "tuning" else (family.count, 0)
-    tasks = sample_tasks(data / family.images, count, 5, seed)[: options.tasks]
+    tasks = sample_tasks(data / family.images, count, 5, seed)[options.first : options.tasks]
     done = read_json(options.out, "rows")["rows"] if options.out.exists() else []
     known = {(r["family"], r["task"], r["keep"], r["variant"], r["seed"]) for r in done}
     for task in tasks:
