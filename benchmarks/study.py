@@ -134,13 +134,14 @@ def run_variant(
     recipe = replace(recipe, **own)
     preprocess = backbone.preprocess
     images = task.images("train", preprocess)
+    keep = variant.get("keep", study.zoo.keep)
     problem = Problem(
         backbone=backbone,
         policy=study.zoo.policy,
         classes=len(task.classes),
         train=images,
         validation=None,
-        widths=exact_widths(unit_groups(backbone.model, study.zoo.policy), study.zoo.keep),
+        widths=exact_widths(unit_groups(backbone.model, study.zoo.policy), keep),
         recipe=recipe,
         seed=variant.get("seed", 0),
     )
@@ -163,7 +164,7 @@ def run_variant(
         row["neighbours"] = [{"task": c.task, "score": c.score} for c in chosen]
         row["similarity_seconds"] = time.perf_counter() - clock
         by_name = {entry.name: entry for entry in entries}
-        voters = [by_name[c.task].voter(study.zoo.keep) for c in chosen]
+        voters = [by_name[c.task].voter(keep) for c in chosen]
         voting = Voting(
             tau=variant.get("tau", Voting.tau),
             weights=variant.get("weights", "average"),

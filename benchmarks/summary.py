@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.device.tables import front_table, widths_table
 from benchmarks.figures import (
     RESULTS,
     Figure,
@@ -32,6 +33,7 @@ STUDIES = {
     "deit-tiny-imagenet": "ahnp@500",
     "tuning": "base",
     "tuning-deit": "base",
+    "wider": "keep0.18",
 }
 """Study → the variant that its table compares with."""
 
@@ -148,6 +150,12 @@ def main() -> None:
         tables["leep"] = leep_table(json.loads((RESULTS / "leep.json").read_text()))
     if (RESULTS / "photos.json").exists():
         tables["photos"] = photos_table(json.loads((RESULTS / "photos.json").read_text()))
+    for name, table in (("front", front_table), ("widths", widths_table)):
+        path = HERE / "device" / f"{name}.json"
+        if path.exists():
+            facts = json.loads(path.read_text())
+            families = {row["family"] for row in facts["fronts" if name == "front" else "rows"]}
+            tables |= {f"{name}-{family}": table(facts, family) for family in families}
     for study, base in STUDIES.items():
         if study_rows(study):
             tables[study] = study_table(study, base)

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mvp_edge.reporting import report
     from mvp_edge.runs.deliver import export
-    from mvp_edge.runs.run import Run, prune
+    from mvp_edge.runs.prune import prune
+    from mvp_edge.runs.run import Run
     from mvp_edge.subnetwork.backbone import load_backbone
     from mvp_edge.subnetwork.network import load_network
     from mvp_edge.subnetwork.subnet import SubNetwork
@@ -40,7 +41,7 @@ _HOMES = {
     "load_backbone": "mvp_edge.subnetwork.backbone",
     "load_network": "mvp_edge.subnetwork.network",
     "load_profile": "mvp_edge_export.profile",
-    "prune": "mvp_edge.runs.run",
+    "prune": "mvp_edge.runs.prune",
     "report": "mvp_edge.reporting",
 }
 """Public name → the module that defines it."""

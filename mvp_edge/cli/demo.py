@@ -43,7 +43,7 @@ def run_demo(folder: Path, console: Console, seed: int = 0) -> Path:
     """Run it, going on where an earlier one stopped; returns the report's path."""
     from mvp_edge.reporting import report
     from mvp_edge.runs.deliver import export
-    from mvp_edge.runs.run import prune_for
+    from mvp_edge.runs.prune import prune_for
     from mvp_edge.runs.settle import Request
     from mvp_edge.zoo.build import build_from
     from mvp_edge_export.bundle import load_bundle

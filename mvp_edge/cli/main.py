@@ -20,6 +20,7 @@ from mvp_edge.cli.doctor import doctor
 from mvp_edge.cli.options import (
     METHODS,
     PATH,
+    PICKS,
     POLICIES,
     Device,
     Group,
@@ -92,7 +93,12 @@ def _end(code: int, line: str) -> None:
     sys.exit(code)
 
 
-@cli.command(epilog=example("mvp-edge prune --device rpi4.yaml --task my_images/ --zoo zoo/"))
+@cli.command(
+    epilog=example(
+        "mvp-edge prune --device rpi4.yaml --task my_images/ --zoo zoo/",
+        "mvp-edge prune --device rpi4.yaml --task my_images/ --zoo zoo/ --front 5 --pick fastest",
+    )
+)
 @click.option(
     "--device", type=Device(), required=True, metavar="D", help="A shipped profile or a YAML file."
 )
@@ -117,7 +123,8 @@ def _end(code: int, line: str) -> None:
 @click.option("--disjoint", is_flag=True, help="Only neighbours that share no class with the task.")
 @click.option(
     "--keep", type=Keep(), default="auto", show_default=True, metavar="auto|R",
-    help="The most that is kept; auto: the zoo's ratio. Budgets may ask for less.",
+    help="The most that is kept; auto: the zoo's ratio, or the smallest within the profile's max_drop"
+    " (with --reference). Budgets may ask for less.",
 )  # fmt: skip
 @click.option(
     "--steps", type=click.IntRange(0), help="Fine-tuning steps [MVP 100; IFP, AHNP 1000]."
@@ -146,6 +153,16 @@ def _end(code: int, line: str) -> None:
 @click.option(
     "--reference", is_flag=True, help="Fine-tune the unpruned backbone too, for the accuracy drop."
 )
+@click.option(
+    "--front",
+    type=click.IntRange(2, 12),
+    metavar="N",
+    help="N networks from small to what the budgets allow; each is a run in RUN/front.",
+)
+@click.option(
+    "--pick", type=click.Choice(PICKS),
+    help="Which of them becomes the run's own, by validation images [smallest without much loss].",
+)  # fmt: skip
 @click.option("--out", type=PATH, metavar="RUN", help="Run directory [runs/001, runs/002, …].")
 @click.option("--force", is_flag=True, help="Replace another run at --out.")
 @common
@@ -173,7 +190,8 @@ def prune(
         console.say(f"no --task given: the demo's {task}, with the zoo {zoo or 'of none'}")
 
     console.say("loading …")
-    from mvp_edge.runs.run import prune_for
+    from mvp_edge.runs.choice import FILE, Front
+    from mvp_edge.runs.prune import prune_for
     from mvp_edge.runs.settle import Request
 
     request = Request(
@@ -181,11 +199,18 @@ def prune(
         backbone=backbone, classes=words(classes), **options,
     )  # fmt: skip
     run = prune_for(request, out, force, console.progress, console.say)
-    following = f"\nnext: mvp-edge export {run.path} --baseline" if run.verified.passed else ""
-    console.result(
-        {"run": str(run.path), **run.verified.model_dump(mode="json", by_alias=True)},
-        f"{run!r}{following}",
-    )
+    facts = {"run": str(run.path), **run.verified.model_dump(mode="json", by_alias=True)}
+    text: Any = f"{run!r}"
+    if run.verified.passed:
+        text += f"\nnext: mvp-edge export {run.path} --baseline"
+    if (run.path / FILE).exists():
+        from rich.console import Group as Lines
+        from rich.text import Text
+
+        front = Front.load(run.path)
+        facts["front"] = front.model_dump(mode="json", by_alias=True)
+        text = Lines(front.table(), Text(f"picked {front.picked}: {front.why}\n{text}"))
+    console.result(facts, text)
     run.check()
 
 

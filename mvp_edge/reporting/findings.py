@@ -233,6 +233,8 @@ class Findings:
         keep = self.result.run.keep
         asked = keep.asked if isinstance(keep.asked, str) else f"{keep.asked:g}"
         text = f"Keep ratio {keep.chosen:.3g}"
+        if self.result.front is not None:
+            return f"{text}, picked from a front of {len(self.result.front.members)}."
         if asked != "auto":
             text += f", asked for {asked}"
         elif keep.zoo is not None:

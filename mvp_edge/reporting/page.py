@@ -24,6 +24,7 @@ from mvp_edge.reporting.candidates import candidate_rows, trial_rows
 from mvp_edge.reporting.charts import Axis, Cells, Mark, Range, Series
 from mvp_edge.reporting.comparison import Comparison
 from mvp_edge.reporting.findings import Findings, VotedGroup
+from mvp_edge.reporting.front import front_part
 from mvp_edge.reporting.measures import (
     RUNTIMES,
     counterpart,
@@ -262,6 +263,7 @@ def _run_facts(found: Findings) -> dict[str, object]:
     examples, layers = _examples(result), layer_shares(result)
     return {
         "figures": headline_figures(result),
+        "front": front_part(result.front) if result.front else None,
         "measures": tuple(measures(result)),
         "candidates": tuple(candidate_rows(result)),
         "trials": tuple(trial_rows(result)),

@@ -20,6 +20,7 @@ from mvp_edge.reporting.run_files import (
     TestFile,
     VotesFile,
 )
+from mvp_edge.runs.choice import FILE, Front
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.manifest import MANIFEST, Manifest, read_manifest
 from mvp_edge_export.measuring.result import BenchResult
@@ -42,6 +43,7 @@ class RunResult:
     history: HistoryFile | None
     reference: ReferenceFile | None
     layers: LayersFile | None
+    front: Front | None
     manifest: Manifest | None
     bench: BenchResult | None
 
@@ -79,6 +81,7 @@ def read_run(path: Path) -> RunResult:
         reference=_optional(path, "reference.json", ReferenceFile),
         layers=_optional(path, "layers.json", LayersFile),
         manifest=read_manifest(path / "bundle") if (path / "bundle" / MANIFEST).exists() else None,
+        front=_optional(path, FILE, Front),
         bench=_optional(path, "bench.json", BenchResult),
     )
     for name, mistake in _contradictions(result):

@@ -4,20 +4,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from mvp_edge.pruning.finetune import accuracy, predict_logits
 from mvp_edge.pruning.methods import recipe_for
-from mvp_edge.pruning.problem import Problem, Progress
+from mvp_edge.pruning.problem import Problem
 from mvp_edge.pruning.scratch import fine_tune
 from mvp_edge.runs.settle import Settled
+from mvp_edge.zoo.build import scores
 from mvp_edge_export.storage import read_json, sha256_json, write_json
 
 FOLDER, CHECKPOINT = ".references", ".reference.safetensors"
 
 
-def tuned_reference(
-    settled: Settled, problem: Problem, run: Path, progress: Progress
-) -> dict[str, Any]:
-    """Its accuracy on the test images, and what it cost.
+def tuned_reference(settled: Settled, problem: Problem, run: Path) -> dict[str, Any]:
+    """Its accuracy on the test and on the validation images, and what it cost.
 
     Kept per task beside the runs, so that the second run of a task has it at once. ``run`` is the run
     directory, where a killed one finds its checkpoint.
@@ -38,15 +36,17 @@ def tuned_reference(
             widths={},
             recipe=recipe,
             checkpoint=checkpoint,
-            progress=lambda phase, done, total: progress(f"reference: {phase}", done, total),
+            progress=lambda phase, done, total: problem.progress(
+                f"reference: {phase}", done, total
+            ),
         )
         tuned = fine_tune(whole, backbone.with_head(len(task.classes)), {})
-        images = task.images("test", backbone.preprocess)
-        logits = predict_logits(tuned.model, images.pixels, backbone.preprocess)
+        scored = scores(tuned, task, backbone)
         facts = {
             "schema": 1,
-            "top1": accuracy(logits, images.labels),
-            "n": len(images.labels),
+            "top1": scored["test"],
+            "n": len(task.splits["test"]),
+            "validation": scored.get("val"),
             "steps": recipe.steps,
             "training_flops": tuned.ledger.total_flops,
             "seconds": round(tuned.seconds, 1),

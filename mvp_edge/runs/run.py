@@ -1,4 +1,4 @@
-"""One run: from a device, a task and a zoo to a verified network in a run directory.
+"""One network's run: from a device, a task and a zoo to a verified network in a run directory.
 
     settle     everything that can be refused is refused here; nothing is written
     sizing     sizing.json                        where a latency budget can be measured here
@@ -14,11 +14,10 @@ same command goes on where a killed one stopped.
 """
 
 import os
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any
 
 from torch import nn
 
@@ -27,48 +26,22 @@ from mvp_edge.pruning.methods import method_for
 from mvp_edge.pruning.problem import Problem, Progress, Pruned
 from mvp_edge.pruning.votes import Ballot, Voter, Voting, mvp
 from mvp_edge.runs.reference import tuned_reference
-from mvp_edge.runs.rundir import Claim, RunDirectory
-from mvp_edge.runs.settle import Request, Settled, describe, settle
+from mvp_edge.runs.rundir import RunDirectory
+from mvp_edge.runs.settle import Settled
 from mvp_edge.runs.sizing import chosen_cell, sized
 from mvp_edge.runs.verify import verify
 from mvp_edge.subnetwork.cost import forward_macs, layers, paper_cost
 from mvp_edge.subnetwork.network import DESCRIPTION, TENSORS, Network
 from mvp_edge.subnetwork.subnet import SubNetwork
-from mvp_edge.tasks.task import Images, Task
-from mvp_edge.zoo.build import costs, scores, synsets_of, to_network, within_limits
+from mvp_edge.tasks.task import Images
+from mvp_edge.zoo.build import costs, scores, synsets_of, to_network
 from mvp_edge.zoo.entries import Entry, Zoo
-from mvp_edge.zoo.neighbours import LEEP_IMAGES, Similarity, find_neighbours
+from mvp_edge.zoo.neighbours import LEEP_IMAGES, find_neighbours
 from mvp_edge_export.errors import BadInput, BudgetMissed
-from mvp_edge_export.profile import DeviceProfile
 from mvp_edge_export.storage import read_json, sha256_file, write_json
 from mvp_edge_export.verified import Verified
 
 CHECKPOINT = ".checkpoint.safetensors"
-
-
-class Options(TypedDict, total=False):
-    """The options of `prune`; what they mean and default to is said in `mvp_edge.runs.settle.Request`."""
-
-    backbone: str | None
-    classes: Sequence[str] | None
-    method: str
-    policy: str | None
-    similarity: Similarity | None
-    neighbours: int | None
-    disjoint: bool
-    keep: float | Literal["auto"]
-    steps: int | None
-    lr: float | None
-    tau: float | None
-    head: Literal["means", "zero", "random"]
-    statistics: bool
-    augment: Sequence[str]
-    input_size: int | None
-    accelerator: str
-    seed: int
-    synsets: str | None
-    reference: bool
-    add_to_zoo: bool
 
 
 @dataclass(frozen=True)
@@ -111,93 +84,20 @@ class Run:
         return "\n".join(lines)
 
 
-def prune(
-    device: str | Path | DeviceProfile,
-    task: str | Path | Task,
-    zoo: str | Path | Zoo | None = None,
-    *,
-    out: str | Path | None = None,
-    force: bool = False,
-    progress: Progress = lambda phase, done, total: None,
-    say: Callable[[str], None] = lambda line: None,
-    **options: Unpack[Options],
-) -> Run:
-    """Prune for a device and a task.
-
-    Args:
-        device: a profile, a shipped one's name, or a YAML file.
-        task: a task, or the folder, zip or list file of one.
-        zoo: whose entries vote, and whose backbone is used; without one give ``backbone``.
-        out: the run directory; ``runs/001``, ``runs/002``, … if None.
-        force: replace another run at ``out``.
-        progress: called with (phase, done, total).
-        say: told what will be done.
-        options: see `Options`.
-
-    Raises:
-        BadInput: what cannot be understood, or does not fit.
-        BudgetMissed: the budgets are infeasible (nothing is written), or were missed after training
-            (the run is kept, with the verdict FAIL).
-    """
-    asked = Request(_given(device), _given(task), _given(zoo), **options)
-    run = prune_for(asked, None if out is None else Path(out), force, progress, say)
-    run.check()
-    return run
-
-
-def prune_for(
-    request: Request,
-    out: Path | None,
-    force: bool,
-    progress: Progress,
-    say: Callable[[str], None],
-) -> Run:
-    """The run of a request, whether its budgets were met or not."""
-    began = time.perf_counter()
-    settled = settle(request, progress, say)
-    settling = time.perf_counter() - began
-    say(describe(settled))
-    claim = Claim(request.arguments(), settled.identity, request.command)
-    with RunDirectory.claim(claim, out, force=force) as run, within_limits(run.path):
-        run.spent("settling", settling)
-        return execute(settled, run, progress)
-
-
 def execute(settled: Settled, run: RunDirectory, progress: Progress) -> Run:
     """Carry out what was settled; phases whose files are there are not repeated."""
     settled = sized(settled, run, progress)
     request, backbone, task, path = settled.request, settled.backbone, settled.task, run.path
-    if request.add_to_zoo and settled.zoo is not None:
-        _check_addable(settled.zoo, task.name, run)
-    run.write("task.json", task.to_json())
-    write_json(path / "profile.json", settled.profile.model_dump(mode="json", by_alias=True))
-    with run.phase("images"):
-        problem = Problem(
-            backbone=backbone,
-            policy=settled.policy,
-            classes=len(task.classes),
-            train=_images(settled, "train", progress),
-            validation=_images(settled, "val", progress),
-            widths=settled.plan.widths,
-            recipe=settled.recipe,
-            seed=request.seed,
-            checkpoint=path / CHECKPOINT,
-            progress=progress,
-        )
-    if settled.voting and not run.has("neighbours.json"):
-        with run.phase("similarity"):
-            run.write("neighbours.json", _neighbours(settled, problem, progress))
+    check_addable(settled, run)
+    problem = begin(settled, run, progress)
+    ask_neighbours(settled, problem, run)
     if not run.has("pruned.json"):
         with run.phase("pruning"):
             pruned, ballots = _prune(settled, problem, run)
             _keep(settled, run, pruned, ballots)
     (path / CHECKPOINT).unlink(missing_ok=True)
-    reference = None
-    if request.reference:
-        if not run.has("reference.json"):
-            with run.phase("reference"):
-                run.write("reference.json", tuned_reference(settled, problem, path, progress))
-        reference = float(run.read("reference.json")["top1"])
+    tune_reference(settled, problem, run)
+    reference = float(run.read("reference.json")["top1"]) if request.reference else None
     with run.phase("verification"):
         progress("verification", 0, 1)
         network = Network.load(path)
@@ -215,21 +115,71 @@ def execute(settled: Settled, run: RunDirectory, progress: Progress) -> Run:
         run.write("layers.json", {"layers": _layers(settled, module)})
         verified.save(path / "verified.json")
         progress("verification", 1, 1)
+    return conclude(settled, run)
+
+
+def check_addable(settled: Settled, run: RunDirectory) -> None:
+    """Refuse before the training what the zoo would refuse after it."""
+    zoo, name = settled.zoo, settled.task.name
+    if not settled.request.add_to_zoo or zoo is None:
+        return
+    if not os.access(zoo.path, os.W_OK):
+        raise BadInput(f"--add-to-zoo: zoo {zoo.path} cannot be written")
+    if name in zoo.names() and not run.has("pruned.json"):
+        raise BadInput(
+            f"--add-to-zoo: zoo {zoo.path} has an entry {name!r} already: "
+            f"`mvp-edge zoo rm {zoo.path} {name}` removes it, `mvp-edge zoo add --force` replaces it"
+        )
+
+
+def begin(settled: Settled, run: RunDirectory, progress: Progress) -> Problem:
+    """Say what is worked on, and decode the images."""
+    run.write("task.json", settled.task.to_json())
+    write_json(run.path / "profile.json", settled.profile.model_dump(mode="json", by_alias=True))
+    with run.phase("images"):
+        return Problem(
+            backbone=settled.backbone,
+            policy=settled.policy,
+            classes=len(settled.task.classes),
+            train=_images(settled, "train", progress),
+            validation=_images(settled, "val", progress),
+            widths=settled.plan.widths,
+            recipe=settled.recipe,
+            seed=settled.request.seed,
+            checkpoint=run.path / CHECKPOINT,
+            progress=progress,
+        )
+
+
+def ask_neighbours(settled: Settled, problem: Problem, run: RunDirectory) -> None:
+    """neighbours.json, where the zoo votes."""
+    if settled.voting and not run.has("neighbours.json"):
+        with run.phase("similarity"):
+            run.write("neighbours.json", _neighbours(settled, problem))
+
+
+def tune_reference(settled: Settled, problem: Problem, run: RunDirectory) -> None:
+    """reference.json, where it is asked for."""
+    if settled.request.reference and not run.has("reference.json"):
+        with run.phase("reference"):
+            run.write("reference.json", tuned_reference(settled, problem, run.path))
+
+
+def conclude(settled: Settled, run: RunDirectory) -> Run:
+    """Add what was verified to the zoo, if that is asked for, and call the run finished."""
+    network = Network.load(run.path)
+    verified = Verified.load(run.path / "verified.json", run.path / TENSORS)
     facts = _facts(settled, run, network)
-    if request.add_to_zoo and settled.zoo is not None and verified.passed:
+    if settled.request.add_to_zoo and settled.zoo is not None and verified.passed:
         _add(settled.zoo, run, facts)
     run.finish(**facts)
-    return Run(path, verified, network)
+    return Run(run.path, verified, network)
 
 
 def add_run(zoo: Zoo, run: Path, *, force: bool = False) -> Entry:
     """Add a finished run's network to a zoo."""
     directory = RunDirectory.open(run)
     return _add(zoo, directory, directory.read("run.json"), force=force)
-
-
-def _given(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
 
 
 def _images(settled: Settled, split: str, progress: Progress) -> Images:
@@ -240,7 +190,7 @@ def _images(settled: Settled, split: str, progress: Progress) -> Images:
     )
 
 
-def _neighbours(settled: Settled, problem: Problem, progress: Progress) -> dict[str, Any]:
+def _neighbours(settled: Settled, problem: Problem) -> dict[str, Any]:
     """neighbours.json: who votes, whose weights these are, and what finding them cost."""
     request, task, ledger = settled.request, settled.task, Ledger()
     images = Images(problem.train.pixels, problem.train.labels)
@@ -254,7 +204,7 @@ def _neighbours(settled: Settled, problem: Problem, progress: Progress) -> dict[
         similarity=request.similarity or "leep",
         overrides=settled.overrides,
         disjoint=request.disjoint,
-        progress=progress,
+        progress=problem.progress,
     )
     of = {entry.name: _weights_of(entry) for entry in settled.entries}
     return {
@@ -333,17 +283,6 @@ def _keep(settled: Settled, run: RunDirectory, pruned: Pruned, ballots: Sequence
             },
         },
     )
-
-
-def _check_addable(zoo: Zoo, name: str, run: RunDirectory) -> None:
-    """Refuse before the training what the zoo would refuse after it."""
-    if not os.access(zoo.path, os.W_OK):
-        raise BadInput(f"--add-to-zoo: zoo {zoo.path} cannot be written")
-    if name in zoo.names() and not run.has("pruned.json"):
-        raise BadInput(
-            f"--add-to-zoo: zoo {zoo.path} has an entry {name!r} already: "
-            f"`mvp-edge zoo rm {zoo.path} {name}` removes it, `mvp-edge zoo add --force` replaces it"
-        )
 
 
 def _add(zoo: Zoo, run: RunDirectory, facts: dict[str, Any], *, force: bool = False) -> Entry:

@@ -30,7 +30,7 @@ from mvp_edge_export.storage import read_json, write_json
 RUNS = Path("runs")
 _FACTS = "run.json"
 _NAMED = ("torch", "timm", "fvcore", "numpy", "pillow", "nltk", "safetensors")
-_WORK = ("neighbours.json", ".checkpoint.safetensors", "pruned.json")
+_WORK = ("neighbours.json", ".checkpoint.safetensors", "pruned.json", "front")
 """Files that took work: a run that has none of them is no loss."""
 
 
@@ -99,6 +99,11 @@ class RunDirectory:
         if not _facts(path).get("finished"):
             raise BadInput(f"run {path} is not finished: repeat its command to go on")
         return cls(path)
+
+    @staticmethod
+    def finished(path: Path) -> bool:
+        """Whether a finished run lies there."""
+        return (path / _FACTS).exists() and bool(_facts(path).get("finished"))
 
     def has(self, name: str) -> bool:
         """Whether a phase's file is there."""

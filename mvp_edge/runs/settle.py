@@ -11,11 +11,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from mvp_edge.pruning.finetune import Recipe
 from mvp_edge.pruning.methods import FROM_SCRATCH, METHODS, method_for, recipe_for
 from mvp_edge.pruning.problem import Progress
+from mvp_edge.runs.choice import Pick
 from mvp_edge.subnetwork.backbone import Backbone, load_backbone
 from mvp_edge.subnetwork.budget import Plan, solve
 from mvp_edge.subnetwork.units import POLICIES
@@ -30,7 +31,7 @@ from mvp_edge_export.storage import sha256_json
 
 DEFAULT_KEEP = 0.1
 """Kept where neither a zoo nor the user says: the paper's 90 % pruned."""
-MAX_INPUT = 1024
+MAX_INPUT, MAX_FRONT = 1024, 12
 DEFAULT_NEIGHBOURS = 3
 
 _CHOICES: Mapping[str, Sequence[str]] = {
@@ -39,8 +40,17 @@ _CHOICES: Mapping[str, Sequence[str]] = {
     "similarity": ("leep", "wordnet"),
     "head": ("means", "zero", "random"),
     "accelerator": ("auto", "cpu", "cuda"),
+    "pick": get_args(Pick),
 }
-_AT_LEAST = {"neighbours": 1, "steps": 0, "input_size": 8, "seed": 0, "tau": 0.0, "lr": 0.0}
+_AT_LEAST = {
+    "neighbours": 1,
+    "steps": 0,
+    "input_size": 8,
+    "seed": 0,
+    "tau": 0.0,
+    "lr": 0.0,
+    "front": 2,
+}
 _VOTING: Mapping[str, object] = {
     "similarity": None,
     "neighbours": None,
@@ -72,7 +82,8 @@ class Request:
     disjoint: bool = False
     """Only neighbours that share no class with the task."""
     keep: float | Literal["auto"] = "auto"
-    """The most that is kept; auto: the zoo's ratio. Budgets may ask for less."""
+    """The most that is kept; auto: the zoo's ratio, or, with a reference and a profile's max_drop, the
+    smallest that loses no more; with a front all. Budgets may ask for less."""
     steps: int | None = None
     lr: float | None = None
     tau: float | None = None
@@ -89,6 +100,10 @@ class Request:
     reference: bool = False
     """Fine-tune the unpruned backbone too, for the accuracy drop."""
     add_to_zoo: bool = False
+    front: int | None = None
+    """So many networks instead of one, from small to what the budgets allow."""
+    pick: Pick | None = None
+    """Which of them becomes the run's network; smallest by default."""
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
@@ -115,6 +130,10 @@ class Request:
             raise BadInput("--classes: the task was opened already; name its classes there")
         if self.zoo is None and self.backbone is None:
             raise BadInput("give --zoo Z (its backbone is used), --backbone NAME|FILE, or both")
+        if self.front is None and self.pick is not None:
+            raise BadInput(f"--pick {self.pick} chooses from several networks: add --front 5")
+        if self.front is not None and self.front > MAX_FRONT:
+            raise BadInput(f"--front {self.front}: at most {MAX_FRONT}")
         if self.zoo is None and self.add_to_zoo:
             raise BadInput("--add-to-zoo: to which? name it with --zoo")
 
@@ -181,6 +200,11 @@ class Settled:
         return self.method == "mvp"
 
     @property
+    def climbs(self) -> bool:
+        """Whether sizes are tried from small to large, up to the first that loses little enough."""
+        return _climbs(self.request, self.method, self.profile, self.task)
+
+    @property
     def identity(self) -> dict[str, str]:
         """What an unfinished run must agree in to be gone on with, beside its arguments."""
         training = [asdict(self.recipe), self.request.seed]
@@ -227,13 +251,14 @@ def settle(
         others = f" and {more} more (run.json lists them)" if more else ""
         say(f"skipped {first.file}: {first.why}{others}")
     method, entries, neighbours, reason = _voters(request, backbone, zoo, task)
-    ceiling = request.keep if isinstance(request.keep, float | int) else None
+    several = request.front is not None or _climbs(request, method, profile, task)
+    usual = 1.0 if several else zoo.keep if zoo else DEFAULT_KEEP
     plan = solve(
         backbone.model,
         policy,
         backbone.shape,
         profile,
-        ceiling or (zoo.keep if zoo else DEFAULT_KEEP),
+        request.keep if isinstance(request.keep, float | int) else usual,
         len(task.classes),
     )
     recipe = recipe_for(
@@ -259,6 +284,13 @@ def settle(
         replace(recipe, head=request.head, statistics=request.statistics),
         overrides,
     )
+
+
+def _climbs(request: Request, method: str, profile: DeviceProfile, task: Task) -> bool:
+    """What can be held to accuracy.max_drop is: a vote at each size is cheap, and the loss is known."""
+    bounded = profile.accuracy.max_drop is not None and request.reference
+    free = request.keep == "auto" and request.front is None
+    return bounded and free and method == "mvp" and bool(task.splits["val"])
 
 
 def describe(settled: Settled) -> str:

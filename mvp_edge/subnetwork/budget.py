@@ -47,6 +47,9 @@ UNITS = {
 }
 """The budgets that bind before training, and what they count; latency where a law of it is known."""
 
+LADDER = 16
+"""The largest network of a front costs at least this many times the smallest."""
+
 UNROUNDED = ("head", "head_dim")
 """Kinds of units that the profile's channel rounding does not concern."""
 
@@ -130,6 +133,40 @@ def solve(
     return plan
 
 
+def ladder(
+    model: nn.Module,
+    policy: str | None,
+    shape: Shape,
+    profile: DeviceProfile,
+    ceiling: float,
+    count: int,
+    *,
+    small: float,
+    num_classes: int | None = None,
+) -> list[float]:
+    """Keep ratios of networks from small to what the budgets allow, their costs a geometric series.
+
+    The last is ``ceiling``; the first costs a sixteenth of it, or what the network at ``small`` does if
+    that is less (never less than the smallest network possible). Ratios between which the rounded widths do
+    not differ are one, so there may be fewer than ``count``.
+
+    Raises:
+        BudgetMissed: even the smallest network misses a budget.
+    """
+    search = _Search(model, policy, shape, profile, num_classes)
+    top = search.plan(ceiling)
+    most, steps = search.price(top.widths), round(top.keep * GRID)
+    least = search.price(search.uniform(0))
+    if least >= most:
+        return [ceiling]
+    low = max(least, min(most / LADDER, search.price(search.uniform(small))))
+    rungs = {tuple(top.widths.values()): ceiling}
+    for price in np.geomspace(low, most, count)[-2::-1]:
+        step = _largest(steps, lambda n: search.price(search.uniform(n / GRID)) <= price)  # noqa: B023
+        rungs.setdefault(tuple(search.uniform(step / GRID).values()), step / GRID)
+    return sorted(rungs.values())
+
+
 def exact_widths(groups: Sequence[UnitGroup], keep: float) -> dict[str, int]:
     """Unrounded widths for zoo entries and studies: keep · size, half up, at least 1.
 
@@ -183,6 +220,10 @@ class _Search:
             else:
                 widths[group.name] = self._rounded(group, _share(keep, group.size))
         return widths
+
+    def price(self, widths: Widths) -> int:
+        """What networks are set apart by: their multiply-adds."""
+        return self.bill(widths)[0].flops
 
     def fits(self, widths: Widths) -> bool:
         """Whether every budget of the profile holds."""

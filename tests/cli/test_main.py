@@ -93,7 +93,7 @@ def _check_options() -> None:
     from typing import get_type_hints
 
     from mvp_edge.pruning import methods
-    from mvp_edge.runs.run import Options
+    from mvp_edge.runs.prune import Options
     from mvp_edge.runs.settle import Request
     from mvp_edge.subnetwork import units
 

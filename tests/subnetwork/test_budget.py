@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 from functools import cache
+from itertools import combinations, pairwise
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
 from mvp_edge.subnetwork import cost
-from mvp_edge.subnetwork.budget import Plan, exact_widths, solve
+from mvp_edge.subnetwork.budget import LADDER, Plan, exact_widths, ladder, solve
 from mvp_edge.subnetwork.subnet import resize
 from mvp_edge.subnetwork.units import Cut, UnitGroup, unit_groups
 from mvp_edge_export.errors import BadInput, BudgetMissed
@@ -327,3 +328,47 @@ def test_solving_is_quick_and_leaves_the_backbone_alone(
     after = {key: (tensor.shape, tensor.data_ptr()) for key, tensor in model.state_dict().items()}
     assert after == before
     assert model.training
+
+
+def rungs_for(
+    name: str, profile: DeviceProfile, ceiling: float, count: int, small: float
+) -> list[float]:
+    return ladder(network(name), None, shape_of(name), profile, ceiling, count, small=small)
+
+
+@pytest.mark.parametrize("name", ["resnet18", VIT])
+def test_a_front_is_a_geometric_series_up_to_what_the_budget_allows(name: str) -> None:
+    whole = count(name, {g.name: g.size for g in unit_groups(network(name), None)})
+    profile = device(round_to=1, min_channels=1, flops=whole["flops"] // 2)
+    keeps = rungs_for(name, profile, 1.0, 5, small=0.25)
+    assert keeps[-1] == 1.0
+    plans = [plan_for(name, profile, keep) for keep in keeps]
+    costs = [count(name, plan.widths)["flops"] for plan in plans]
+    assert costs[-1] <= whole["flops"] // 2
+    assert len(costs) == 5
+    ratios = [large / small for small, large in pairwise(costs)]
+    assert max(ratios) / min(ratios) < 1.25
+    assert costs[0] <= costs[-1] / LADDER or plans[0].widths == rounded_to_least(name)
+    for small, large in pairwise(plans):
+        assert all(small.widths[group] <= large.widths[group] for group in small.widths)
+
+
+def rounded_to_least(name: str) -> dict[str, int]:
+    """One unit a group, but for the dimensions of the heads."""
+    groups = unit_groups(network(name), None)
+    return {g.name: g.size if g.kind == "head_dim" else 1 for g in groups}
+
+
+def test_a_front_reaches_down_to_the_zoos_ratio_and_no_two_members_are_alike() -> None:
+    profile = device()
+    low = rungs_for("resnet18", profile, 1.0, 4, small=0.1)
+    assert plan_for("resnet18", profile, low[0]).widths == plan_for("resnet18", profile, 0.1).widths
+    # Between 8 and 16 channels there is nothing, so there are fewer rungs than asked.
+    few = rungs_for("small", profile, 0.6, 12, small=0.5)
+    found = [plan_for("small", profile, keep).widths for keep in few]
+    assert 1 < len(few) < 12
+    assert all(one != other for one, other in combinations(found, 2))
+    # The smallest network possible leaves no room below it.
+    assert rungs_for("small", profile, 0.01, 5, small=0.01) == [0.01]
+    with pytest.raises(BudgetMissed):
+        rungs_for("small", device(flops=10), 1.0, 5, small=0.1)

@@ -1,0 +1,95 @@
+"""The tables of fronts and widths in benchmarks/README.md, from the committed rows."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.figures import interval
+
+
+def front_table(facts: Mapping[str, Any], family: str) -> str:
+    """Markdown: each rung's mean over the targets, what was picked, and what a front costs."""
+    fronts = [row for row in facts["fronts"] if row["family"] == family]
+    rungs = list(zip(*(row["members"] for row in fronts), strict=True))
+    reference = np.array([row["reference_test"] for row in fronts])
+    lines = [
+        "| keep | multiply-adds, 10⁶ | top-1 % (95 %) | minus unpruned | ONNX Runtime, ms | OpenVINO, ms "
+        "| training, 10¹² | picked |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for number, members in enumerate(rungs, 1):
+        test = np.array([member["test"] for member in members])
+        cost = np.mean([member["training"]["training_flops"] for member in members])
+        picked = sum(row["picked"] == number for row in fronts)
+        lines.append(
+            f"| {members[0]['keep']:.3g} | {members[0]['flops'] / 1e6:.1f} | {_mean(test)} | "
+            f"{_mean(test - reference, '+')} | {_ms(members, 'onnxruntime')} | "
+            f"{_ms(members, 'openvino')} | {cost / 1e12:.2f} | {picked or ''} |"
+        )
+    lines += ["", _picks(fronts, reference, facts["max_drop"])]
+    costs = [cost for cost in facts["costs"] if cost["family"] == family]
+    lines += [_seconds(cost) for cost in costs]
+    return "\n".join(lines)
+
+
+def _picks(fronts: Sequence[Mapping[str, Any]], reference: Any, drop: float) -> str:
+    picked = np.array([row["members"][row["picked"] - 1]["test"] for row in fronts])
+    first = np.array([row["members"][0]["test"] for row in fronts])
+    lost, at_first = reference - picked, reference - first
+    return (
+        f"{len(fronts)} targets; *picked*: the smallest within {drop:g} points of the fine-tuned unpruned "
+        f"network on validation images. On test images those picked lose {_mean(lost)} points, "
+        f"{int((lost <= drop / 100 + 1e-9).sum())} of {len(fronts)} within {drop:g}; the smallest member always "
+        f"would lose {_mean(at_first)}, {int((at_first <= drop / 100 + 1e-9).sum())} within {drop:g}. "
+        f"{fronts[0]['timed']}"
+    )
+
+
+def _seconds(cost: Mapping[str, Any]) -> str:
+    singles = cost["single_seconds"]
+    phases = ", ".join(f"{name} {seconds:.1f}" for name, seconds in cost["phases"].items())
+    return (
+        f"Seconds, by the commands, `{cost['target']}`: a front of {len(singles)} {cost['front_seconds']:.0f} "
+        f"({phases}); the same {len(singles)} as single runs {sum(singles):.0f}. Their weights are "
+        f"{'bit-equal' if cost['equal'] else 'NOT equal'}."
+    )
+
+
+def widths_table(facts: Mapping[str, Any], family: str) -> str:
+    """Markdown: each way of choosing widths against uniform ones, paired by target and seed."""
+    rows = [row for row in facts["rows"] if row["family"] == family]
+    found = {(r["keep"], r["variant"], r["task"], r["seed"]): r for r in rows}
+    lines = [
+        "| keep | widths | β | γ | pairs | top-1 % | minus uniform (95 %) | on validation | multiply-adds, 10⁶ |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for keep in sorted({row["keep"] for row in rows}):
+        for variant, (beta, gamma) in facts["tried"].items():
+            own = [row for row in rows if (row["keep"], row["variant"]) == (keep, variant)]
+            if not own:
+                continue
+            pairs = [(row, found[keep, "uniform", row["task"], row["seed"]]) for row in own]
+            test, val = (np.array([a[key] - b[key] for a, b in pairs]) for key in ("test", "val"))
+            uniform = variant == "uniform"
+            lines.append(
+                f"| {keep:g} | {variant} | {beta:g} | {gamma:g} | {len(own)} | "
+                f"{100 * np.mean([row['test'] for row in own]):.1f} | "
+                f"{'' if uniform else _mean(test, '+')} | {'' if uniform else _mean(val, '+')} | "
+                f"{np.mean([row['flops'] for row in own]) / 1e6:.2f} |"
+            )
+    return "\n".join(lines)
+
+
+def _mean(values: Any, sign: str = "") -> str:
+    """In per cent or points, with its 95 % interval."""
+    text = f"{100 * values.mean():{sign}.1f}"
+    if len(values) < 2:
+        return text
+    low, high = interval(values, lambda v: float(v.mean()))
+    return f"{text} ({100 * low:{sign}.1f} … {100 * high:{sign}.1f})"
+
+
+def _ms(members: Sequence[Mapping[str, Any]], runtime: str) -> str:
+    found = [t["p50"] for m in members for t in m["timings"] if t["runtime"] == runtime]
+    return f"{np.median(found):.3g}" if found else "–"

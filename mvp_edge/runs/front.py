@@ -1,0 +1,293 @@
+"""A front: several networks of one task, from small to what the budgets allow, for little more than one.
+
+    members     the same request at each ratio, their costs a geometric series
+    share       the images, neighbours.json, reference.json: found once
+    prune       RUN/front/1 … N, each a complete run of its own, as `--keep` at its ratio would make it
+    time        each exported for the moment, and timed on this machine
+    choose      by validation images: front.json
+    adopt       the picked one's files become the run's own
+
+Every step leaves whole files, and what is there is not repeated.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+from mvp_edge.pruning.methods import FROM_SCRATCH
+from mvp_edge.pruning.problem import Progress
+from mvp_edge.runs.choice import FILE, SLACK, Front, Member, Timing, choose, limit_for
+from mvp_edge.runs.run import (
+    Run,
+    ask_neighbours,
+    begin,
+    check_addable,
+    conclude,
+    execute,
+    tune_reference,
+)
+from mvp_edge.runs.rundir import Claim, RunDirectory
+from mvp_edge.runs.settle import DEFAULT_KEEP, Settled
+from mvp_edge.subnetwork.budget import ladder, solve
+from mvp_edge_export.errors import BadInput
+from mvp_edge_export.measuring.bench import time_model
+from mvp_edge_export.measuring.machine import differences, this_machine
+from mvp_edge_export.profile import DeviceProfile
+from mvp_edge_export.sessions import format_of, installed_runtimes
+from mvp_edge_export.storage import atomic_file, sha256_json
+from mvp_edge_export.writing.convert import frozen, write_network
+
+FOLDER = "front"
+RUNGS = 5
+"""Sizes that are tried where the profile's max_drop decides."""
+SECONDS = 2.0
+"""Timed seconds for each member in each runtime."""
+_SHARED = ("neighbours.json", "reference.json")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where the members are timed: the profile's runtimes and threads, as far as this machine has them."""
+
+    runtimes: tuple[str, ...]
+    threads: int
+    told: str
+
+    @classmethod
+    def here(cls, profile: DeviceProfile) -> Self:
+        """This machine."""
+        wanted = profile.runtime
+        runtimes = tuple(name for name in installed_runtimes() if name in wanted.backends)
+        if not runtimes:
+            named = ", ".join(wanted.backends) or "none"
+            return cls((), 1, f"Not timed: no runtime of the profile ({named}) is installed here.")
+        try:
+            machine = this_machine()
+        except BadInput as error:
+            return cls((), 1, f"Not timed: {error}.")
+        threads = min(wanted.threads, machine.physical_cores)
+        other = differences(machine, profile)
+        where = f"Timed on this machine, {threads} thread{'s' * (threads > 1)}"
+        if other:
+            where += f", which is not the {profile.id}: {'; '.join(other)}"
+        return cls(runtimes, threads, f"{where}.")
+
+
+@dataclass(frozen=True)
+class FrontPlan:
+    """A front before anything is written: its members, each a settled request of its own."""
+
+    settled: Settled
+    members: tuple[Settled, ...]
+    bench: Bench
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """As `Settled.identity`, of all members."""
+        widths = [member.identity["widths"] for member in self.members]
+        return {**self.settled.identity, "widths": sha256_json(widths)}
+
+    def describe(self) -> str:
+        """One line for the user, which follows `settle.describe`."""
+        keeps = ", ".join(f"{member.plan.keep:.3g}" for member in self.members)
+        if self.settled.climbs:
+            drop = self.settled.profile.accuracy.max_drop
+            return f"keep {keeps}, up to the first that loses at most {drop:g} points; {self.bench.told}"
+        asked = self.settled.request.front
+        fewer = f" (of {asked}: no more differ)" if asked != len(self.members) else ""
+        return f"a front of {len(self.members)}{fewer}, keep {keeps}; {self.bench.told}"
+
+
+def plan_front(settled: Settled) -> FrontPlan:
+    """The members of a settled request; BadInput for what no front can be made of."""
+    request, profile, backbone = settled.request, settled.profile, settled.backbone
+    count = request.front or RUNGS
+    if settled.method in {*FROM_SCRATCH.values(), "ifp-taylor"}:
+        raise BadInput(
+            f"--front {count} with {settled.method} ({settled.reason}): a network from scratch "
+            "takes a training of its own at each size; give a --zoo that can vote, or run --keep R for each"
+        )
+    if not settled.task.splits["val"]:
+        raise BadInput(
+            f"--front {count}: {settled.task.source} leaves no image to choose by: give more images a class, "
+            "or a val split"
+        )
+    bounded = request.pick != "best" and profile.accuracy.max_drop is not None
+    if bounded and not request.reference:
+        raise BadInput(
+            f"--pick {request.pick or 'smallest'}: profile {profile.id} sets accuracy.max_drop, the "
+            "loss against the fine-tuned unpruned network: add --reference, or --pick best"
+        )
+    bench = Bench.here(profile)
+    if request.pick == "fastest" and not bench.runtimes:
+        raise BadInput(f"--pick fastest: {bench.told[:1].lower()}{bench.told[1:-1]}")
+    classes = len(settled.task.classes)
+    outline = (backbone.model, settled.policy, backbone.shape, profile)
+    ceiling = float(request.keep) if request.keep != "auto" else 1.0
+    small = settled.zoo.keep if settled.zoo else DEFAULT_KEEP
+    keeps = ladder(*outline, ceiling, count, small=small, num_classes=classes)
+    if len(keeps) == 1 and not settled.climbs:
+        raise BadInput(
+            f"--front {count}: the budgets of {profile.id} and --keep leave room for one network "
+            "only: leave --front out"
+        )
+    alone = replace(request, front=None, pick=None, add_to_zoo=False)
+    members = tuple(
+        replace(settled, request=replace(alone, keep=keep), plan=solve(*outline, keep, classes))
+        for keep in keeps
+    )
+    return FrontPlan(settled, members, bench)
+
+
+def execute_front(plan: FrontPlan, run: RunDirectory, progress: Progress) -> Run:
+    """Make every member that is not there yet, time them, and make the picked one the run's own."""
+    settled = plan.settled
+    check_addable(settled, run)
+    problem = begin(settled, run, progress)
+    ask_neighbours(settled, problem, run)
+    tune_reference(settled, problem, run)
+    runs = []
+    with run.phase("front"):
+        for number, member in enumerate(plan.members, 1):
+            runs.append(_member(member, run, number, len(plan.members), progress))
+            if settled.climbs and _enough(settled, runs[-1], run):
+                break
+    if not run.has(FILE):
+        with run.phase("latency"):
+            timings = _timed(runs, plan.bench, progress)
+        _chosen(plan, runs, timings, run).save(run.path)
+    picked = Front.load(run.path).picked
+    _adopt(runs[picked - 1], run)
+    return conclude(replace(plan.members[picked - 1], request=settled.request), run)
+
+
+def _member(
+    settled: Settled, run: RunDirectory, number: int, count: int, progress: Progress
+) -> Run:
+    """One member's run, with what all of them share put there before."""
+    path = run.path / FOLDER / str(number)
+    if RunDirectory.finished(path):
+        return Run.load(path)
+    request = settled.request
+    claim = Claim(request.arguments(), settled.identity, request.command)
+
+    def named(phase: str, done: int, total: int) -> None:
+        progress(f"{number} of {count}: {phase}", done, total)
+
+    with RunDirectory.claim(claim, path, force=False) as member:
+        for name in _SHARED:
+            if run.has(name) and not member.has(name):
+                member.write(name, run.read(name))
+        return execute(settled, member, named)
+
+
+def _enough(settled: Settled, member: Run, run: RunDirectory) -> bool:
+    """Whether it loses no more than accuracy.max_drop, on validation images."""
+    reference = run.read("reference.json")["validation"]
+    limit = limit_for(settled.profile, (), reference)
+    return _validation(member) >= limit.least - SLACK
+
+
+def _validation(run: Run) -> float:
+    return float(RunDirectory(run.path).read("pruned.json")["scores"]["val"])
+
+
+def _timed(runs: Sequence[Run], bench: Bench, progress: Progress) -> list[tuple[Timing, ...]]:
+    """Each member's times, one after another, close together."""
+    timings = []
+    for done, run in enumerate(runs):
+        progress("latency", done, len(runs))
+        timings.append(_times(run, bench))
+    progress("latency", len(runs), len(runs))
+    return timings
+
+
+def _times(run: Run, bench: Bench) -> tuple[Timing, ...]:
+    if not bench.runtimes:
+        return ()
+    size = run.network.preprocess.size
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        written = write_network(
+            Path(folder),
+            "pruned",
+            frozen(run.network.module(), None),
+            metadata={},
+            size=size,
+            formats=[format_of(runtime) for runtime in bench.runtimes],
+            fp16=False,
+            dynamic_batch=False,
+        )
+        for runtime in bench.runtimes:
+            model = Path(folder) / written.models[format_of(runtime)]
+            shape = (1, 3, size, size)
+            cell = time_model(model, shape, runtime, bench.threads, seconds=SECONDS)
+            found.append(
+                Timing(
+                    runtime=runtime,
+                    version=cell.version,
+                    threads=cell.threads,
+                    p50=cell.latency.p50,
+                    p50_interval=cell.latency.p50_interval,
+                    p90=cell.latency.p90,
+                    status=cell.status,
+                )
+            )
+    return tuple(found)
+
+
+def _chosen(
+    plan: FrontPlan, runs: Sequence[Run], timings: Sequence[tuple[Timing, ...]], run: RunDirectory
+) -> Front:
+    """The table, and the choice that follows from it."""
+    settled = plan.settled
+    request, splits = settled.request, settled.task.splits
+    members = [
+        _figures(number, member.plan.keep, made, times)
+        for number, (member, made, times) in enumerate(
+            zip(plan.members, runs, timings, strict=False), 1
+        )
+    ]
+    reference = run.read("reference.json")["validation"] if request.reference else None
+    limit = limit_for(settled.profile, members, reference)
+    pick = request.pick or "smallest"
+    picked, why = choose(members, pick, limit)
+    return Front(
+        asked=request.front,
+        pick=pick,
+        picked=picked.number,
+        why=why,
+        limit=limit,
+        reference=reference,
+        images={"validation": len(splits["val"]), "test": len(splits["test"])},
+        timed=plan.bench.told,
+        members=tuple(members),
+    )
+
+
+def _figures(number: int, keep: float, run: Run, timings: tuple[Timing, ...]) -> Member:
+    verified = run.verified
+    file = next(verdict.reached for verdict in verified.verdicts if verdict.budget == "file")
+    missed = [verdict.budget for verdict in verified.failed]
+    return Member(
+        number=number,
+        keep=keep,
+        flops=verified.cost.flops,
+        params=verified.cost.params,
+        file=int(file or 0),
+        validation=_validation(run),
+        test=verified.accuracy,
+        timings=timings,
+        missed=tuple(budget for budget in missed if budget != "accuracy.max_drop"),
+    )
+
+
+def _adopt(member: Run, run: RunDirectory) -> None:
+    """Copy a member's files to the top of the run."""
+    for source in sorted(member.path.iterdir()):
+        if source.is_file() and source.name != "run.json":
+            with atomic_file(run.path / source.name) as partial:
+                shutil.copyfile(source, partial)
