@@ -185,7 +185,7 @@ def _row(
     name: str,
     seed: int,
 ) -> dict[str, Any]:
-    search = _Search(backbone.model, zoo.policy, backbone.shape, _exact(), len(task.classes))
+    search = _Search(backbone.model, zoo.policy, backbone.shape, _exact(), len(task.classes), ())
     widths = solved(search, entries, keep, *TRIED[name])
     problem = Problem(
         backbone=backbone,

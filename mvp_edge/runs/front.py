@@ -31,6 +31,7 @@ from mvp_edge.runs.run import (
 )
 from mvp_edge.runs.rundir import Claim, RunDirectory
 from mvp_edge.runs.settle import DEFAULT_KEEP, Settled
+from mvp_edge.runs.sizing import sized
 from mvp_edge.subnetwork.budget import ladder, solve
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.measuring.bench import time_model
@@ -161,7 +162,8 @@ def execute_front(plan: FrontPlan, run: RunDirectory, progress: Progress) -> Run
         _chosen(plan, runs, timings, run).save(run.path)
     picked = Front.load(run.path).picked
     _adopt(runs[picked - 1], run)
-    return conclude(replace(plan.members[picked - 1], request=settled.request), run)
+    member = sized(plan.members[picked - 1], run, progress)  # as its own sizing.json says
+    return conclude(replace(member, request=settled.request), run)
 
 
 def _member(

@@ -153,7 +153,7 @@ def ladder(
     Raises:
         BudgetMissed: even the smallest network misses a budget.
     """
-    search = _Search(model, policy, shape, profile, num_classes)
+    search = _Search(model, policy, shape, profile, num_classes, latency_laws(profile))
     top = search.plan(ceiling)
     most, steps = search.price(top.widths), round(top.keep * GRID)
     least = search.price(search.uniform(0))
