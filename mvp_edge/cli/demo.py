@@ -41,6 +41,10 @@ def demo_defaults(folder: Path = Path("demo")) -> DemoDefaults | None:
 
 def run_demo(folder: Path, console: Console, seed: int = 0) -> Path:
     """Run it, going on where an earlier one stopped; returns the report's path."""
+    digits, task, zoo, run = (folder / name for name in (DIGITS, TASK, ZOO, RUN))
+    console.say(f"1/6  handwritten digits → {digits}, {task}")
+    write_digits(digits, KNOWN)
+    write_digits(task, UNSEEN)  # says which extra is missing, where it is
     from mvp_edge.reporting import report
     from mvp_edge.runs.deliver import export
     from mvp_edge.runs.prune import prune_for
@@ -49,10 +53,6 @@ def run_demo(folder: Path, console: Console, seed: int = 0) -> Path:
     from mvp_edge_export.bundle import load_bundle
     from mvp_edge_export.measuring.bench import bench
 
-    digits, task, zoo, run = (folder / name for name in (DIGITS, TASK, ZOO, RUN))
-    console.say(f"1/6  handwritten digits → {digits}, {task}")
-    write_digits(digits, KNOWN)
-    write_digits(task, UNSEEN)
     console.say(f"2/6  a small ResNet learns zero … six → {folder / BACKBONE}")
     if not (folder / BACKBONE).exists():
         train_backbone(folder, console)
