@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mvp_edge import __version__
+from mvp_edge.cli.compared import compare_results
 from mvp_edge.cli.console import Console
 from mvp_edge.cli.device import device
 from mvp_edge.cli.doctor import doctor
@@ -257,9 +258,10 @@ def export(
     epilog=example(
         "mvp-edge bench runs/001/bundle",
         "mvp-edge bench runs/001/bundle --on pi@raspberrypi",
+        "mvp-edge bench --compare old.json new.json",
     )
 )
-@click.argument("bundle", type=PATH)
+@click.argument("bundle", type=PATH, required=False)
 @click.option(
     "--device", type=Device(), metavar="D", help="Judge by another profile than the bundle's."
 )
@@ -282,14 +284,26 @@ def export(
 @click.option(
     "--out", type=PATH, metavar="FILE", help="Where the JSON goes [BUNDLE/../bench.json]."
 )
+@click.option(
+    "--compare", "compared", nargs=2, type=PATH, metavar="A.json B.json",
+    help="Instead of measuring: speed-ups of B over A, cell by cell, with intervals.",
+)  # fmt: skip
+@click.option(
+    "--force-different", is_flag=True,
+    help="Compare also what different machines or protocols measured.",
+)  # fmt: skip
 @on_host
 @common
 def bench(
-    console: Console, bundle: Path, device: str | None, runtimes: tuple[str, ...],
+    console: Console, bundle: Path | None, device: str | None, runtimes: tuple[str, ...],
     threads: tuple[int, ...], precisions: str | None, choose: bool, full: bool,
-    seconds: float | None, out: Path | None, on: str | None, offline: bool,
+    seconds: float | None, out: Path | None, compared: tuple[Path, Path] | None,
+    force_different: bool, on: str | None, offline: bool,
 ) -> None:  # fmt: skip
     """Measure BUNDLE's latency and memory, pruned and unpruned interleaved, here or on a host."""
+    if bundle is None or compared is not None or force_different:
+        compare_results(console, compared, force_different)
+        return
     from mvp_edge_export.bundle import load_bundle
     from mvp_edge_export.measuring.bench import bench as measure
     from mvp_edge_export.measuring.choice import check_choosable
