@@ -12,7 +12,6 @@ pull its weights from somewhere else is refused.
 """
 
 import mmap
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -23,6 +22,7 @@ import numpy.typing as npt
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.images import Preprocess
 from mvp_edge_export.manifest import MANIFEST, BundleFile, Manifest, read_manifest
+from mvp_edge_export.protobuf import fields
 from mvp_edge_export.quantities import format_bytes
 from mvp_edge_export.storage import sha256_file
 
@@ -166,7 +166,7 @@ def has_external_data(path: Path) -> bool:
 def _external(data: mmap.mmap, start: int, end: int, message: str, depth: int) -> bool:
     if depth > _MAX_DEPTH:
         raise ValueError("nested too deeply")
-    for field, wire, low, high in _fields(data, start, end):
+    for field, wire, low, high in fields(data, start, end):
         if message == "tensor":
             if field == _EXTERNAL_DATA or (field == _DATA_LOCATION and low != 0):
                 return True
@@ -175,36 +175,3 @@ def _external(data: mmap.mmap, start: int, end: int, message: str, depth: int) -
         if inside and _external(data, low, high, inside, depth + 1):
             return True
     return False
-
-
-def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """(field, wire type, start, end) of each field; a varint's value stands in both last places."""
-    while start < end:
-        key, start = _varint(data, start)
-        field, wire = key >> 3, key & 7
-        if wire == 0:
-            low, start = _varint(data, start)
-            high = low
-        elif wire == 2:
-            size, low = _varint(data, start)
-            high = start = low + size
-        elif wire in (1, 5):
-            low, high = start, start + (8 if wire == 1 else 4)
-            start = high
-        else:
-            raise ValueError(f"wire type {wire}")
-        if start > end:
-            raise ValueError("truncated")
-        yield field, wire, low, high
-
-
-def _varint(data: mmap.mmap, start: int) -> tuple[int, int]:
-    value = shift = 0
-    while shift < 64:
-        byte = data[start]
-        start += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, start
-        shift += 7
-    raise ValueError("a number of more than 64 bits")

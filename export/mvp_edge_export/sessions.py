@@ -34,6 +34,8 @@ class Session(Protocol):
     """What it computes in, chosen by the runtime or given: ``f32``, ``bf16`` or ``f16``."""
     options: dict[str, Any]
     """What was asked of the runtime beyond its defaults."""
+    native: Any
+    """The runtime's own object, for what only it can tell."""
 
     def run(self, batch: Floats) -> Floats:
         """Logits [N, C] of ``batch`` [N, 3, S, S]; a network of fixed batch takes it in pieces."""
@@ -47,12 +49,21 @@ class OnnxRuntimeSession:
         model: the ``.onnx`` file.
         threads: threads inside an operator; operators run one after the other.
         optimise: all graph optimisations, or none (the parity gate runs both).
+        profile: a folder that gets the times of all operators when ``native`` ends its profiling,
+            and the graph as it runs; every run takes longer.
     """
 
     name = "onnxruntime"
     arithmetic = "f32"
 
-    def __init__(self, model: Path, *, threads: int = 1, optimise: bool = True) -> None:
+    def __init__(
+        self,
+        model: Path,
+        *,
+        threads: int = 1,
+        optimise: bool = True,
+        profile: Path | None = None,
+    ) -> None:
         ort = import_runtime(self.name)
 
         options = ort.SessionOptions()
@@ -63,6 +74,10 @@ class OnnxRuntimeSession:
         options.graph_optimization_level = (
             level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
         )
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile / "times")
+            options.optimized_model_filepath = str(profile / "graph.onnx")
         # ONNX Runtime's exceptions share no base class below Exception, but all live in its C API.
         state = ort.capi.onnxruntime_pybind11_state
         refusals = (
@@ -70,22 +85,21 @@ class OnnxRuntimeSession:
             *(state.NoSuchFile, state.NotImplemented, state.RuntimeException),
         )
         try:
-            self._session = ort.InferenceSession(
+            self.native = ort.InferenceSession(
                 str(model), options, providers=["CPUExecutionProvider"]
             )
         except refusals as error:
             raise _refused(self.name, ort.__version__, model, error) from error
         self.version = str(ort.__version__)
         self.options: dict[str, Any] = {"threads": threads, "optimise": optimise}
-        entry = self._session.get_inputs()[0]
+        entry = self.native.get_inputs()[0]
         self._input = entry.name
         self._batch = entry.shape[0] if isinstance(entry.shape[0], int) else None
 
     def run(self, batch: Floats) -> Floats:
         """Logits [N, C] of ``batch`` [N, 3, S, S]."""
         pieces = [
-            self._session.run(None, {self._input: piece})[0]
-            for piece in _pieces(batch, self._batch)
+            self.native.run(None, {self._input: piece})[0] for piece in _pieces(batch, self._batch)
         ]
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
@@ -98,12 +112,18 @@ class OpenVinoSession:
         threads: inference threads, all in one stream (the setting for latency).
         arithmetic: ``f32`` forbids the arithmetic in bfloat16 that OpenVINO chooses by itself
             on CPUs that have it; None leaves the choice to OpenVINO, as in a deployment.
+        profile: not None makes ``native`` count the time of every layer; runs take longer.
     """
 
     name = "openvino"
 
     def __init__(
-        self, model: Path, *, threads: int = 1, arithmetic: Arithmetic | None = None
+        self,
+        model: Path,
+        *,
+        threads: int = 1,
+        arithmetic: Arithmetic | None = None,
+        profile: Path | None = None,
     ) -> None:
         openvino = import_runtime(self.name)
         asked: dict[str, Any] = {
@@ -113,6 +133,8 @@ class OpenVinoSession:
         }
         if arithmetic is not None:
             asked["INFERENCE_PRECISION_HINT"] = arithmetic
+        if profile is not None:
+            asked["PERF_COUNT"] = True
         try:
             core = openvino.Core()
             compiled = core.compile_model(core.read_model(model), "CPU", asked)
@@ -121,12 +143,12 @@ class OpenVinoSession:
         self.version = str(openvino.__version__).split("-")[0]
         self.arithmetic = str(compiled.get_property("INFERENCE_PRECISION_HINT").to_string())
         self.options: dict[str, Any] = {"threads": threads, "arithmetic": arithmetic}
-        self._request = compiled.create_infer_request()
+        self.native = compiled.create_infer_request()
         first = compiled.input(0).get_partial_shape()[0]
         self._batch = None if first.is_dynamic else int(first.get_length())
         if self._batch is not None:
-            self._input = self._request.get_input_tensor().data
-            self._output = self._request.get_output_tensor().data
+            self._input = self.native.get_input_tensor().data
+            self._output = self.native.get_output_tensor().data
 
     def run(self, batch: Floats) -> Floats:
         """Logits [N, C] of ``batch`` [N, 3, S, S]."""
@@ -135,12 +157,12 @@ class OpenVinoSession:
 
     def _infer(self, piece: Floats) -> Floats:
         if self._batch is None:
-            logits: Floats = self._request.infer([piece], share_inputs=True)[0]
+            logits: Floats = self.native.infer([piece], share_inputs=True)[0]
             return logits
         # Through the tensors that it has: on a thin network, handing over new ones would take half
         # as long as the inference itself.
         np.copyto(self._input, piece)
-        self._request.infer()
+        self.native.infer()
         copied: Floats = self._output.copy()
         return copied
 

@@ -149,8 +149,10 @@ def emulated(board: Board, work: Path) -> Iterator[Emulated]:
     with tempfile.TemporaryDirectory(prefix="mvp-edge-arm64-") as folder:
         root = Path(folder) / board.suite
         subprocess.run(
-            ["mmdebstrap", "--quiet", "--arch=arm64", "--mode=root", "--variant=extract"]
-            + [f"--include={_PACKAGES}", board.suite, str(root)],
+            [
+                *("mmdebstrap", "--quiet", "--arch=arm64", "--mode=root", "--variant=extract"),
+                *(f"--include={_PACKAGES}", board.suite, str(root)),
+            ],
             check=True,
         )
         for name in ("proc", "sys", "dev", "work"):

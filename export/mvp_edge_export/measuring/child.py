@@ -6,7 +6,10 @@ in raw bytes, so that measuring needs little memory of its own:
     {"model": …, "runtime": …, "threads": …, "shape": …} → {"import_ms", "load_ms", "first_ms", …}
     {"do": "warm", "seconds": …, "cap": …}               → {"runs", "seconds", "settled"}
     {"do": "round", "seconds": …}                        → {"n", "cpu", "rss"} + n · int64 ns
+    {"do": "layers", "runs": …}                          → {"runs", "whole_ms", "layers"}
     {"do": "memory"}                                     → {"rss", "peak"}
+
+With "profile": FOLDER in the first line, the runtime keeps the times of its layers.
 
 The end of its input ends it: it does not outlive ``bench``.
 """
@@ -16,6 +19,7 @@ import os
 import sys
 from array import array
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter, perf_counter_ns, process_time
@@ -43,6 +47,10 @@ def main() -> None:
             _answer(answers, _warm(session, image, request["seconds"], request["cap"]))
         elif request["do"] == "round":
             _round(answers, session, image, request["seconds"])
+        elif request["do"] == "layers":
+            from mvp_edge_export.measuring.reports import layers_of
+
+            _answer(answers, layers_of(session, partial(_timed, session, image), request["runs"]))
         else:
             _answer(answers, {"rss": _memory("VmRSS"), "peak": _memory("VmHWM")})
 
@@ -60,7 +68,7 @@ def _start(job: dict[str, Any]) -> tuple["Session", "Floats", dict[str, Any]]:
     with suppress(OSError):  # forgets the peak of the import; not every kernel lets us
         Path("/proc/self/clear_refs").write_text("5")
     before_load = perf_counter()
-    session = RUNTIMES[job["runtime"]](Path(job["model"]), threads=job["threads"])
+    session = RUNTIMES[job["runtime"]](Path(job["model"]), threads=job["threads"], **_profile(job))
     loaded = perf_counter()
     rss_load = _memory("VmRSS")
     image = np.random.default_rng(0).standard_normal(job["shape"], dtype=np.float32)
@@ -77,6 +85,10 @@ def _start(job: dict[str, Any]) -> tuple["Session", "Floats", dict[str, Any]]:
         "options": session.options,
     }
     return session, image, facts
+
+
+def _profile(job: dict[str, Any]) -> dict[str, Path]:
+    return {"profile": Path(job["profile"])} if "profile" in job else {}
 
 
 def _warm(session: "Session", image: "Floats", seconds: float, cap: float) -> dict[str, Any]:

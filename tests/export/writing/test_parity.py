@@ -25,6 +25,7 @@ class _Runtime:
     name: str = "runtime"
     version: str = "1.0"
     arithmetic: str = "bf16"
+    native: Any = None
     options: dict[str, Any] = field(default_factory=dict)
 
     def run(self, batch: Floats) -> Floats:
