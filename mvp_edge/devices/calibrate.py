@@ -16,19 +16,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import nn
 
+from mvp_edge.devices.fitting import fit_law
 from mvp_edge.devices.profile_writer import write_calibrated, write_new
+from mvp_edge.devices.template import Template
 from mvp_edge.pruning.problem import Progress
 from mvp_edge.subnetwork.backbone import Architecture
 from mvp_edge.subnetwork.cost import Shape
 from mvp_edge.subnetwork.operators import operators
 from mvp_edge.subnetwork.subnet import resize
-from mvp_edge.subnetwork.units import UnitGroup, unit_groups
-from mvp_edge_export.devices.law import FEATURES, Law, Terms, features
-from mvp_edge_export.devices.operators import KINDS, Operators
+from mvp_edge.subnetwork.units import UnitGroup
+from mvp_edge_export.devices.operators import Operators
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.measuring.machine import differences, this_machine
 from mvp_edge_export.measuring.timing import Job, Timing, time_models
@@ -45,12 +43,8 @@ FAMILIES: Mapping[str, Architecture] = {
     "deit-tiny": Architecture("deit_tiny_patch16_224", {}, {}, 224),
 }
 CLASSES = 10
-LANES = (1, 4, 8, 16)
-"""Vector widths that a fit tries."""
 HELD_OUT = 3
 """Every third network is held out of the fit."""
-_NOTHING = 1e-6
-"""Share of a network's time that a term must be able to take, else it is left out."""
 SMALLEST_KEEP, UNEVENNESS, ROUNDING = 0.05, 0.5, 8
 
 
@@ -90,20 +84,21 @@ def sample_networks(
         seed: of the widths and the weights.
         progress: told of each network.
     """
-    whole = {name: one.build(CLASSES).eval() for name, one in families.items()}
+    outlines = {name: one.outline(CLASSES) for name, one in families.items()}
+    templates: dict[str, Template] = {}
     for index in range(count):
         progress("making networks", index, count)
-        family = list(whole)[index % len(whole)]
-        rng = np.random.default_rng([seed, index])
-        groups = unit_groups(whole[family])
-        widths = sample_widths(groups, rng)
-        small = resize(whole[family], widths)
-        _randomise(small, seed + index)
+        family = list(outlines)[index % len(outlines)]
         size = families[family].input_size
         shape = (3, size, size)
+        if family not in templates:
+            templates[family] = Template(outlines[family], None, shape)
+        rng = np.random.default_rng([seed, index])
+        widths = sample_widths(templates[family].groups, rng)
         name = f"{family}-{index:03d}"
-        models = _write(small, shape, folder / name, runtimes)
-        yield Sample(name, family, widths, shape, operators(small, shape), models)
+        models = _write(templates[family], widths, seed + index, folder / name, runtimes)
+        own = operators(resize(outlines[family], widths), shape)
+        yield Sample(name, family, widths, shape, own, models)
     progress("making networks", count, count)
 
 
@@ -172,81 +167,18 @@ def fits(samples: Sequence[Sample], timings: Sequence[Timing]) -> list[Calibrate
     return found
 
 
-def fit_law(networks: Sequence[Operators], milliseconds: NDArray[np.float64]) -> Law:
-    """The law with the least relative error; all its figures are at least zero.
-
-    The vector width is the one of `LANES` that predicts best networks left out of a fit.
-    """
-    folds = np.arange(len(networks)) % 4
-
-    def left_out(lanes: int) -> float:
-        table = _table(networks, lanes)
-        errors = []
-        for fold in range(4):
-            own, other = folds != fold, folds == fold
-            coefficients = _non_negative(table[own], milliseconds[own])
-            errors.append(np.abs(table[other] @ coefficients / milliseconds[other] - 1))
-        return float(np.mean(np.concatenate(errors)))
-
-    lanes = min(LANES, key=left_out)
-    return _law(_non_negative(_table(networks, lanes), milliseconds), lanes)
-
-
-def _table(networks: Sequence[Operators], lanes: int) -> NDArray[np.float64]:
-    """[networks, 1 + kinds · features]: one, and each feature summed over the operators of a kind."""
-    rows = []
-    for network in networks:
-        sums = np.zeros((len(KINDS), len(FEATURES)))
-        np.add.at(sums, [KINDS.index(k) for k in network.kinds], features(network, lanes))
-        rows.append(np.concatenate([[1.0], sums.ravel()]))
-    return np.array(rows)
-
-
-def _non_negative(table: NDArray[np.float64], times: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Least squares of the relative error."""
-    from scipy.optimize import nnls
-
-    relative = table / times[:, None]
-    scale = np.abs(relative).max(axis=0)
-    scale[scale == 0] = 1.0  # a kind that no network has
-    solution, _ = nnls(relative / scale, np.ones(len(times)), maxiter=100 * table.shape[1])
-    solution[solution < _NOTHING] = 0.0
-    coefficients: NDArray[np.float64] = solution / scale
-    return coefficients
-
-
-def _law(coefficients: NDArray[np.float64], lanes: int) -> Law:
-    run, rest = float(coefficients[0]), coefficients[1:].reshape(len(KINDS), len(FEATURES))
-    terms = {
-        kind: Terms(**{f: _figures(v) for f, v in zip(FEATURES, row, strict=True) if v > 0})
-        for kind, row in zip(KINDS, rest, strict=True)
-        if row.any()
-    }
-    return Law(lanes=lanes, run=_figures(run), terms=terms)
-
-
-def _figures(value: float) -> float:
-    """Five figures: more than the measurement has, and few enough to be read."""
-    return float(f"{value:.5g}")
-
-
-def _randomise(module: nn.Module, seed: int) -> None:
-    """Small random weights everywhere, so that no activation vanishes or becomes denormal."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
-
-
-def _write(module: nn.Module, shape: Shape, path: Path, runtimes: Sequence[str]) -> dict[str, Path]:
-    from mvp_edge_export.writing.convert import frozen, onnx_graph, save_openvino
+def _write(
+    template: Template,
+    widths: Mapping[str, int],
+    seed: int,
+    path: Path,
+    runtimes: Sequence[str],
+) -> dict[str, Path]:
+    from mvp_edge_export.writing.convert import save_openvino
 
     onnx, xml = path.with_suffix(".onnx"), path.with_suffix(".xml")
     if not onnx.exists():
-        graph, _ = onnx_graph(frozen(module, None), torch.zeros(1, *shape), False)
-        partial = path.with_suffix(".partial")
-        partial.write_bytes(graph.SerializeToString(deterministic=True))
-        partial.replace(onnx)
+        template.write(widths, onnx, seed)
     models: dict[str, Path] = {"onnxruntime": onnx}
     if "openvino" in runtimes:
         if not xml.exists():

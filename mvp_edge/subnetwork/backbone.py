@@ -130,6 +130,11 @@ class Architecture:
             setattr(model.get_submodule(parent), leaf, _construct(path, call))
         return model.eval()
 
+    def outline(self, num_classes: int) -> nn.Module:
+        """`build` without weights, on the meta device: for what looks at shapes alone."""
+        with torch.device("meta"):
+            return self.build(num_classes)
+
     def to_json(self) -> dict[str, Any]:
         """As it stands in run directories and zoo entries."""
         return {

@@ -348,8 +348,8 @@ def _laws(
     Raises BadInput where they are not monomials of the widths; known families are.
     """
     longest = max(max(tensor.shape, default=1) for tensor in blank.state_dict().values())
-    primes = list(islice(_primes(max(4096, longest, *shape, batch)), len(groups)))
-    outline = _stretched(blank, groups, primes)
+    primes = list(islice(primes_above(max(4096, longest, *shape, batch)), len(groups)))
+    outline = widened(blank, groups, primes)
     stretched = itemise(outline, shape, batch)
     fields = ("flops", "flops_norm", "params", "weights", "file", "activations")
     laws = {name: _monomials(getattr(stretched, name), primes) for name in fields}
@@ -403,7 +403,7 @@ def _monomials(
     return np.array(constants, np.int64), np.array(padded, np.int64).reshape(len(items), most)
 
 
-def _stretched(blank: nn.Module, groups: Sequence[UnitGroup], widths: Sequence[int]) -> nn.Module:
+def widened(blank: nn.Module, groups: Sequence[UnitGroup], widths: Sequence[int]) -> nn.Module:
     """The network with these widths, which may be larger than its own: shapes only."""
     stretched = blank_copy(blank)
     full = {name: t.shape for name, t in (*blank.named_parameters(), *blank.named_buffers())}
@@ -428,7 +428,7 @@ def _stretched(blank: nn.Module, groups: Sequence[UnitGroup], widths: Sequence[i
     return stretched
 
 
-def _primes(above: int) -> Iterator[int]:
+def primes_above(above: int) -> Iterator[int]:
     """Primes larger than ``above``, ascending."""
     for n in count(above + 1):
         if all(n % d for d in range(2, isqrt(n) + 1)):

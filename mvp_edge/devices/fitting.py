@@ -1,0 +1,124 @@
+"""A law fitted to networks that were timed: least relative error, no figure below zero.
+
+    operators of each network ─→ table of features by sort ─→ figures that all sorts share
+                                                           ─→ each sort's own, drawn towards those
+
+Without the pull towards what sorts share, a sort that the networks do not contain, or never without
+another, would get any figure; with it, families that were not measured are predicted too
+(benchmarks/device/predictor.json has both).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mvp_edge_export.devices.law import FEATURES, FEATURES_OF, SORTS, Law, Terms, features, sorts
+from mvp_edge_export.devices.operators import Operators
+
+LANES = (1, 4, 8, 16)
+"""Vector widths that a fit tries."""
+PULL = 0.003
+"""How strongly a figure is drawn to the shared one; found on families held out of the fit."""
+_LEAST_SHARE = 0.1
+"""Of the time: what a figure whose shared one is zero may explain before it is drawn back as strongly."""
+_FOLDS = 4
+
+Floats = NDArray[np.float64]
+
+
+def fit_law(
+    networks: Sequence[Operators], milliseconds: Floats, lanes: Sequence[int] = LANES
+) -> Law:
+    """The law with the least relative error; all its figures are at least zero.
+
+    The vector width is the one of ``lanes`` that predicts best networks left out of a fit.
+    """
+
+    def left_out(width: int) -> float:
+        table = feature_table(networks, width)
+        errors = []
+        for fold in range(_FOLDS):
+            other = np.arange(len(networks)) % _FOLDS == fold
+            figures = _figures(table[~other], milliseconds[~other])
+            errors.append(np.abs(table[other] @ figures / milliseconds[other] - 1))
+        return float(np.mean(np.concatenate(errors)))
+
+    width = lanes[0] if len(lanes) == 1 else min(lanes, key=left_out)
+    return _law(_figures(feature_table(networks, width), milliseconds), width)
+
+
+def feature_table(networks: Sequence[Operators], lanes: int) -> Floats:
+    """[networks, 1 + sorts · features]: one, and each feature summed over the operators of a sort."""
+    rows = []
+    for network in networks:
+        sums = np.zeros((len(SORTS), len(FEATURES)))
+        np.add.at(sums, sorts(network, lanes), features(network, lanes))
+        rows.append(np.concatenate([[1.0], sums.ravel()]))
+    return np.array(rows)
+
+
+def _figures(table: Floats, times: Floats) -> Floats:
+    """[1 + sorts · features]: milliseconds a unit of each column of ``table``."""
+    relative = table / times[:, None]
+    # Which columns share a figure: the run by itself, and each feature of all sorts.
+    common = np.zeros((table.shape[1], 1 + len(FEATURES)))
+    common[0, 0] = 1.0
+    common[1:, 1:] = np.tile(np.eye(len(FEATURES)), (len(SORTS), 1))
+    pooled = relative @ common
+    whole = np.sqrt((pooled**2).mean(axis=0))  # 1 / whole: the figure that explains all of the time
+    whole[whole == 0] = 1.0
+    ones = np.ones(len(times))
+    shared = non_negative(pooled / whole, ones) / whole
+    scale = common @ np.maximum(shared, _LEAST_SHARE / whole)
+    pull = PULL * np.sqrt(len(times))
+    matrix = np.vstack([relative * scale, pull * np.eye(len(scale))])
+    target = np.concatenate([ones, pull * (common @ shared) / scale])
+    figures: Floats = non_negative(matrix, target) * scale
+    return figures
+
+
+def non_negative(matrix: Floats, target: Floats) -> Floats:
+    """The x ≥ 0 that minimises |matrix · x - target| (Lawson and Hanson 1974, chapter 23)."""
+    columns = matrix.shape[1]
+    x, free = np.zeros(columns), np.zeros(columns, dtype=bool)
+    tolerance = 1e-10 * max(1.0, float(np.abs(matrix.T @ target).max(initial=0.0)))
+    for _ in range(10 * columns):
+        gradient = matrix.T @ (target - matrix @ x)
+        gradient[free] = -np.inf
+        if free.all() or gradient.max() <= tolerance:
+            break
+        free[int(gradient.argmax())] = True
+        while True:
+            best = np.zeros(columns)
+            best[free] = np.linalg.lstsq(matrix[:, free], target, rcond=None)[0]
+            if not (best[free] <= 0).any():
+                x = best
+                break
+            # Part of the way, until the first one falls to zero; that one is bound again.
+            falling = free & (best <= 0)
+            step = float((x[falling] / np.maximum(x[falling] - best[falling], 1e-300)).min())
+            x = x + step * (best - x)
+            free &= x > 1e-12
+            x[~free] = 0.0
+    return x
+
+
+def _law(figures: Floats, lanes: int) -> Law:
+    rows = figures[1:].reshape(len(SORTS), len(FEATURES))
+    terms = {
+        sort: Terms(
+            **{
+                feature: _short(value)
+                for feature, value in zip(FEATURES, row, strict=True)
+                if value > 0 and feature in FEATURES_OF[sort]
+            }
+        )
+        for sort, row in zip(SORTS, rows, strict=True)
+    }
+    return Law(lanes=lanes, run=_short(float(figures[0])), terms=terms)
+
+
+def _short(value: float) -> float:
+    """Five figures: more than the measurement has, and few enough to be read."""
+    return float(f"{value:.5g}")
