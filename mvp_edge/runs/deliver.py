@@ -12,6 +12,7 @@ from mvp_edge.pruning.methods import recipe_for
 from mvp_edge.runs.run import Run
 from mvp_edge.subnetwork.backbone import Backbone, load_backbone
 from mvp_edge.subnetwork.network import TENSORS, Network
+from mvp_edge.subnetwork.operators import operators
 from mvp_edge.tasks.task import Task
 from mvp_edge_export.bundle import Bundle
 from mvp_edge_export.errors import BadInput
@@ -72,14 +73,16 @@ def export(
                 f"--baseline: {backbone.source} is not the backbone that {path} was pruned from any more"
             )
         unpruned = _unpruned(backbone, task)
+    module, size = network.module(), network.preprocess.size
     return export_bundle(
-        network.module(),
+        module,
         done.verified,
         path / TENSORS,
         Path(out) if out is not None else path / "bundle",
         labels=network.classes,
         preprocess=network.preprocess,
         kept={name: units.tolist() for name, units in network.kept.items()},
+        operators=operators(module, (3, size, size)),
         profile=profile,
         images=test.pixels,
         targets=test.labels,

@@ -155,8 +155,12 @@ def _corrections(
         own = [cell for cell in cells if law.runtime in (None, cell.runtime)]
         own = [cell for cell in own if cell.threads == law.threads] or own
         if own:
-            measured = min(cell.latency.p50 for cell in own)
-            found[_place(law)] = measured / law.predict(network).p50 / MARGIN
+            measured, predicted = min(cell.latency.p50 for cell in own), law.predict(network).p50
+            if predicted <= 0:
+                raise BadInput(
+                    "the profile's calibration says that a network takes no time: mvp-edge device calibrate"
+                )
+            found[_place(law)] = measured / predicted / MARGIN
     return found
 
 

@@ -10,14 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mvp_edge.devices import calibrate as calibrating
-from mvp_edge.devices.calibrate import calibrate, fit_law, sample_networks, sample_widths
+from mvp_edge.devices.calibrate import calibrate, sample_networks, sample_widths
+from mvp_edge.devices.fitting import fit_law
 from mvp_edge.subnetwork.backbone import Architecture
 from mvp_edge.subnetwork.operators import operators
 from mvp_edge.subnetwork.subnet import resize
 from mvp_edge.subnetwork.units import unit_groups
 from mvp_edge_export.devices.latency import latency_laws
-from mvp_edge_export.devices.law import Law, Terms
-from mvp_edge_export.devices.operators import KINDS, Operators
+from mvp_edge_export.devices.law import SORTS, Law, Terms
+from mvp_edge_export.devices.operators import Operators
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.measuring.machine import differences, this_machine
 from mvp_edge_export.measuring.timing import Job, Timing
@@ -56,15 +57,15 @@ def test_a_module_and_its_export_have_the_same_operators(name: str) -> None:
 
 @st.composite
 def true_laws(draw: st.DrawFn) -> Law:
-    figure = st.floats(0.5, 2)
+    figure = st.floats(0.8, 1.25)
     return Law(
         lanes=draw(st.sampled_from([1, 4, 8, 16])),
         run=draw(figure) * 0.01,
         terms={
-            kind: Terms(
+            sort: Terms(
                 each=0.002 * draw(figure), gmacs=20 * draw(figure), weights=50 * draw(figure)
             )
-            for kind in KINDS
+            for sort in SORTS
         },
     )
 
@@ -94,8 +95,9 @@ def test_times_that_follow_a_law_are_predicted_by_the_fitted_one(
         abs(fitted.milliseconds(one) / t - 1)
         for one, t in zip(shapes[32:], times[32:], strict=True)
     ]
-    assert np.median(errors) < 0.01
-    assert max(errors) < 0.1
+    # Not exactly: what the networks leave open is drawn to what the sorts share.
+    assert np.median(errors) < 0.02
+    assert max(errors) < 0.08
 
 
 def test_sampled_widths_are_within_the_network_and_of_many_sizes() -> None:

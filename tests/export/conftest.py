@@ -170,6 +170,7 @@ def bundle_path(
             return path
         import torch
 
+        from mvp_edge.subnetwork.operators import operators
         from mvp_edge_export.writing.write import export_bundle
 
         torch.set_num_threads(1)
@@ -184,6 +185,7 @@ def bundle_path(
             labels=LABELS,
             preprocess=PREPROCESS,
             kept={"layer1": [0, 2, 5]},
+            operators=operators(request.getfixturevalue("network"), (3, SIZE, SIZE)),
             profile=profile,
             images=digits.test,
             targets=digits.test_targets,

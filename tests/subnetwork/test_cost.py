@@ -18,6 +18,7 @@ from torch import nn
 from mvp_edge.subnetwork import cost
 from mvp_edge.subnetwork.activations import peak
 from mvp_edge.subnetwork.budget import exact_widths
+from mvp_edge.subnetwork.operators import operators
 from mvp_edge.subnetwork.subnet import extract, resize
 from mvp_edge.subnetwork.units import unit_groups
 from mvp_edge_export.errors import BadInput
@@ -325,6 +326,7 @@ def test_the_predicted_file_is_a_little_larger_than_the_real_one(case: str, tmp_
         labels=[f"class {i}" for i in range(5)],
         preprocess=Preprocess(side, (0.5,) * 3, (0.25,) * 3),
         kept={group: units.tolist() for group, units in kept.items()},
+        operators=operators(model, (3, side, side)),
         profile=device,
         images=np.zeros((1, side, side, 3), np.uint8),
         targets=np.zeros(1, np.int64),

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from mvp_edge_export.bundle import Bundle, load_bundle, network_input
+from mvp_edge_export.devices.operators import Operators
 from mvp_edge_export.errors import BadInput, BudgetMissed, GateFailed
 from mvp_edge_export.images import Preprocess
 from mvp_edge_export.manifest import (
@@ -43,7 +44,6 @@ from mvp_edge_export.writing.candidates import (
     within_budget,
 )
 from mvp_edge_export.writing.convert import PLACES, Network, Written, frozen, write_network
-from mvp_edge_export.writing.graph import operators_of_graph, with_shapes
 from mvp_edge_export.writing.parity import Floats, Labels, Pixels, check_parity, gate_images
 from mvp_edge_export.writing.quantise import Images
 
@@ -63,6 +63,7 @@ def export_bundle(
     labels: Sequence[str],
     preprocess: Preprocess,
     kept: Mapping[str, Sequence[int]],
+    operators: Operators,
     profile: DeviceProfile,
     images: Pixels,
     targets: Labels,
@@ -87,6 +88,7 @@ def export_bundle(
         labels: class names in the order of the logits.
         preprocess: how images become the network's input.
         kept: unit group → indices of the backbone's units that the network keeps.
+        operators: what one inference of it computes.
         profile: the device profile whose file budget is judged here.
         images: the test images, uint8 [N, S, S, 3].
         targets: their classes [N].
@@ -195,7 +197,7 @@ def export_bundle(
             profile_sha256=profile.sha256,
             cost=verified.cost,
             cost_baseline=verified.cost_baseline,
-            operators=tuple(map(tuple, operators_of_graph(*with_shapes(pruned.graph)).to_json())),
+            operators=tuple(map(tuple, operators.to_json())),
             verdicts=tuple(_with_measured(verified.verdicts, profile, candidates)),
             parity=tuple(parity),
             candidates=tuple(candidates),

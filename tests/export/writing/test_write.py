@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from mvp_edge_export.bundle import Bundle, load_bundle
+from mvp_edge_export.devices.operators import table
 from mvp_edge_export.errors import BadInput, BudgetMissed, GateFailed
 from mvp_edge_export.images import Preprocess
 from mvp_edge_export.profile import DeviceProfile
@@ -65,6 +66,7 @@ def export(
         "labels": labels,
         "preprocess": preprocess,
         "kept": {"layer1": [0, 2]},
+        "operators": table([("conv", 256, 8, 3, 9, 768)]),
         "images": digits.test,
         "targets": digits.test_targets,
     }
