@@ -9,9 +9,9 @@ in raw bytes, so that measuring needs little memory of its own:
     {"do": "layers", "runs": …}                          → {"runs", "whole_ms", "layers"}
     {"do": "memory"}                                     → {"rss", "peak"}
 
-With "profile": FOLDER in the first line, the runtime keeps the times of its layers.
-
-The end of its input ends it: it does not outlive ``bench``.
+With "profile": FOLDER in the first line, the runtime keeps the times of its layers. A later request of the
+first kind puts another network in the place of the one that it has. The end of its input ends it: it does
+not outlive ``bench``.
 """
 
 import json
@@ -43,7 +43,10 @@ def main() -> None:
     session, image, ready = _start(job)
     _answer(answers, ready)
     while (request := _request()) is not None:
-        if request["do"] == "warm":
+        if "model" in request:
+            session, image, ready = _start(request)
+            _answer(answers, ready)
+        elif request["do"] == "warm":
             _answer(answers, _warm(session, image, request["seconds"], request["cap"]))
         elif request["do"] == "round":
             _round(answers, session, image, request["seconds"])

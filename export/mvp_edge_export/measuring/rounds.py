@@ -8,8 +8,8 @@ left out, with the reason, and the others go on.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,33 @@ def measure(
         if subject not in failures
     ]
     return cells, failures
+
+
+@contextmanager
+def one_after_another(
+    runtime: str, threads: int, plan: Plan
+) -> Iterator[Callable[[Path, Sequence[int]], Cell]]:
+    """Measures models one by one in a single process, which imports its runtime but once.
+
+    What their cells say of memory is that of all models so far.
+
+    Yields:
+        (model file, shape of its input) → cell; raises BadInput for what does not run.
+    """
+    with ExitStack() as stack:
+        children: list[Child] = []
+
+        def clock(model: Path, shape: Sequence[int]) -> Cell:
+            if children:
+                job = {"model": str(model), "runtime": runtime, "threads": threads}
+                children[0].ready = children[0].ask({**job, "shape": list(shape)}, PATIENCE)
+            else:
+                children.append(stack.enter_context(started(model, shape, runtime, threads)))
+            subject = Subject("pruned", "fp32", model)
+            measured = _in_turns({subject: children[0]}, plan, lambda what, share: None)
+            return _cell(subject, runtime, threads, [measured[subject]])
+
+        yield clock
 
 
 @dataclass
