@@ -127,9 +127,8 @@ def plan_front(settled: Settled) -> FrontPlan:
         raise BadInput(f"--pick fastest: {bench.told[:1].lower()}{bench.told[1:-1]}")
     classes = len(settled.task.classes)
     outline = (backbone.model, settled.policy, backbone.shape, profile)
-    ceiling = float(request.keep) if request.keep != "auto" else 1.0
     small = settled.zoo.keep if settled.zoo else DEFAULT_KEEP
-    keeps = ladder(*outline, ceiling, count, small=small, num_classes=classes)
+    keeps = ladder(*outline, settled.ceiling, count, small=small, num_classes=classes)
     if len(keeps) == 1 and not settled.climbs:
         raise BadInput(
             f"--front {count}: the budgets of {profile.id} and --keep leave room for one network "
@@ -248,10 +247,8 @@ def _chosen(
     settled = plan.settled
     request, splits = settled.request, settled.task.splits
     members = [
-        _figures(number, member.plan.keep, made, times)
-        for number, (member, made, times) in enumerate(
-            zip(plan.members, runs, timings, strict=False), 1
-        )
+        _figures(number, made, times)
+        for number, (made, times) in enumerate(zip(runs, timings, strict=True), 1)
     ]
     reference = run.read("reference.json")["validation"] if request.reference else None
     limit = limit_for(settled.profile, members, reference)
@@ -270,13 +267,13 @@ def _chosen(
     )
 
 
-def _figures(number: int, keep: float, run: Run, timings: tuple[Timing, ...]) -> Member:
+def _figures(number: int, run: Run, timings: tuple[Timing, ...]) -> Member:
     verified = run.verified
     file = next(verdict.reached for verdict in verified.verdicts if verdict.budget == "file")
     missed = [verdict.budget for verdict in verified.failed]
     return Member(
         number=number,
-        keep=keep,
+        keep=RunDirectory(run.path).read("run.json")["keep"]["chosen"],
         flops=verified.cost.flops,
         params=verified.cost.params,
         file=int(file or 0),

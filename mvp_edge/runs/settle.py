@@ -189,10 +189,9 @@ class Settled:
 
     @property
     def ceiling(self) -> float:
-        """The largest keep ratio wanted: as asked, else the zoo's."""
-        if isinstance(self.request.keep, float | int):
-            return self.request.keep
-        return self.zoo.keep if self.zoo else DEFAULT_KEEP
+        """The largest keep ratio wanted."""
+        several = self.request.front is not None or self.climbs
+        return _ceiling(self.request, self.zoo, several=several)
 
     @property
     def voting(self) -> bool:
@@ -252,13 +251,12 @@ def settle(
         say(f"skipped {first.file}: {first.why}{others}")
     method, entries, neighbours, reason = _voters(request, backbone, zoo, task)
     several = request.front is not None or _climbs(request, method, profile, task)
-    usual = 1.0 if several else zoo.keep if zoo else DEFAULT_KEEP
     plan = solve(
         backbone.model,
         policy,
         backbone.shape,
         profile,
-        request.keep if isinstance(request.keep, float | int) else usual,
+        _ceiling(request, zoo, several=several),
         len(task.classes),
     )
     recipe = recipe_for(
@@ -284,6 +282,13 @@ def settle(
         replace(recipe, head=request.head, statistics=request.statistics),
         overrides,
     )
+
+
+def _ceiling(request: Request, zoo: Zoo | None, *, several: bool) -> float:
+    """The largest keep ratio: as asked; else all where several sizes are made, and the zoo's for one."""
+    if isinstance(request.keep, float | int):
+        return request.keep
+    return 1.0 if several else zoo.keep if zoo else DEFAULT_KEEP
 
 
 def _climbs(request: Request, method: str, profile: DeviceProfile, task: Task) -> bool:

@@ -221,9 +221,11 @@ class _Search:
                 widths[group.name] = self._rounded(group, _share(keep, group.size))
         return widths
 
-    def price(self, widths: Widths) -> int:
-        """What networks are set apart by: their multiply-adds."""
-        return self.bill(widths)[0].flops
+    def price(self, widths: Widths) -> float:
+        """What sizes are set apart by: milliseconds where they are limited, else multiply-adds."""
+        cost, _, latency = self.bill(widths)
+        timed = latency is not None and any(name.startswith("latency.") for name in self.limits)
+        return latency.p50 if timed and latency is not None else cost.flops
 
     def fits(self, widths: Widths) -> bool:
         """Whether every budget of the profile holds."""
