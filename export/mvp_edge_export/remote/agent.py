@@ -285,7 +285,8 @@ class Device:
             self._unfinished = folder
             python = str(folder / "bin" / "python")
             for argv in (
-                [sys.executable, "-m", "venv", str(folder)],
+                [sys.executable, "-m", "venv", "--without-pip", str(folder)],
+                [python, "-m", "ensurepip", "--default-pip"],  # venv would keep its errors to itself
                 [python, "-m", "pip", "install", "--no-cache-dir", *arguments],
             ):
                 code = self._run(argv, {})
