@@ -13,6 +13,7 @@ demo: $(READY)
 	@echo "open demo/run/report.html in a browser"
 
 test: lint
+	@PATH="$$PATH:/usr/sbin" command -v sshd >/dev/null || $(MAKE) --no-print-directory sshd-package
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=10
 
 lint: $(READY)
@@ -44,6 +45,16 @@ venv-package:
 	@test "$$(id -u)" = 0 && command -v apt-get >/dev/null || \
 	  { echo "Python's venv module is missing: sudo apt install python3-venv"; exit 2; }
 	apt-get update -qq && apt-get install -y -qq python3-venv
+
+# The tests of `bench --on` talk to a real sshd. Where installing it would start a server (an init
+# is running), that is left to you; without it those tests are skipped.
+.PHONY: sshd-package
+sshd-package:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && [ ! -d /run/systemd/system ]; then \
+	  apt-get update -qq && apt-get install -y -qq openssh-server; \
+	else \
+	  echo "sshd is missing, the tests of bench --on are skipped: sudo apt install openssh-server"; \
+	fi
 
 clean:
 	rm -rf $(VENV) demo runs .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -50,7 +50,11 @@ _SET_PDEATHSIG, _SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
 
 
 class Gone(Exception):
-    """The other side closed the connection, or stopped answering."""
+    """The other side closed the connection."""
+
+
+class Silent(Gone):
+    """The other side stopped answering."""
 
 
 class Wire:
@@ -70,11 +74,11 @@ class Wire:
         self._buffer = bytearray()
 
     def send(self, kind: bytes, body: bytes) -> None:
-        """Write one frame; raises Gone when nobody reads it any more."""
+        """Write one frame; raises Gone, or Silent, when nobody reads it any more."""
         data = memoryview(_HEADER.pack(kind, len(body)) + body)
         while data:
             if not select.select([], [self._sink], [], self.patience)[1]:
-                raise Gone()
+                raise Silent()
             try:
                 data = data[os.write(self._sink, data[:_AT_ONCE]) :]
             except OSError:
@@ -105,7 +109,7 @@ class Wire:
     def fill(self, timeout: "float | None") -> None:
         """Wait for bytes and take them in; None waits without end."""
         if not select.select([self.source], [], [], timeout)[0]:
-            raise Gone()
+            raise Silent()
         try:
             data = os.read(self.source, PIECE)
         except OSError:
@@ -205,15 +209,15 @@ class Device:
     def do_put(self, sha256: str, size: int) -> "dict[str, object]":
         """Take in a file: pieces follow this message; it has its name when its hash is right."""
         digest = hashlib.sha256()
-        partial = self._temporary() / sha256
         left = size
         try:
+            partial = self._temporary() / sha256
             with partial.open("wb") as stream:
                 while left > 0:
                     piece = self._wire.receive()[1]
+                    left -= len(piece)
                     digest.update(piece)
                     stream.write(piece)
-                    left -= len(piece)
                 stream.flush()
                 os.fsync(stream.fileno())
             if digest.hexdigest() != sha256:
@@ -225,6 +229,9 @@ class Device:
                 left -= len(self._wire.receive()[1])
             error.filename = str(self._kept(sha256))
             raise
+        finally:
+            with suppress(OSError):
+                (self._temporary() / sha256).unlink()  # unless it got its name
         return {}
 
     def do_lay(self, files: "dict[str, str]") -> "dict[str, object]":
@@ -278,7 +285,8 @@ class Device:
             self._unfinished = folder
             python = str(folder / "bin" / "python")
             for argv in (
-                [sys.executable, "-m", "venv", str(folder)],
+                [sys.executable, "-m", "venv", "--without-pip", str(folder)],
+                [python, "-m", "ensurepip", "--default-pip"],  # venv would keep its errors to itself
                 [python, "-m", "pip", "install", "--no-cache-dir", *arguments],
             ):
                 code = self._run(argv, {})
@@ -311,16 +319,16 @@ class Device:
         assert process.stdout is not None
         assert process.stderr is not None
         pipes = {process.stdout.fileno(): b"O", process.stderr.fileno(): b"E"}
-        heard, patience = time.monotonic(), self._wire.patience or float("inf")
+        heard = time.monotonic()
         with process.stdout, process.stderr:
             while pipes or process.poll() is None:
                 wait = 1.0 if pipes else 0.02
                 ready = select.select([self._wire.source, *pipes], [], [], wait)[0]
                 if self._wire.source in ready:
                     self._wire.fill(0.0)
-                    heard, patience = time.monotonic(), self._wire.patience or float("inf")
-                elif time.monotonic() - heard > patience:
-                    raise Gone()
+                    heard = time.monotonic()
+                elif time.monotonic() - heard > (self._wire.patience or _DAY):
+                    raise Silent()
                 for pipe in set(ready) & set(pipes):
                     data = os.read(pipe, PIECE)
                     if data:

@@ -53,8 +53,12 @@ def bench_on(
     wanted = list(runtimes or _runtimes(bundle, device))
     words = [word for runtime in wanted for word in ("--runtime", runtime)]
 
+    sent = 0.0
+
     def setting_up(what: str, share: float) -> None:
-        progress(what, _SETTING_UP * share)
+        nonlocal sent
+        sent = max(sent, share)  # the wheel comes after the bundle, and there may be more
+        progress(what, _SETTING_UP * sent)
 
     def measuring(line: str) -> None:
         if match := re.fullmatch(r"\s*(\d+) %  (.+)", line):

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from mvp_edge_export.errors import BadInput
-from mvp_edge_export.remote.agent import PIECE, Gone, Wire
+from mvp_edge_export.remote.agent import PIECE, Gone, Silent, Wire
 
 CONNECT_SECONDS = 20
 """Until a host that does not answer is given up."""
@@ -31,6 +31,8 @@ START_SECONDS = 60.0
 """Until a login that does not come to an end is given up."""
 SILENCE_SECONDS = 60.0
 """Without a sign of life from here, after which the agent ends everything there."""
+CLOSE_SECONDS = 15.0
+"""That the agent has to end what it started, once we have closed our end."""
 CONNECTING = "connecting"
 
 _OPTIONS = (
@@ -107,6 +109,11 @@ class Channel:
             with suppress(BrokenPipeError):  # what ssh said about it is read below
                 self._process.stdin.write(program)
             self._wire.skip_past(marker.encode(), START_SECONDS)
+        except Silent:
+            raise BadInput(
+                f"{self.target}: no answer within {START_SECONDS:g} s; does its login wait for "
+                f"something? Try: ssh {shlex.quote(self.target)} true"
+            ) from None
         except Gone:
             raise self._lost() from None
 
@@ -148,7 +155,7 @@ class Channel:
 
     def close(self) -> None:
         """End the connection; the agent ends what it started before it ends itself."""
-        self._hang_up(15)
+        self._hang_up()
         assert self._process.stdout is not None
         self._process.stdout.close()
         self._log.close()
@@ -163,29 +170,24 @@ class Channel:
                 if not self._closed.is_set():
                     self._wire.send(b"H", b"")
 
-    def _hang_up(self, seconds: float) -> bool:
-        """Close our end and wait for ssh; False when it had to be killed."""
+    def _hang_up(self) -> None:
+        """Close our end; ssh has some time to follow."""
         self._closed.set()
         assert self._process.stdin is not None
         if self._sending.acquire(timeout=1):  # else a heartbeat is stuck in a line that is dead
             self._process.stdin.close()
             self._sending.release()
         try:
-            self._process.wait(timeout=seconds)
-            return True
+            self._process.wait(timeout=CLOSE_SECONDS)
         except subprocess.TimeoutExpired:
-            return False
+            pass
         finally:
             self._process.kill()
             self._process.wait()
 
     def _lost(self) -> BadInput:
         """Why the connection ended, from what ssh said."""
-        if not self._hang_up(5):
-            return BadInput(
-                f"{self.target}: no answer while {self.doing}; is its login shell waiting for "
-                f"something? Try: ssh {shlex.quote(self.target)} true"
-            )
+        self._hang_up()
         self._log.seek(0)
         said = self._log.read().decode(errors="replace").replace("\r", "")
         return BadInput(f"{self.target}: {explain(self.target, said, self.doing)}")

@@ -22,6 +22,7 @@ from mvp_edge_export.profile import shipped_folder
 from mvp_edge_export.storage import atomic_directory, atomic_file, cache_folder, sha256_json
 
 _PACKAGES = ("mvp_edge", "mvp_edge_export")
+_INFO = ("METADATA", "entry_points.txt", "licenses/LICENSE")
 _BORN = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip file can say
 _WHEEL = "Wheel-Version: 1.0\nGenerator: mvp-edge\nRoot-Is-Purelib: {pure}\nTag: {tag}\n"
 
@@ -43,7 +44,7 @@ def own_wheel(folder: Path) -> Path:
     for package in _PACKAGES:
         contents.update(_files(_folder_of(package), package))
     contents.update(_files(shipped_folder(), "mvp_edge_export/profiles"))
-    texts = {name: distribution.read_text(name) for name in ("METADATA", "entry_points.txt")}
+    texts = {name: distribution.read_text(name) for name in _INFO}
     return write_wheel(
         folder,
         f"mvp_edge-{distribution.version}",
