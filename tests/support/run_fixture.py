@@ -489,6 +489,7 @@ def _manifest(
         ),
         candidates=tuple(_candidates(recipe, sizes, top1)),
         shipped=None,
+        undecided=f"measured on no {profile.id} yet",
         versions={"torch": "2.14.1"},
     )
 

@@ -45,6 +45,14 @@ def judged_cell(
     return min(_deployable(profile, pruned), key=lambda cell: cell.latency.p50)
 
 
+def is_device(profile: DeviceProfile) -> bool:
+    """Whether this machine is the profile's device; False where nothing can be measured."""
+    try:
+        return not differences(this_machine(), profile)
+    except BadInput:
+        return False
+
+
 def check_choosable(bundle: Bundle, profile: DeviceProfile) -> None:
     """Whether a choice could be made here; to be asked before minutes of measuring.
 
@@ -107,9 +115,10 @@ def decided(manifest: Manifest, result: BenchResult) -> Manifest:
         "models": models,
         "files": {name: file for name, file in manifest.files.items() if name not in lost},
         "shipped": shipped,
+        "undecided": "",
         "verdicts": tuple(_verdicts(manifest, candidates, shipped)),
     }
-    return Manifest.model_validate(dict(manifest) | {"schema": manifest.schema_} | changed)
+    return Manifest.model_validate(dict(manifest) | changed)
 
 
 def _check_device(profile: DeviceProfile, judged_by: str, other: Sequence[str]) -> None:
