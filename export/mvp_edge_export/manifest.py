@@ -204,6 +204,8 @@ class Manifest(BaseModel):
     """Those that were kept out stand here too, with the reason."""
     shipped: Shipped | None
     """None until the candidates were measured on the profile's device."""
+    undecided: str = ""
+    """Why it is still open, in words."""
     versions: dict[str, str]
 
     @model_validator(mode="after")
@@ -214,6 +216,8 @@ class Manifest(BaseModel):
         kept = {candidate.format for candidate in self.candidates if candidate.kept}
         if kept != set(self.models):
             raise ValueError("models and the candidates that were kept are not the same")
+        if (self.shipped is None) != bool(self.undecided):
+            raise ValueError("shipped and undecided: one of them must be given, and only one")
         if self.shipped is not None:
             chosen = (self.shipped.runtime, self.shipped.precision)
             if not any(c.kept and (c.runtime, c.precision) == chosen for c in self.candidates):
@@ -228,10 +232,7 @@ class Manifest(BaseModel):
     def choice(self) -> str:
         """What is shipped and why, or why that is still open; one sentence."""
         if self.shipped is None:
-            return (
-                f"undecided: measured on no {self.profile.id} yet;"
-                " run mvp-edge bench --choose there"
-            )
+            return f"undecided: {self.undecided}"
         chosen = self.shipped
         threads = f"{chosen.threads} thread{'s' * (chosen.threads > 1)}"
         return f"{chosen.precision} in {chosen.runtime} with {threads}: {chosen.why}"

@@ -319,7 +319,7 @@ def bench(
     if file.is_dir() or not os.access(file.absolute().parent, os.W_OK):
         raise BadInput(f"--out {file}: cannot be written there")
     if choose:
-        check_choosable(loaded, profile)
+        check_choosable(loaded, profile, here=on is None)
     if on is not None:
         result = measured_on(console, on, loaded, given, runtimes, offline)
     else:
@@ -335,21 +335,30 @@ def bench(
         )
     facts = result.model_dump(mode="json", by_alias=True)
     write_json(file, facts)
-    console.result(facts, result.table())
+    chosen, refused = None, None
+    if choose:
+        try:
+            chosen = choose_by(loaded, result).manifest
+        except MvpEdgeError as error:  # said after what was measured
+            refused = error
+    told = {} if chosen is None else {"choice": chosen.choice}
+    console.result(facts | told, result.table())
     for failure in result.failures:
         console.warn(f"not measured: {failure}")
     for warning in result.warnings:
         console.say(f"note: {warning}")
-    console.say(f"budgets of {result.profile}, judged by {result.judged}:")
+    full_or_not = "" if result.protocol.full else ", not --full"
+    console.say(f"budgets of {result.profile}, judged by {result.judged}{full_or_not}:")
     for verdict in result.verdicts:
         console.say(f"  {verdict}" + (f" ({verdict.note})" if verdict.note else ""))
     console.say(f"written to {file}")
-    if choose:
-        chosen = choose_by(loaded, result).manifest
+    if chosen is not None:
         for one in chosen.candidates:
             if not one.kept:
                 console.say(f"kept out: {one.format}: {one.why}")
         console.say(f"to ship: {chosen.choice}")
+    if refused is not None:
+        raise refused
     missed = [str(verdict) for verdict in result.verdicts if verdict.verdict == "FAIL"]
     if missed:
         raise BudgetMissed(f"missed on this machine: {'; '.join(missed)}")

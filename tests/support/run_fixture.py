@@ -489,6 +489,7 @@ def _manifest(
         ),
         candidates=tuple(_candidates(recipe, sizes, top1)),
         shipped=None,
+        undecided=f"measured on no {profile.id} yet",
         versions={"torch": "2.14.1"},
     )
 
@@ -554,10 +555,10 @@ def _bench(
                 share = 0.5 if runtime == "onnxruntime" else 1.1
                 cells.append(_cell("pruned", runtime, threads, share * pruned, "int8"))
             cells.append(_cell("baseline", runtime, threads, slow))
-    judged = judged_cell(profile, cells)
     protocol = Protocol(
         full=False, seconds=15, processes=1, statement="not --full: 15 s in one process a cell"
     )
+    judged = judged_cell(profile, cells, differences, protocol)
     return BenchResult(
         protocol=protocol,
         machine=this_machine().model_copy(update={"cpu": "Cortex-A72", "os": "Debian 12"}),

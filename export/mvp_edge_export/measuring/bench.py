@@ -177,8 +177,8 @@ def _result(
     failures: Sequence[Failure],
 ) -> BenchResult:
     other = tuple(differences(machine, profile))
-    judged = judged_cell(profile, cells, bundle.manifest.shipped)
     protocol = _protocol(plan)
+    judged = judged_cell(profile, cells, other, protocol, bundle.manifest.shipped)
     versions = {cell.runtime: cell.version for cell in cells}
     fingerprint = {
         "models": {name: file.sha256 for name, file in bundle.manifest.files.items()},

@@ -22,19 +22,30 @@ from mvp_edge_export.manifest import (
     quantisation_verdict,
 )
 from mvp_edge_export.measuring.machine import differences, this_machine
-from mvp_edge_export.measuring.result import BenchResult, Cell, judge, short
+from mvp_edge_export.measuring.result import BenchResult, Cell, Protocol, judge, short
 from mvp_edge_export.profile import DeviceProfile
 from mvp_edge_export.storage import write_json
 from mvp_edge_export.verified import Verdict
 
 
 def judged_cell(
-    profile: DeviceProfile, cells: Sequence[Cell], shipped: Shipped | None = None
+    profile: DeviceProfile,
+    cells: Sequence[Cell],
+    other: Sequence[str],
+    protocol: Protocol,
+    shipped: Shipped | None = None,
 ) -> Cell:
     """The cell that a bench's verdicts are about.
 
-    It is that of the candidate which is shipped; while that is open, or was not measured, the
-    fastest of those that could be.
+    It is that of the candidate which is shipped; while that is open, or was not measured, the one
+    that would be: the fastest that meets the budgets, or the fastest where none does.
+
+    Args:
+        profile: the budgets.
+        cells: what was measured, at least one of them of the pruned network.
+        other: in what the machine is not the profile's device.
+        protocol: how it was measured.
+        shipped: what the bundle ships.
     """
     pruned = [cell for cell in cells if cell.network == "pruned"]
     if shipped is not None:
@@ -42,20 +53,32 @@ def judged_cell(
         for cell in pruned:
             if (cell.runtime, cell.precision, cell.threads) == chosen:
                 return cell
-    return min(_deployable(profile, pruned), key=lambda cell: cell.latency.p50)
+    fitting = _deployable(profile, pruned)
+    meeting = [cell for cell in fitting if not _missed(profile, cell, other, protocol)]
+    return _best(profile, meeting or fitting)
 
 
-def check_choosable(bundle: Bundle, profile: DeviceProfile) -> None:
-    """Whether a choice could be made here; to be asked before minutes of measuring.
+def is_device(profile: DeviceProfile) -> bool:
+    """Whether this machine is the profile's device; False where nothing can be measured."""
+    try:
+        return not differences(this_machine(), profile)
+    except BadInput:
+        return False
+
+
+def check_choosable(bundle: Bundle, profile: DeviceProfile, *, here: bool = True) -> None:
+    """Whether a choice could be made; to be asked before minutes of measuring.
 
     Args:
         bundle: from ``load_bundle``.
         profile: whose budgets the measurement will judge.
+        here: whether this machine will be measured, and not another one.
 
     Raises:
         BadInput: this machine is not the bundle's device, or the bundle cannot be changed.
     """
-    _check_device(bundle.manifest.profile, profile.sha256, differences(this_machine(), profile))
+    other = differences(this_machine(), profile) if here else ()
+    _check_device(bundle.manifest.profile, profile.sha256, other)
     if not os.access(bundle.path, os.W_OK):
         raise BadInput(f"--choose: {bundle.path} cannot be written")
 
@@ -90,7 +113,7 @@ def decided(manifest: Manifest, result: BenchResult) -> Manifest:
     """
     profile = manifest.profile
     _check_device(profile, result.profile_sha256, result.differences)
-    chosen, why = _fastest(profile, result)
+    chosen, why = _chosen(profile, result)
     shipped = Shipped(
         runtime=chosen.runtime, precision=chosen.precision, threads=chosen.threads, why=why
     )
@@ -107,9 +130,10 @@ def decided(manifest: Manifest, result: BenchResult) -> Manifest:
         "models": models,
         "files": {name: file for name, file in manifest.files.items() if name not in lost},
         "shipped": shipped,
+        "undecided": "",
         "verdicts": tuple(_verdicts(manifest, candidates, shipped)),
     }
-    return Manifest.model_validate(dict(manifest) | {"schema": manifest.schema_} | changed)
+    return Manifest.model_validate(dict(manifest) | changed)
 
 
 def _check_device(profile: DeviceProfile, judged_by: str, other: Sequence[str]) -> None:
@@ -129,7 +153,7 @@ def _deployable(profile: DeviceProfile, pruned: Sequence[Cell]) -> list[Cell]:
     return [cell for cell in named if cell.threads <= most]
 
 
-def _fastest(profile: DeviceProfile, result: BenchResult) -> tuple[Cell, str]:
+def _chosen(profile: DeviceProfile, result: BenchResult) -> tuple[Cell, str]:
     """The cell that is shipped, and why, in one sentence."""
     usable = [
         cell
@@ -144,30 +168,38 @@ def _fastest(profile: DeviceProfile, result: BenchResult) -> tuple[Cell, str]:
             " (throttled, short of voltage, or a release that the profile refuses)"
         )
     fitting = _deployable(profile, usable)
-    missed = {id(cell): _missed(profile, cell, result) for cell in fitting}
-    meeting = [cell for cell in fitting if not missed[id(cell)]]
+    why_not = [_missed(profile, cell, result.differences, result.protocol) for cell in fitting]
+    meeting = [cell for cell, missed in zip(fitting, why_not, strict=True) if not missed]
     if not meeting:
-        nearest = min(fitting, key=lambda cell: cell.latency.p50)
-        budgets = "; ".join(map(str, missed[id(nearest)]))
-        raise BudgetMissed(f"no candidate meets the budgets; {_named(nearest)}: {budgets}")
-    prefer = profile.precision.prefer
-    preferred = [cell for cell in meeting if cell.precision == prefer]
-    best = min(preferred or meeting, key=lambda cell: cell.latency.p50)
-    if preferred:
-        why = f"the profile prefers {prefer}; {_speed(best)}"
-    else:
-        exact = [cell for cell in meeting if cell.precision == "fp32"]
-        rival = min(exact, key=lambda cell: cell.latency.p50, default=best)
-        if best.precision != "fp32" and not _faster(best, rival):
-            best = rival
-        why = f"the fastest that passes: {_speed(best)}"
-    if best.status == "NOISY":
-        why += "; another load ran on the machine"
-    return best, why
+        nearest = min(range(len(fitting)), key=lambda k: fitting[k].latency.p50)
+        budgets = "; ".join(map(str, why_not[nearest]))
+        raise BudgetMissed(f"no candidate meets the budgets; {_named(fitting[nearest])}: {budgets}")
+    best, prefer = _best(profile, meeting), profile.precision.prefer
+    reason = (
+        f"the profile prefers {prefer}" if best.precision == prefer else "the fastest that passes"
+    )
+    noise = "; another load ran on the machine" if best.status == "NOISY" else ""
+    return best, f"{reason}: {_speed(best)}{noise}"
 
 
-def _missed(profile: DeviceProfile, cell: Cell, result: BenchResult) -> list[Verdict]:
-    verdicts = judge(profile, cell, result.differences, result.protocol)
+def _best(profile: DeviceProfile, cells: Sequence[Cell]) -> Cell:
+    """The fastest of the precision that the profile prefers, else of all; int8 only beyond doubt."""
+
+    def fastest(of: Sequence[Cell]) -> Cell:
+        return min(of, key=lambda cell: cell.latency.p50)
+
+    if preferred := [cell for cell in cells if cell.precision == profile.precision.prefer]:
+        return fastest(preferred)
+    best, exact = fastest(cells), [cell for cell in cells if cell.precision == "fp32"]
+    if exact and best.precision != "fp32" and not _faster(best, fastest(exact)):
+        return fastest(exact)
+    return best
+
+
+def _missed(
+    profile: DeviceProfile, cell: Cell, other: Sequence[str], protocol: Protocol
+) -> list[Verdict]:
+    verdicts = judge(profile, cell, other, protocol)
     return [verdict for verdict in verdicts if verdict.verdict == "FAIL"]
 
 

@@ -18,7 +18,6 @@ import numpy as np
 
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.measuring.machine import (
-    available_memory,
     busy_seconds,
     throttling,
     was_throttled,
@@ -35,7 +34,7 @@ from mvp_edge_export.measuring.result import (
     summary,
 )
 from mvp_edge_export.profile import NumberFormat
-from mvp_edge_export.quantities import format_bytes
+from mvp_edge_export.sessions import check_memory
 
 MAX_ATTEMPTS = 4
 """A disturbed cell is measured again at most three times."""
@@ -188,7 +187,7 @@ def _one_turn(
         children: dict[Subject, Child] = {}
         for subject in subjects:
             try:
-                _check_memory(subject)
+                check_memory(subject.needs)
                 progress(f"{subject.name}, loading", 0.0)
                 child = started(subject.model, shape, runtime, threads)
                 children[subject] = stack.enter_context(child)
@@ -202,15 +201,6 @@ def _one_turn(
                 failures[subject] = str(died)
                 children.pop(subject).end()  # one that hangs may compute on
     return {}
-
-
-def _check_memory(subject: Subject) -> None:
-    free = available_memory()
-    if free is not None and free < subject.needs:
-        raise BadInput(
-            f"needs about {format_bytes(subject.needs)} of memory, {format_bytes(free)} are free;"
-            " not started: close other programs, or prune further"
-        )
 
 
 def _in_turns(

@@ -104,9 +104,25 @@ def int8_candidate(
             why=best.why,
         )
         if candidate.kept:
+            if form == "onnx-int8":
+                _describe(best.model, graph, best.chosen.scheme)
             for part, place in zip(parts_of(best.model.name), parts_of(PLACES[form]), strict=True):
                 (best.model.parent / part).rename(bundle / place)
     return candidate
+
+
+def _describe(model: Path, source: onnx.ModelProto, scheme: str) -> None:
+    """Let a quantised file say about itself what its source says, and no more domains than it uses."""
+    quantised = onnx.load(model)
+    used = {node.domain for node in quantised.graph.node}
+    opsets = [one for one in quantised.opset_import if one.domain in used]
+    del quantised.opset_import[:]
+    quantised.opset_import.extend(opsets)
+    del quantised.metadata_props[:]
+    quantised.metadata_props.extend(source.metadata_props)
+    for key, value in (("precision", "int8"), ("scheme", scheme)):
+        quantised.metadata_props.add(key=f"mvp_edge.{key}", value=value)
+    model.write_bytes(quantised.SerializeToString(deterministic=True))
 
 
 def asked_for(

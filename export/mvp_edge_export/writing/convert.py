@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import onnx
-import openvino
 import torch
 from torch import nn
 
 from mvp_edge_export.errors import BadInput, GateFailed
 from mvp_edge_export.images import Preprocess
+from mvp_edge_export.sessions import import_runtime
 
 INPUT, OUTPUT = "image", "logits"
 
@@ -109,7 +109,7 @@ def save_openvino(source: Path, path: Path, *, fp16: bool = False) -> None:
         GateFailed: OpenVINO cannot read it.
         BadInput: the disk is full.
     """
-    # Not openvino.convert_model, which reports its use over the network.
+    openvino = import_runtime("openvino")
     try:
         representation = openvino.Core().read_model(source)
     except RuntimeError as error:

@@ -2,14 +2,11 @@
 
     model.onnx ─ OpenVINO ─→ graph ─ NNCF, training images, a scheme ─→ one .xml + .bin each
 
-Server side. NNCF comes with a package that reports its use over the network; it never sees it here.
+Server side.
 """
-
-# ruff: noqa: TID253 - runs on the server alone
 
 import io
 import logging
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -19,11 +16,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import openvino
+
+from mvp_edge_export.sessions import import_runtime, untold
 
 Floats = npt.NDArray[np.float32]
 
-_TELEMETRY = "openvino_telemetry"
+_PRODUCTS = ("Convolution", "GroupConvolution", "MatMul")
+_MOVES = {
+    *("Convert", "Subtract", "Multiply"),  # int8 weights are unpacked by these
+    *("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Split", "VariadicSplit", "Gather"),
+    *("StridedSlice", "Slice", "Relu", "MaxPool", "Concat"),
+}
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,10 @@ class Scheme:
 SCHEMES = (
     Scheme("symmetric", "symmetric ranges", symmetric=True),
     Scheme("mixed", "asymmetric ranges where both signs occur"),
-    Scheme("minmax", "so, ranges by the extremes", minmax=True),
-    Scheme("ends-float", "so, the first and the last layer in float", ends=True),
+    Scheme("minmax", "ranges by the extremes of all images", minmax=True),
+    Scheme("ends-float", "all but the first and the last layer", ends=True),
     Scheme("transformer", "NNCF's scheme for transformers", transformer=True),
-    Scheme("attention-float", "so, attention's products in float", transformer=True, attention=False),
+    Scheme("attention-float", "the same without attention's products", transformer=True, attention=False),
 )  # fmt: skip
 """Tried in this order; those for attention only on a network that has any. NNCF leaves LayerNorm,
 softmax and GELU in float by itself."""
@@ -71,7 +74,7 @@ def attempts(
     Returns:
         Scheme, its ``.xml``, layers in int8, layers in float; made as they are asked for.
     """
-    nncf = _nncf()
+    openvino, nncf = import_runtime("openvino"), _nncf()
     core = openvino.Core()
     layers, attention = _products(core.read_model(source))
     images = nncf.Dataset([image[None] for image in calibration])
@@ -107,55 +110,42 @@ def _products(model: Any) -> tuple[list[str], list[str]]:
     layers: list[str] = []
     attention: list[str] = []
     for node in model.get_ordered_ops():
-        if node.get_type_name() in ("Convolution", "GroupConvolution", "MatMul"):
-            constant = any(_constant(node.input_value(index).get_node()) for index in (0, 1))
-            (layers if constant else attention).append(node.get_friendly_name())
+        if node.get_type_name() in _PRODUCTS:
+            sides = [node.input_value(index).get_node() for index in (0, 1)]
+            (layers if any(map(_constant, sides)) else attention).append(node.get_friendly_name())
     return layers, attention
+
+
+def _quantised(model: Any) -> int:
+    """Layers and products both of whose inputs are quantised."""
+    return sum(
+        all(_from_int8(node.input_value(index).get_node()) for index in (0, 1))
+        for node in model.get_ordered_ops()
+        if node.get_type_name() in _PRODUCTS
+    )
 
 
 def _constant(node: Any) -> bool:
     """Whether a value follows from constants alone."""
     inputs = [value.get_node() for value in node.input_values()]
-    if not inputs:
-        return bool(node.get_type_name() == "Constant")
-    return all(map(_constant, inputs))
-
-
-def _quantised(model: Any) -> int:
-    """Layers and products both of whose inputs are quantised."""
-    found = 0
-    for node in model.get_ordered_ops():
-        if node.get_type_name() in ("Convolution", "GroupConvolution", "MatMul"):
-            found += all(_from_int8(node.input_value(index).get_node()) for index in (0, 1))
-    return found
+    return all(map(_constant, inputs)) if inputs else bool(node.get_type_name() == "Constant")
 
 
 def _from_int8(node: Any) -> bool:
-    """Whether a value was quantised, looking through what only moves it."""
+    """Whether a value was quantised, looking through what scales or moves it."""
     name = node.get_type_name()
     if name == "FakeQuantize":
         return True
-    if name in ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "VariadicSplit", "Split", "Gather",
-                "StridedSlice", "Slice", "Relu", "MaxPool", "Concat"):  # fmt: skip
-        return _from_int8(node.input_value(0).get_node())
-    return False
+    if name == "Constant":
+        return str(node.get_element_type().get_type_name()) in ("i8", "u8")
+    inputs = [value.get_node() for value in node.input_values()]
+    return name in _MOVES and bool(inputs) and _from_int8(inputs[0])
 
 
 def _nncf() -> Any:
-    """NNCF, imported without its telemetry: it makes do without the package when there is none."""
-    if "nncf" not in sys.modules:
-        known = sys.modules.get(_TELEMETRY)
-        sys.modules[_TELEMETRY] = None  # type: ignore[assignment] # how Python says: not there
-        try:
-            with _quiet():
-                import nncf
-        finally:
-            del sys.modules[_TELEMETRY]
-            if known is not None:
-                sys.modules[_TELEMETRY] = known
-        nncf.set_log_level(logging.ERROR)
-    import nncf
-
+    with untold(), _quiet():
+        import nncf
+    nncf.set_log_level(logging.ERROR)
     return nncf
 
 

@@ -31,6 +31,8 @@ from mvp_edge_export.manifest import (
     parts_of,
     quantisation_verdict,
 )
+from mvp_edge_export.measuring.bench import bench
+from mvp_edge_export.measuring.choice import decided, is_device
 from mvp_edge_export.profile import NUMBER_FORMATS, DeviceProfile, NumberFormat
 from mvp_edge_export.sessions import FORMATS, Session, import_runtime
 from mvp_edge_export.storage import atomic_directory, sha256_file, write_json
@@ -52,6 +54,8 @@ WRITABLE = tuple(RUNTIME_OF)
 """What can be asked for: ``onnx``, ``openvino``."""
 
 _REFERENCE_BATCH = 64
+_CHOOSING_SECONDS = 2.0
+"""Timed seconds a cell when the choice can be made at once; ``bench --choose`` takes its time."""
 
 
 def export_bundle(
@@ -116,7 +120,7 @@ def export_bundle(
     _check_replaceable(out)
     for form in formats:
         import_runtime(RUNTIME_OF[form])
-    versions = _versions(formats)
+    versions = _versions(formats, precisions)
     metadata = {
         "labels": list(labels),
         **preprocess.to_json(),
@@ -202,8 +206,12 @@ def export_bundle(
             parity=tuple(parity),
             candidates=tuple(candidates),
             shipped=None,
+            undecided=f"measured on no {profile.id} yet; run mvp-edge bench --choose there",
             versions=versions,
         )
+        if is_device(profile):
+            progress("measuring the candidates: this machine is the device")
+            manifest = _chosen_here(folder, manifest)
         write_json(folder / MANIFEST, manifest.model_dump(mode="json", by_alias=True))
         load_bundle(folder)  # what the device will do, before anyone can see it
     return Bundle(out, manifest)
@@ -252,6 +260,18 @@ def _check_replaceable(out: Path) -> None:
     occupied = out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file()
     if occupied or (out.exists() and not out.is_dir()):
         raise BadInput(f"{out} exists and is not a bundle; choose another place")
+
+
+def _chosen_here(folder: Path, manifest: Manifest) -> Manifest:
+    """The manifest after short cells on this machine, which is the device; lost files are removed."""
+    alone = Bundle(folder, manifest.model_copy(update={"baseline": {}}))
+    try:
+        chosen = decided(manifest, bench(alone, seconds=_CHOOSING_SECONDS))
+    except (BadInput, BudgetMissed) as error:
+        return manifest.model_copy(update={"undecided": str(error)})
+    for name in manifest.files.keys() - chosen.files.keys():
+        (folder / name).unlink()
+    return chosen
 
 
 def _kept_models(folder: Path, candidates: Sequence[Candidate]) -> dict[str, str]:
@@ -352,9 +372,10 @@ def _files(bundle: Path) -> dict[str, BundleFile]:
     }
 
 
-def _versions(formats: Sequence[str]) -> dict[str, str]:
+def _versions(formats: Sequence[str], precisions: Sequence[NumberFormat]) -> dict[str, str]:
     packages = ["mvp-edge", "torch", "timm", "onnx", "onnxscript", "numpy"]
     packages += [RUNTIME_OF[form] for form in formats]
+    packages += ["nncf"] if "int8" in precisions and "openvino" in formats else []
     return {
         "python": platform.python_version(),
         **{package: importlib.metadata.version(package) for package in packages},

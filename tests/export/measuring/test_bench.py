@@ -369,10 +369,20 @@ def test_judged_is_what_a_deployment_would_run(make_profile: Callable[..., Devic
     profile = make_profile()  # one thread, either runtime
     slow, fast = _cell(), _cell(runtime="openvino", p50=9)
     more = _cell(threads=2, p50=5)
-    assert judged_cell(profile, [slow, more, fast]) is fast
-    assert judged_cell(profile, [more]) is more
+    assert judged_cell(profile, [slow, more, fast], [], FULL) is fast
+    assert judged_cell(profile, [more], [], FULL) is more
     shipped = Shipped(runtime="onnxruntime", precision="fp32", threads=1, why="")
-    assert judged_cell(profile, [slow, more, fast], shipped) is slow
+    assert judged_cell(profile, [slow, more, fast], [], FULL, shipped) is slow
+
+
+def test_judged_is_the_fastest_that_meets_the_budgets(
+    make_profile: Callable[..., DeviceProfile],
+) -> None:
+    light, heavy = _cell(), _cell(runtime="openvino", p50=9)
+    heavy = heavy.model_copy(update={"peak_over_import": 1000})
+    assert judged_cell(make_profile(), [light, heavy], [], FULL) is heavy
+    assert judged_cell(make_profile(memory=100), [light, heavy], [], FULL) is light
+    assert judged_cell(make_profile(memory=10), [light, heavy], [], FULL) is heavy  # none does
 
 
 def test_a_model_file_is_timed_by_itself(bundle: Bundle) -> None:
