@@ -6,7 +6,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test lint figures figures-check profiles clean
+.PHONY: demo test test-arm64 lint figures figures-check profiles clean
 
 demo: $(READY)
 	$(BIN)/mvp-edge demo
@@ -15,6 +15,11 @@ demo: $(READY)
 test: lint
 	@PATH="$$PATH:/usr/sbin" command -v sshd >/dev/null || $(MAKE) --no-print-directory sshd-package
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=10
+
+# The light half on emulated arm64 boards, with the demo's bundle and images: as root, with
+# apt-get install qemu-user-static binfmt-support mmdebstrap. Not a part of `test`.
+test-arm64: demo
+	$(BIN)/python -m tests.arm64.check demo/run/bundle demo/seven-eight-nine
 
 lint: $(READY)
 	$(BIN)/ruff check .

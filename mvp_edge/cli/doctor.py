@@ -7,20 +7,26 @@ from mvp_edge.cli.options import Device, common, example
 from mvp_edge_export.errors import BadInput
 
 
-@click.command(epilog=example("mvp-edge doctor", "mvp-edge doctor --device rpi4"))
+@click.command(
+    epilog=example("mvp-edge doctor --device rpi4", "mvp-edge doctor --on pi@raspberrypi")
+)
 @click.option(
     "--device", type=Device(), metavar="D", help="Hold the machine against this profile too."
 )
+@click.option(
+    "--on", metavar="HOST", help="Look at another machine and its own Python, through ssh."
+)
 @common
-def doctor(console: Console, device: str | None) -> None:
-    """Say what works on this machine, what does not, and what to do; exit 2 if nothing can run."""
-    from mvp_edge_export.devices.doctor import examine, look_here
+def doctor(console: Console, device: str | None, on: str | None) -> None:
+    """Say what works on a machine, what does not, and what to do; exit 2 if nothing can run."""
+    from mvp_edge_export.devices.doctor import examine, look_here, look_there
     from mvp_edge_export.profile import load_profile
 
     profile = load_profile(device) if device else None
-    console.say("looking at this machine …")
-    report = examine(look_here(), profile)
+    if on is None:
+        console.say("looking at this machine …")
+    report = examine(look_there(on, console.share) if on else look_here(), profile)
     console.result(report.to_json(), "\n".join(map(str, report.findings)))
     if report.obstacles:
         what = "; ".join(f"{one.subject}: {one.text}" for one in report.obstacles)
-        raise BadInput(f"mvp-edge cannot run here: {what}")
+        raise BadInput(f"nothing can run {f'on {on}' if on else 'here'}: {what}")

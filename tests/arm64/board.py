@@ -148,13 +148,9 @@ def emulated(board: Board, work: Path) -> Iterator[Emulated]:
     """Unpack the board's Debian into a temporary folder, for the length of a ``with`` block."""
     with tempfile.TemporaryDirectory(prefix="mvp-edge-arm64-") as folder:
         root = Path(folder) / board.suite
-        subprocess.run(
-            [
-                *("mmdebstrap", "--quiet", "--arch=arm64", "--mode=root", "--variant=extract"),
-                *(f"--include={_PACKAGES}", board.suite, str(root)),
-            ],
-            check=True,
-        )
+        how = ("--quiet", "--arch=arm64", "--mode=root", "--variant=extract")
+        command = ["mmdebstrap", *how, f"--include={_PACKAGES}", board.suite, str(root)]
+        subprocess.run(command, check=True)
         for name in ("proc", "sys", "dev", "work"):
             (root / name).mkdir(exist_ok=True)
         (root / "etc" / "cpuinfo").write_text(

@@ -8,9 +8,11 @@ Looking is one thing, judging another: ``examine`` is a function of facts alone,
 asked about a machine that is far away, or that nobody here has.
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from signal import Signals
 from typing import Any, Literal
 
@@ -21,6 +23,7 @@ from mvp_edge_export.measuring import probe
 from mvp_edge_export.measuring.machine import Machine, differences, machine_from, throttling_in
 from mvp_edge_export.profile import DeviceProfile
 from mvp_edge_export.quantities import format_bytes
+from mvp_edge_export.remote.host import Progress, connect
 
 OLDEST_PYTHON = (3, 11)
 ROOM = 300 * 2**20
@@ -129,6 +132,20 @@ def look_here() -> Facts:
             "throttled": probe.throttled(),
         }
     )
+
+
+def look_there(target: str, progress: Progress) -> Facts:
+    """The facts of a host and of its own Python; nothing is installed there.
+
+    Args:
+        target: what `ssh` takes, e.g. ``pi@raspberrypi``.
+        progress: told what is being done.
+
+    Raises:
+        BadInput: no connection, or no Python 3 there.
+    """
+    with connect(target, progress) as host:
+        return facts_from(json.loads(host.python(Path(probe.__file__).read_text("utf-8"))))
 
 
 def facts_from(told: Mapping[str, Any]) -> Facts:

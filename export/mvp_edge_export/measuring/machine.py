@@ -13,6 +13,9 @@ from mvp_edge_export.measuring import probe
 from mvp_edge_export.profile import DeviceProfile
 from mvp_edge_export.quantities import format_bytes
 
+EMULATED_BY = "emulated by "
+"""Begins the sentence of a machine that is played in software."""
+
 # The kernel names ARM cores by number: arch/arm64/include/asm/cputype.h, implementer 0x41.
 _ARM_CORES = {
     **{0xD03: "cortex-a53", 0xD04: "cortex-a35", 0xD05: "cortex-a55", 0xD07: "cortex-a57"},
@@ -112,7 +115,7 @@ def machine_from(told: Mapping[str, Any]) -> Machine:
     cpu = _first(text, "model name") or board or " + ".join(cores) or arch
     return Machine(
         arch=arch,
-        cpu=f"{arch} emulated by {emulated}" if emulated else cpu,
+        cpu=f"{arch} {EMULATED_BY}{emulated}" if emulated else cpu,
         emulated=emulated,
         cores=cores,
         flags=tuple(sorted(flags)),
@@ -135,7 +138,7 @@ def differences(machine: Machine, profile: DeviceProfile) -> list[str]:
     hardware = profile.hardware
     found: list[str] = []
     if machine.emulated:
-        found.append(f"emulated by {machine.emulated}")
+        found.append(f"{EMULATED_BY}{machine.emulated}")
     if machine.arch != hardware.arch:
         found.append(f"architecture {machine.arch}, not {hardware.arch}")
     wanted = [part.strip().lower() for part in re.split(r"\band\b|[+,]", hardware.cpu)]

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 from rich.table import Table
 
-from mvp_edge_export.measuring.machine import Machine
+from mvp_edge_export.measuring.machine import EMULATED_BY, Machine
 from mvp_edge_export.profile import DeviceProfile, NumberFormat
 from mvp_edge_export.storage import write_json
 from mvp_edge_export.verified import Verdict, VerdictWord
@@ -306,16 +306,26 @@ def judge(
     for name in ("p50", "p90"):
         limit = None if limits is None else getattr(limits, name)
         yield judge_latency(name, limit, cell, other, protocol)
-    limit = profile.budgets.memory
-    within = limit is None or cell.peak_over_import <= limit
-    yield Verdict(
+    yield _judge_memory(profile.budgets.memory, cell, other)
+
+
+def _judge_memory(limit: float | None, cell: Cell, other: Sequence[str]) -> Verdict:
+    word: VerdictWord = "PASS"
+    note = "peak resident memory over that after the import"
+    if limit is None:
+        word = "UNCHECKED"
+    elif any(one.startswith(EMULATED_BY) for one in other):
+        word, note = "INCONCLUSIVE", f"{note}, of an emulator and the network together"
+    elif cell.peak_over_import > limit:
+        word = "FAIL"
+    return Verdict(
         budget="memory",
         limit=limit,
         reached=cell.peak_over_import,
         unit="B",
-        verdict="UNCHECKED" if limit is None else "PASS" if within else "FAIL",
+        verdict=word,
         basis="measured",
-        note="peak resident memory over that after the import",
+        note=note,
     )
 
 
@@ -358,6 +368,8 @@ def judge_latency(
 
 def doubts(profile: DeviceProfile, machine: Machine, cells: Sequence[Cell]) -> Iterator[str]:
     """What makes the figures less certain than they look, one sentence each."""
+    if machine.emulated:
+        yield f"{EMULATED_BY}{machine.emulated}: no timing claim, of this machine or any other"
     slow = [name for name in machine.governors if name != "performance"]
     if slow:
         yield f"frequency governor {', '.join(slow)}, not performance: times may vary"

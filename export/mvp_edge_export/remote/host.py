@@ -261,6 +261,31 @@ class Host:
             raise _failed(self.target, arguments[0], code, lines)
         return b"".join(printed).decode()
 
+    def python(self, program: str) -> str:
+        """Run a program text with the host's own Python, which needs nothing installed.
+
+        Args:
+            program: its text; it must be one for that Python (see ``facts.python``).
+
+        Returns:
+            What it printed.
+
+        Raises:
+            BadInput: it failed, or the connection was lost.
+        """
+        printed: dict[bytes, bytes] = {b"O": b"", b"E": b""}
+
+        def listen(stream: bytes, data: bytes) -> None:
+            printed[stream] += data
+
+        self._step("asking its Python")
+        argv = [self.facts.executable, "-c", program]
+        code = self._channel.ask("run", argv=argv, environment={}, hear=listen)["code"]
+        if code != 0:
+            said = printed[b"E"].decode(errors="replace").strip().splitlines()
+            raise BadInput(f"{self.target}: {said[-1] if said else f'exit code {code}'}")
+        return printed[b"O"].decode()
+
     def _step(self, what: str) -> None:
         self._channel.doing = what
         self._progress(f"{self.target}: {what}", 0.0)

@@ -1,7 +1,10 @@
 """What the doctor says of machines that are not here: a Pi 4 and 5, a Zero W, Jetsons, old PCs."""
 
 import json
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -355,9 +358,28 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert facts["findings"][0]["state"] == "blocked"
     assert facts["findings"][0]["source"].startswith("https://")
     *_, line = told.err.splitlines()
-    assert line.startswith("mvp-edge: mvp-edge cannot run here: system: ")
+    assert line.startswith("mvp-edge: nothing can run here: system: ")
     assert _run("--device", "rpi9", monkeypatch=monkeypatch) == 2
     assert "rpi9" in capsys.readouterr().err
+
+
+def test_another_machine_is_asked_by_its_own_python(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Host:
+        def python(self, program: str) -> str:
+            command = [sys.executable, "-I", "-c", program]
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    @contextmanager
+    def connect(target: str, progress: object) -> Iterator[Host]:
+        assert target == "pi@board"
+        yield Host()
+
+    monkeypatch.setattr(doctor, "connect", connect)
+    assert _run("--on", "pi@board", "--json", monkeypatch=monkeypatch) == 0
+    subjects = [one["subject"] for one in json.loads(capsys.readouterr().out)["findings"]]
+    assert {"system", "Python", "memory", "processor"} <= set(subjects)
 
 
 def test_this_very_machine() -> None:

@@ -363,6 +363,8 @@ def test_a_memory_budget_is_held_against_the_peak_over_the_import(
 ) -> None:
     *_, memory = judge(make_profile(memory=limit), _cell(), ["another machine"], FULL)
     assert (memory.reached, memory.verdict) == (60, verdict)
+    *_, memory = judge(make_profile(memory=limit), _cell(), ["emulated by qemu-aarch64"], FULL)
+    assert memory.verdict == "INCONCLUSIVE"
 
 
 def test_judged_is_what_a_deployment_would_run(make_profile: Callable[..., DeviceProfile]) -> None:
