@@ -41,8 +41,6 @@ class Session(Protocol):
     """What it computes in, chosen by the runtime or given: ``f32``, ``bf16`` or ``f16``."""
     options: dict[str, Any]
     """What was asked of the runtime beyond its defaults."""
-    native: Any
-    """The runtime's own object, for what only it can tell."""
 
     def run(self, batch: Floats) -> Floats:
         """Logits [N, C] of ``batch`` [N, 3, S, S]; a network of fixed batch takes it in pieces."""

@@ -257,6 +257,7 @@ def export(
 @cli.command(
     epilog=example(
         "mvp-edge bench runs/001/bundle",
+        "mvp-edge bench runs/001/bundle --layers",
         "mvp-edge bench runs/001/bundle --on pi@raspberrypi",
         "mvp-edge bench --compare old.json new.json",
     )
@@ -281,6 +282,7 @@ def export(
     "--full", is_flag=True, help="The long protocol: 60 s, 1,024 runs, three processes a cell."
 )
 @click.option("--seconds", type=Number(0.1, 600), help="Steady seconds a cell [15; full 60].")
+@click.option("--layers", is_flag=True, help="Also where the time goes, layer by layer, and why.")
 @click.option(
     "--out", type=PATH, metavar="FILE", help="Where the JSON goes [BUNDLE/../bench.json]."
 )
@@ -297,13 +299,15 @@ def export(
 def bench(
     console: Console, bundle: Path | None, device: str | None, runtimes: tuple[str, ...],
     threads: tuple[int, ...], precisions: str | None, choose: bool, full: bool,
-    seconds: float | None, out: Path | None, compared: tuple[Path, Path] | None,
+    seconds: float | None, layers: bool, out: Path | None, compared: tuple[Path, Path] | None,
     force_different: bool, on: str | None, offline: bool,
 ) -> None:  # fmt: skip
     """Measure BUNDLE's latency and memory, pruned and unpruned interleaved, here or on a host."""
     if bundle is None or compared is not None or force_different:
         compare_results(console, compared, force_different)
         return
+    from rich.console import Group
+
     from mvp_edge_export.bundle import load_bundle
     from mvp_edge_export.measuring.bench import bench as measure
     from mvp_edge_export.measuring.choice import check_choosable
@@ -331,6 +335,7 @@ def bench(
             precisions=numbers(precisions),
             full=full,
             seconds=seconds,
+            layers=layers,
             progress=console.share,
         )
     facts = result.model_dump(mode="json", by_alias=True)
@@ -342,7 +347,7 @@ def bench(
         except MvpEdgeError as error:  # said after what was measured
             refused = error
     told = {} if chosen is None else {"choice": chosen.choice}
-    console.result(facts | told, result.table())
+    console.result(facts | told, Group(result.table(), *result.layer_tables()))
     for failure in result.failures:
         console.warn(f"not measured: {failure}")
     for warning in result.warnings:

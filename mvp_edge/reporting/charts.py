@@ -7,6 +7,7 @@ kilobytes, and a plot is as wide as a phone, so that its labels are never scaled
     votes     one group's units as a strip of cells
     plot      points and lines on two axes
     ranges    p50 … p90 of one thing a row, on a common axis
+    bars      shares of one thing a row, a part of each filled
     heat      a confusion matrix that is too large for a table
 """
 
@@ -154,6 +155,53 @@ def ranges(title: str, axis: Axis, rows: Sequence[Range], limit: float | None = 
             interval = f"M{at(mark.low):.1f} {y:g}H{at(mark.high):.1f}"
             parts.append(_path(interval, f"thick {mark.style}"))
             parts.append(_dot(at(mark.value), y, mark.style))
+    parts.append(_text((left + right) / 2, bottom + 30, axis.label, "axis", "middle"))
+    return _svg(title, WIDTH, bottom + 36, parts, "plot")
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A share 0..1, and the part of it that is filled."""
+
+    style: str
+    share: float
+    filled: float
+
+
+@dataclass(frozen=True)
+class BarRow:
+    """One row of `bars`: a bar under the other."""
+
+    label: str
+    text: str
+    """The values as they are written beside the bars."""
+    bars: Sequence[Bar]
+
+
+def bars(title: str, label: str, rows: Sequence[BarRow]) -> Markup:
+    """Each row's shares, all on one axis from 0 to the largest; ``label`` says what they are of."""
+    left, right, thick = 4.0, WIDTH - 8.0, 7.0
+    most = max((bar.share for row in rows for bar in row.bars), default=1.0)
+    axis = Axis(f"%, {label}", 0.0, max(0.02, most), show=lambda share: f"{100 * share:g}")
+    step = 20 + thick * max((len(row.bars) for row in rows), default=1)
+    bottom = 4 + step * len(rows)
+    parts = []
+    for value in axis.ticks(6):
+        x = left + axis(value) * (right - left)
+        parts.append(_path(f"M{x:.1f} 4V{bottom:g}", "grid"))
+        parts.append(_text(x, bottom + 14, axis.show(value), "tick", "middle"))
+    for index, row in enumerate(rows):
+        y = 4 + step * index
+        room = int((right - left - GLYPH * (len(row.text) + 2)) / GLYPH)
+        name = row.label if len(row.label) <= room else f"{row.label[: room - 1]}…"
+        parts.append(_text(left, y + 12, name, "name"))
+        parts.append(_text(right, y + 12, row.text, "value", "end"))
+        for number, bar in enumerate(row.bars):
+            middle = y + 16 + thick * (number + 0.5)
+            for share, style in ((bar.share, "bar"), (bar.filled, "bar least")):
+                if share > 0:
+                    d = f"M{left:g} {middle:g}h{axis(share) * (right - left):.1f}"
+                    parts.append(_path(d, f"{style} {bar.style}"))
     parts.append(_text((left + right) / 2, bottom + 30, axis.label, "axis", "middle"))
     return _svg(title, WIDTH, bottom + 36, parts, "plot")
 

@@ -25,6 +25,7 @@ from mvp_edge.reporting.charts import Axis, Cells, Mark, Range, Series
 from mvp_edge.reporting.comparison import Comparison
 from mvp_edge.reporting.findings import Findings, VotedGroup
 from mvp_edge.reporting.front import front_part
+from mvp_edge.reporting.layer_times import layer_parts
 from mvp_edge.reporting.measures import (
     RUNTIMES,
     counterpart,
@@ -268,6 +269,7 @@ def _run_facts(found: Findings) -> dict[str, object]:
         "candidates": tuple(candidate_rows(result)),
         "trials": tuple(trial_rows(result)),
         "layers": layers,
+        "layer_times": tuple(layer_parts(result.bench)),
         "heaviest": max((layer.share for layer in layers), default=1.0),
         "examples": examples,
         "examples_left_out": len(result.test.examples) - len(examples),

@@ -16,6 +16,7 @@ from pathlib import Path
 from mvp_edge_export.bundle import Bundle
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.measuring.choice import judged_cell
+from mvp_edge_export.measuring.layer_times import with_layers
 from mvp_edge_export.measuring.machine import Machine, differences, this_machine
 from mvp_edge_export.measuring.result import (
     BenchResult,
@@ -49,6 +50,7 @@ def bench(
     precisions: Sequence[NumberFormat] | None = None,
     full: bool = False,
     seconds: float | None = None,
+    layers: bool = False,
     progress: Callable[[str, float], None] = lambda what, share: None,
 ) -> BenchResult:
     """Measure a bundle on this machine; with a baseline in it, all networks in turns.
@@ -64,6 +66,7 @@ def bench(
             measured in fp32 always.
         full: at least 1,024 runs and 60 s in each of three processes, instead of 15 s in one.
         seconds: timed seconds a process instead; then the protocol is not the full one.
+        layers: also where the time goes, layer by layer, beside the machine's roofline.
         progress: told what is measured and the share of the work that is done, 0..1, never from
             within a timed round.
 
@@ -108,8 +111,11 @@ def bench(
         ]
     if not any(cell.network == "pruned" for cell in cells):
         raise BadInput(f"{bundle.path}: nothing could be measured: {_in_words(failures)}")
+    result = _result(bundle, profile, machine, plan, cells, failures)
+    if layers:
+        result = with_layers(bundle, result, progress)
     progress("done", 1.0)
-    return _result(bundle, profile, machine, plan, cells, failures)
+    return result
 
 
 def time_model(

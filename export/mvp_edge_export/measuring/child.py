@@ -6,7 +6,7 @@ in raw bytes, so that measuring needs little memory of its own:
     {"model": …, "runtime": …, "threads": …, "shape": …} → {"import_ms", "load_ms", "first_ms", …}
     {"do": "warm", "seconds": …, "cap": …}               → {"runs", "seconds", "settled"}
     {"do": "round", "seconds": …}                        → {"n", "cpu", "rss"} + n · int64 ns
-    {"do": "layers", "runs": …}                          → {"runs", "whole_ms", "layers"}
+    {"do": "layers", "runs": …}                          → {"runs", "whole_ms", …}
     {"do": "memory"}                                     → {"rss", "peak"}
 
 With "profile": FOLDER in the first line, the runtime keeps the times of its layers. A later request of the

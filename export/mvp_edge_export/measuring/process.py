@@ -115,7 +115,14 @@ class Child:
 
 
 @contextmanager
-def started(model: Path, shape: Sequence[int], runtime: str, threads: int) -> Iterator[Child]:
+def started(
+    model: Path,
+    shape: Sequence[int],
+    runtime: str,
+    threads: int,
+    *,
+    profile: Path | None = None,
+) -> Iterator[Child]:
     """Start a process for a model; it is gone at the end, whatever happens.
 
     Args:
@@ -123,6 +130,7 @@ def started(model: Path, shape: Sequence[int], runtime: str, threads: int) -> It
         shape: of the input, [N, 3, S, S].
         runtime: a key of ``sessions.RUNTIMES``.
         threads: threads of one inference.
+        profile: a folder for the times of the layers, which the process then keeps.
 
     Raises:
         ChildDied: the runtime crashed, hangs, or refuses the model.
@@ -142,6 +150,8 @@ def started(model: Path, shape: Sequence[int], runtime: str, threads: int) -> It
         child = Child(process, log, runtime)
         try:
             job = {"model": str(model), "runtime": runtime, "threads": threads}
+            if profile is not None:
+                job["profile"] = str(profile)
             child.ready = child.ask({**job, "shape": list(shape)}, PATIENCE)
             yield child
         finally:

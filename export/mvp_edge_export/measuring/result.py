@@ -15,7 +15,9 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 from rich.table import Table
 
+from mvp_edge_export.measuring.layers import LayerProfile, explain
 from mvp_edge_export.measuring.machine import EMULATED_BY, Machine
+from mvp_edge_export.measuring.roofline import Roofline
 from mvp_edge_export.profile import DeviceProfile, NumberFormat
 from mvp_edge_export.storage import write_json
 from mvp_edge_export.verified import Verdict, VerdictWord
@@ -162,6 +164,10 @@ class BenchResult(BaseModel):
     """The cell that the verdicts are about, in words."""
     verdicts: tuple[Verdict, ...]
     warnings: tuple[str, ...]
+    layers: tuple[LayerProfile, ...] = ()
+    """Where the time of each cell goes, if that was asked for."""
+    rooflines: tuple[Roofline, ...] = ()
+    """What the machine can do with as many threads; with ``layers``."""
     fingerprint: dict[str, Any]
     """What must be equal for two results to be comparable."""
     fingerprint_sha256: str
@@ -182,6 +188,25 @@ class BenchResult(BaseModel):
         if baseline is None or cell.network == "baseline":
             return None
         return baseline.latency.p50 / cell.latency.p50
+
+    def explanations(self) -> Iterator[tuple[LayerProfile, list[str]]]:
+        """Each pruned network's layers, with why they take their time and what would help."""
+        rooflines = {roofline.threads: roofline for roofline in self.rooflines}
+        unpruned = {
+            (one.runtime, one.threads): one
+            for one in self.layers
+            if (one.network, one.precision) == ("baseline", "fp32")
+        }
+        for one in self.layers:
+            if one.network == "pruned":
+                before = unpruned.get((one.runtime, one.threads))
+                yield one, list(explain(one, before, rooflines[one.threads]))
+
+    def layer_tables(self) -> Iterator[Table | str]:
+        """The heaviest layers of the pruned network's cells, each with its explanation."""
+        for profile, sentences in self.explanations():
+            yield profile.table()
+            yield "\n".join([*sentences, ""])
 
     def save(self, path: Path) -> None:
         """Write it as JSON."""

@@ -286,7 +286,12 @@ class Device:
             python = str(folder / "bin" / "python")
             for argv in (
                 [sys.executable, "-m", "venv", "--without-pip", str(folder)],
-                [python, "-m", "ensurepip", "--default-pip"],  # venv would keep its errors to itself
+                [
+                    python,
+                    "-m",
+                    "ensurepip",
+                    "--default-pip",
+                ],  # venv would keep its errors to itself
                 [python, "-m", "pip", "install", "--no-cache-dir", *arguments],
             ):
                 code = self._run(argv, {})
