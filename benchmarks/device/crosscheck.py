@@ -49,7 +49,10 @@ def main() -> None:
             model = bundle.model(format_of(runtime)).resolve()
             for threads in (1, 2):
                 job = (model, size, runtime, threads, options.seconds)
-                row = {"network": ARCHITECTURES[name].title, "variant": variant.name}
+                row: dict[str, Any] = {
+                    "network": ARCHITECTURES[name].title,
+                    "variant": variant.name,
+                }
                 row |= {"runtime": runtime, "threads": threads, **_turns(job, options.turns)}
                 rows.append(row)
                 print(json.dumps(row), flush=True)

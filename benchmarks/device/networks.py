@@ -147,8 +147,8 @@ def make(
 def _backbone(architecture: Architecture, data: Path, folder: Path) -> str:
     """As `--backbone` takes it; random weights are drawn once."""
     if architecture.trained:
-        name, at, file = architecture.backbone.rpartition("@")
-        return f"{name}{at}{data / file}"
+        name, at, weights = architecture.backbone.rpartition("@")
+        return f"{name}{at}{data / weights}"
     file = folder.resolve() / "random.safetensors"
     if not file.exists():
         import timm

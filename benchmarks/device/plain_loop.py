@@ -8,6 +8,8 @@ As onnxruntime_perf_test does it: warm up, then time each call by itself until t
 import json
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -20,7 +22,7 @@ if runtime == "onnxruntime":
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     feed = session.get_inputs()[0]
     image = {feed.name: np.random.default_rng(1).random(feed.shape, dtype=np.float32)}
-    run = lambda: session.run(None, image)  # noqa: E731
+    run: Callable[[], object] = partial(session.run, None, image)
 else:
     import openvino
 
