@@ -120,7 +120,7 @@ def latency_table(found: Grid) -> str:
     plans = {group["plan"]["seconds"] for group in found.facts["grid"].values()}
     seconds = ", ".join(f"{one:g}" for one in sorted(plans))
     weights = (
-        f"trained weights, {found.facts['steps']} steps of fine-tuning"
+        f"trained weights, the pruned networks tuned for {found.facts['steps']} steps"
         if found.facts["weights"] == "trained"
         else "random weights, for the times alone"
     )

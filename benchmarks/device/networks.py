@@ -36,7 +36,7 @@ class Architecture:
     task: str
     classes: str | None = None
     steps: int = 0
-    """Of fine-tuning: with some, the accuracy means something."""
+    """Of fine-tuning the pruned networks with devices' widths, so that their accuracy means something."""
 
     @property
     def trained(self) -> bool:
@@ -133,8 +133,9 @@ def make(
         prune = ["prune", "--device", "device.yaml", "--task", str(data / architecture.task)]
         prune += ["--backbone", _backbone(architecture, data, work / name)]
         prune += ["--classes", architecture.classes] if architecture.classes else []
-        prune += ["--method", "magnitude", "--keep", f"{variant.keep:g}"]
-        prune += ["--steps", str(architecture.steps), "--out", "run", "--force"]
+        tuned = architecture.steps if variant.keep < 1 and variant.round_to == 8 else 0
+        prune += ["--method", "magnitude", "--keep", f"{variant.keep:g}", "--steps", str(tuned)]
+        prune += ["--out", "run", "--force"]
         export = ["export", "run", "--precision", ",".join(precisions)]
         for words in (prune, [*export, "--out", "bundle", "--force"]):
             subprocess.run(
