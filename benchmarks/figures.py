@@ -9,6 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.device.grid_tables import (
+    MEMORY_GOAL,
+    RUNTIMES,
+    Grid,
+    grids,
+    memory_ratio,
+    speed_rows,
+)
+
 RESULTS = Path(__file__).parent / "results"
 
 Values = NDArray[np.float64]
@@ -40,12 +49,14 @@ def headline() -> list[Figure]:
     ]
     for name, figures in (
         ("speed", speed_figures),
-        ("latency", latency_figures),
+        *([] if grids() else [("latency", latency_figures)]),
         ("step", step_figures),
     ):
         path = RESULTS / f"{name}.json"
         if path.exists():
             found += figures(json.loads(path.read_text()), f"benchmarks/results/{name}.json")
+    for grid in grids():
+        found += grid_figures(grid, f"benchmarks/device/results/{grid.name}.json")
     return found
 
 
@@ -175,6 +186,46 @@ def latency_figures(facts: Mapping[str, Any], source: str) -> list[Figure]:
                 goal = "≥ 10" if "ResNet" in row["network"] else f"FLOPs: {flops:.1f}"
             command = "python -m benchmarks.latency"
             found.append(Figure(name, value, low, high, "×", goal, text, source, command))
+    return found
+
+
+_LATENCY_SLUGS = {"resnet18-32": "", "deit-tiny-224": "-deit-tiny"}
+"""The plain ids are ResNet-18's at 32 px, in ONNX Runtime."""
+
+
+def grid_figures(grid: Grid, source: str) -> list[Figure]:
+    """P5: a figure for each keep ratio and runtime of a network; and what its memory comes to."""
+    found = []
+    command = f"python -m benchmarks.device.grid {grid.name}"
+    suffix = _LATENCY_SLUGS.get(grid.name, f"-{grid.name}")
+    for row in speed_rows(grid):
+        flops, keep = row["flops_ratio"], row["keep"]
+        for runtime, (value, low, high) in speedups(row).items():
+            slug = suffix + ("" if runtime == "onnxruntime" else f"-{runtime}")
+            text = f"{row['network']}, keep {keep}, {runtime}, 1 thread, device widths"
+            if keep == 0.5:
+                name, goal = f"P5-keep0.5-latency-over-flops{slug}", "≤ 1.5"
+                value, low, high = flops / value, flops / high, flops / low
+                text = f"{text}; FLOPs ratio {flops:.1f} over latency ratio"
+            else:
+                name = f"P5-keep{keep}-speedup{slug}"
+                goal = "≥ 10" if keep == 0.1 and suffix == "" else f"FLOPs: {flops:.1f}"
+            found.append(Figure(name, value, low, high, "×", goal, text, source, command))
+    ratios = {
+        (variant, runtime): ratio
+        for variant in grid.rounded[1:]
+        for runtime in RUNTIMES
+        if (ratio := memory_ratio(grid, variant, runtime)) is not None
+    }
+    if ratios:
+        worst = max(ratios, key=ratios.__getitem__)
+        text = (
+            f"{grid.facts['network']}, the worst of its pruned networks ({worst[0]}, {worst[1]}): peak resident "
+            "memory over the runtime's own + weights + peak activations predicted"
+        )
+        name = f"device-peak-memory-{grid.name}"
+        goal = f"≤ {MEMORY_GOAL}"
+        found.append(Figure(name, ratios[worst], None, None, "×", goal, text, source, command))
     return found
 
 

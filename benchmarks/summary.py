@@ -14,6 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.device.grid_tables import (
+    crosscheck_table,
+    full_table,
+    grids,
+    latency_table,
+    memory_table,
+    rounding_table,
+)
 from benchmarks.device.tables import front_table, widths_table
 from benchmarks.figures import (
     RESULTS,
@@ -156,11 +164,20 @@ def main() -> None:
             facts = json.loads(path.read_text())
             families = {row["family"] for row in facts["fronts" if name == "front" else "rows"]}
             tables |= {f"{name}-{family}": table(facts, family) for family in families}
+    measured = grids()
+    if measured:
+        tables |= {f"grid-{grid.name}": latency_table(grid) for grid in measured}
+        tables["full"] = full_table(measured)
+        tables["rounding"] = rounding_table(measured)
+        tables["memory"] = memory_table(measured)
+    crosscheck = HERE / "device" / "crosscheck.json"
+    if crosscheck.exists():
+        tables["crosscheck"] = crosscheck_table(json.loads(crosscheck.read_text()))
     for study, base in STUDIES.items():
         if study_rows(study):
             tables[study] = study_table(study, base)
     wanted = {HERE / "summary.json": summary + "\n"}
-    for path in (HERE.parent / "README.md", HERE / "README.md"):
+    for path in (HERE.parent / "README.md", HERE / "README.md", HERE / "device" / "README.md"):
         wanted[path] = rendered(path, tables)
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
     if check and stale:

@@ -1,0 +1,115 @@
+"""Our p50 against those of tools that share no code with us, on the same files, in turns.
+
+    python -m benchmarks.device.crosscheck [--seconds 5] [--turns 5]     (on an idle machine: 20 min)
+
+OpenVINO's `benchmark_app` (synchronous, one stream, float32 input), and a plain loop in each runtime, as
+`onnxruntime_perf_test` does it. Every figure is of a fresh process; a turn measures with each tool once, and
+the order is reversed from turn to turn. Goal: within 10 %. Needs MVP_EDGE_DATA.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.device.networks import ARCHITECTURES, PRECISIONS, WORK, Variant, make
+from mvp_edge.runs.rundir import machine, versions
+from mvp_edge_export.measuring.bench import time_model
+from mvp_edge_export.sessions import RUNTIMES, format_of
+from mvp_edge_export.storage import write_json
+
+RESULT = Path(__file__).with_suffix(".json")
+LOOP = Path(__file__).with_name("plain_loop.py")
+BENCHMARK_APP = str(Path(sys.executable).parent / "benchmark_app")
+NETWORKS = (
+    ("resnet18-32", Variant(0.1)),
+    ("resnet18-32", Variant(1)),
+    ("deit-tiny-224", Variant(0.5)),
+)
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--seconds", type=float, default=5.0)
+    arguments.add_argument("--turns", type=int, default=5)
+    arguments.add_argument("--work", type=Path, default=WORK)
+    arguments.add_argument("--out", type=Path, default=RESULT)
+    options = arguments.parse_args()
+    rows = []
+    for name, variant in NETWORKS:
+        bundle = make(name, variant, PRECISIONS, options.work).bundle
+        size = bundle.preprocess.size
+        for runtime in RUNTIMES:
+            model = bundle.model(format_of(runtime)).resolve()
+            for threads in (1, 2):
+                job = (model, size, runtime, threads, options.seconds)
+                row: dict[str, Any] = {
+                    "network": ARCHITECTURES[name].title,
+                    "variant": variant.name,
+                }
+                row |= {"runtime": runtime, "threads": threads, **_turns(job, options.turns)}
+                rows.append(row)
+                print(json.dumps(row), flush=True)
+    facts = {"schema": 1, "machine": machine(), "versions": versions()}
+    facts |= {"seconds": options.seconds, "turns": options.turns, "rows": rows}
+    write_json(options.out, facts)
+
+
+Job = tuple[Path, int, str, int, float]
+"""Model, image size, runtime, threads, seconds."""
+
+
+def _turns(job: Job, turns: int) -> dict[str, Any]:
+    """Tool → its p50 in ms in each turn; and the ratios of our median to theirs."""
+    tools: dict[str, Callable[[Job], float]] = {"ours": _ours, "plain loop": _plain}
+    if job[2] == "openvino":
+        tools["benchmark_app"] = _benchmark_app
+    found: dict[str, list[float]] = {name: [] for name in tools}
+    order = list(tools)
+    for _ in range(turns):
+        for name in order:
+            found[name].append(tools[name](job))
+        order.reverse()
+    ours = median(found["ours"])
+    ratios = {name: ours / median(values) for name, values in found.items() if name != "ours"}
+    return {"p50_ms": found, "ours_over": ratios}
+
+
+def _ours(job: Job) -> float:
+    model, size, runtime, threads, seconds = job
+    return time_model(model, (1, 3, size, size), runtime, threads, seconds=seconds).latency.p50
+
+
+def _plain(job: Job) -> float:
+    model, _, runtime, threads, seconds = job
+    words = [sys.executable, "-P", LOOP, model, runtime, threads, seconds]
+    said = _run([str(word) for word in words])
+    return float(json.loads(said)["p50"])
+
+
+def _benchmark_app(job: Job) -> float:
+    model, _, _, threads, seconds = job
+    with tempfile.TemporaryDirectory() as folder:
+        words = ["-m", model, "-d", "CPU", "-hint", "none", "-nstreams", "1", "-nthreads", threads]
+        words += ["-api", "sync", "-t", max(1, round(seconds)), "-ip", "f32"]
+        words += ["-report_type", "no_counters", "-json_stats", "-report_folder", folder]
+        _run([BENCHMARK_APP, *(str(word) for word in words)])
+        report = json.loads(next(Path(folder).glob("*.json")).read_text())
+    return float(report["execution_results"]["latency_median"])
+
+
+def _run(words: list[str]) -> str:
+    # The number of threads is given to each tool; nothing else may limit it.
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    ended = subprocess.run(words, check=True, capture_output=True, text=True, env=environment)
+    return ended.stdout
+
+
+if __name__ == "__main__":
+    main()

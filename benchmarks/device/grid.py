@@ -1,0 +1,142 @@
+"""The latency grid: networks x keep ratios x runtimes x precisions x threads, in turns, on an idle machine.
+
+    python -m benchmarks.device.grid [NETWORK …]           the default protocol: about 17 min a network
+    python -m benchmarks.device.grid [NETWORK …] --full    headline rows: about 20 min a network
+
+All variants of a network take turns in one runtime with one number of threads (a *group*), so that a drift
+of the machine meets all of them. One JSON file a network below `results/`; a group that it has is not
+measured again, so that the same command goes on where it was interrupted. `--seconds 0.3 --out FOLDER`
+tries everything in minutes. Needs MVP_EDGE_DATA; networks are made first, which takes longer than timing them.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.device.networks import ARCHITECTURES, PRECISIONS, WORK, Made, Variant, make
+from mvp_edge.runs.rundir import machine, versions
+from mvp_edge_export.measuring.result import Cell
+from mvp_edge_export.measuring.rounds import Plan, Subject, measure
+from mvp_edge_export.profile import NumberFormat
+from mvp_edge_export.sessions import FORMATS, RUNTIMES, memory_needed
+from mvp_edge_export.storage import read_json, write_json
+
+RESULTS = Path(__file__).parent / "results"
+KEEPS = (0.5, 0.25, 0.1)
+WIDTHS = (1, 16)
+"""What widths are rounded to beside the devices' 8: not at all, and what kernels for AVX-512 take."""
+THREADS = (1, 2)
+
+Choice = Mapping[Variant, tuple[NumberFormat, ...]]
+
+GRID: Choice = {
+    **{Variant(keep): PRECISIONS for keep in (1.0, *KEEPS)},
+    **{Variant(keep, width): ("fp32",) for keep in KEEPS for width in WIDTHS},
+}
+HEADLINE: Choice = {Variant(keep): ("fp32",) for keep in (1.0, 0.5, 0.1)}
+PLANS = {"grid": Plan(15.0), "full": Plan(60.0, runs=1024, processes=3)}
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("networks", nargs="*", metavar="NETWORK", help=", ".join(ARCHITECTURES))
+    arguments.add_argument("--full", action="store_true", help="unpruned, 0.5 and 0.1, one thread")
+    arguments.add_argument("--seconds", type=float, help="a cell, to try it")
+    arguments.add_argument("--work", type=Path, default=WORK)
+    arguments.add_argument("--out", type=Path, default=RESULTS)
+    options = arguments.parse_args()
+    for name in options.networks or ARCHITECTURES:
+        if name not in ARCHITECTURES:
+            arguments.error(f"{name}: choose some of {', '.join(ARCHITECTURES)}")
+    protocol = "full" if options.full else "grid"
+    plan = Plan(options.seconds) if options.seconds else PLANS[protocol]
+    for name in options.networks or ARCHITECTURES:
+        networks = [make(name, variant, formats, options.work) for variant, formats in GRID.items()]
+        file = options.out / f"{name}.json"
+        facts = read_json(file, "grid") if file.exists() else _facts(name)
+        facts["made"] = [one.facts() for one in networks]
+        for runtime in RUNTIMES:
+            for threads in (1,) if options.full else THREADS:
+                group = f"{runtime} x{threads}"
+                if group in facts[protocol]:
+                    continue
+                chosen = HEADLINE if options.full else GRID
+                found = _group(networks, chosen, runtime, threads, plan)
+                where = {"machine": machine(), "versions": versions()}
+                facts[protocol][group] = {"plan": asdict(plan), **where, **found}
+                write_json(file, facts)
+                print(f"{name}, {group}: {len(found['cells'])} cells", flush=True)
+
+
+def _facts(name: str) -> dict[str, Any]:
+    architecture = ARCHITECTURES[name]
+    weights = "trained" if architecture.trained else "random"
+    return {
+        "schema": 1,
+        "network": architecture.title,
+        "size": architecture.size,
+        "weights": weights,
+        "steps": architecture.steps,
+        "grid": {},
+        "full": {},
+    }
+
+
+def _group(
+    networks: Sequence[Made], chosen: Choice, runtime: str, threads: int, plan: Plan
+) -> dict[str, Any]:
+    """Measure the chosen variants in turns: a row a cell, and the reason for each that failed."""
+    made = {one.variant: one for one in networks}
+    subjects: dict[Subject, Variant] = {}
+    for variant, precisions in chosen.items():
+        bundle = made[variant].bundle
+        needs = memory_needed(bundle.manifest.cost, runtime)
+        for precision in precisions:
+            form = FORMATS[runtime][precision]
+            if form in bundle.manifest.models:
+                model = bundle.model(form).resolve()
+                subjects[Subject("pruned", precision, model, needs)] = variant
+    shape = (1, 3, *[next(iter(made.values())).bundle.preprocess.size] * 2)
+    cells, failed = measure(list(subjects), shape, runtime, threads, plan, _said)
+    timed = [subject for subject in subjects if subject not in failed]
+    return {
+        "cells": [
+            {"variant": subjects[subject].name, **_row(cell)}
+            for subject, cell in zip(timed, cells, strict=True)
+        ],
+        "failures": [
+            {"variant": subjects[subject].name, "precision": subject.precision, "why": why}
+            for subject, why in failed.items()
+        ],
+    }
+
+
+def _row(cell: Cell) -> dict[str, Any]:
+    latency, processes = cell.latency, cell.processes
+    return {
+        "precision": cell.precision,
+        "arithmetic": cell.arithmetic,
+        "p50": latency.p50,
+        "p50_interval": latency.p50_interval,
+        "p90": latency.p90,
+        "p99": latency.p99,
+        "n": latency.n,
+        "status": cell.status,
+        "load_ms": min(process.load_ms for process in processes),
+        "first_ms": min(process.first_ms for process in processes),
+        "rss_import": max(process.memory.after_import for process in processes),
+        "rss_peak": max(process.memory.peak for process in processes),
+        "other_load": max(process.other_load for process in processes),
+        "attempts": max(process.attempts for process in processes),
+        "settled": all(process.warm_settled for process in processes),
+    }
+
+
+def _said(what: str, share: float) -> None:
+    """Nothing: whoever looks at a terminal sees each group when it is done."""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,259 @@
+"""The tables and figures of the latency grid, from the committed rows of each network."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+FORMATS = {"onnx": "ONNX", "onnx-int8": "int8", "openvino": "OpenVINO", "openvino-int8": "int8"}
+UNPRUNED = "unpruned"
+MEMORY_GOAL = 1.5
+"""Times the runtime's own memory, the weights and the peak activations."""
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The rows of one network."""
+
+    name: str
+    facts: Row
+
+    @cached_property
+    def made(self) -> dict[str, Row]:
+        """Variant → what is known about it before it was timed."""
+        return {one["variant"]: one for one in self.facts["made"]}
+
+    @property
+    def rounded(self) -> list[str]:
+        """The variants with widths as devices have them, the unpruned one first."""
+        return [name for name, one in self.made.items() if one["round_to"] == 8]
+
+    def groups(self, protocol: str = "grid") -> list[tuple[str, int]]:
+        """Runtime and threads of what was measured."""
+        split = (name.split(" x") for name in self.facts[protocol])
+        return [(runtime, int(threads)) for runtime, threads in split]
+
+    def cell(
+        self,
+        variant: str,
+        runtime: str,
+        threads: int,
+        precision: str = "fp32",
+        protocols: Sequence[str] = ("grid",),
+    ) -> Row | None:
+        """A cell's row, of the first of these protocols that has it."""
+        for protocol in protocols:
+            for row in self.facts[protocol].get(f"{runtime} x{threads}", {}).get("cells", ()):
+                if (row["variant"], row["precision"]) == (variant, precision):
+                    found: Row = row
+                    return found
+        return None
+
+    @property
+    def flops_ratio(self) -> dict[str, float]:
+        """Variant → how many times fewer multiply-adds than unpruned."""
+        whole = self.made[UNPRUNED]["flops"]
+        return {name: whole / one["flops"] for name, one in self.made.items()}
+
+
+def grids(results: Path = RESULTS) -> list[Grid]:
+    """All networks that were measured."""
+    files = sorted(results.glob("*.json"))
+    return [Grid(file.stem, json.loads(file.read_text())) for file in files]
+
+
+def speed_rows(found: Grid) -> Iterator[dict[str, Any]]:
+    """For each device width: unpruned and pruned p50 in both runtimes, one thread, fp32."""
+    for variant in found.rounded[1:]:
+        cells = {
+            f"{runtime}/{network}": found.cell(name, runtime, 1, protocols=("full", "grid"))
+            for runtime in RUNTIMES
+            for network, name in (("pruned", variant), ("baseline", UNPRUNED))
+        }
+        if all(cells.values()):
+            yield {
+                "network": found.facts["network"],
+                "keep": found.made[variant]["keep"],
+                "flops_ratio": found.flops_ratio[variant],
+                "cells": {
+                    key: {"p50_ms": cell["p50"], "interval": cell["p50_interval"]}
+                    for key, cell in cells.items()
+                    if cell is not None
+                },
+            }
+
+
+def latency_table(found: Grid) -> str:
+    """Markdown: p50 and speed-up of every variant in every runtime, precision and thread count."""
+    columns = [
+        (runtime, threads, precision)
+        for runtime, threads in found.groups()
+        for precision in ("fp32", "int8")
+    ]
+    heads = [
+        f"{RUNTIMES[runtime]} {precision}, {threads} thread{'s' * (threads > 1)}"
+        for runtime, threads, precision in columns
+    ]
+    lines = [
+        f"| {found.facts['network']} | 10⁶ multiply-adds | {' | '.join(heads)} | top-1 %, int8 |",
+        "|---" * (len(heads) + 3) + "|",
+    ]
+    for variant in found.rounded:
+        shown = []
+        for runtime, threads, precision in columns:
+            row = found.cell(variant, runtime, threads, precision)
+            base = found.cell(UNPRUNED, runtime, threads)
+            shown.append(_timed(row, base, variant == UNPRUNED and precision == "fp32"))
+        made = found.made[variant]
+        ratio = found.flops_ratio[variant]
+        less = "" if variant == UNPRUNED else f" (1/{ratio:.3g})"
+        lines.append(
+            f"| {variant} | {made['flops'] / 1e6:.1f}{less} | {' | '.join(shown)} "
+            f"| {_accuracy(found, made)} |"
+        )
+    plans = {group["plan"]["seconds"] for group in found.facts["grid"].values()}
+    seconds = ", ".join(f"{one:g}" for one in sorted(plans))
+    weights = (
+        f"trained weights, the pruned networks tuned for {found.facts['steps']} steps"
+        if found.facts["weights"] == "trained"
+        else "random weights, for the times alone"
+    )
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"p50 in ms (times faster than unpruned fp32); {weights}; {seconds} s in one process a cell, "
+            "all variants in turns. *!*: another load ran on the machine.",
+        ]
+    )
+
+
+def _timed(row: Row | None, base: Row | None, plain: bool) -> str:
+    if row is None:
+        return "–"
+    noisy = "" if row["status"] == "OK" else "!"
+    gain = "" if plain or base is None else f" ({base['p50'] / row['p50']:.3g} ×)"
+    return f"{row['p50']:.3g}{noisy}{gain}"
+
+
+def _accuracy(found: Grid, made: Row) -> str:
+    if found.facts["weights"] != "trained" or not made["accuracy"]:
+        return "–"
+    whole = next((one for one in made["accuracy"] if one["format"] == "onnx"), None)
+    narrow = [one for one in made["accuracy"] if one["format"].endswith("int8")]
+    lost = ", ".join(f"{100 * one['top1']:.1f}" for one in narrow)
+    return (f"{100 * whole['top1']:.1f}" if whole else "–") + (f" → {lost}" if lost else "")
+
+
+def full_table(found: list[Grid]) -> str:
+    """Markdown: the rows of the full protocol, with their intervals."""
+    lines = [
+        "| network | | runtime | p50 of three processes, ms (95 %) | times faster | multiply-adds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in found:
+        for runtime, threads in one.groups("full"):
+            base = one.cell(UNPRUNED, runtime, threads, protocols=("full",))
+            for variant in one.rounded:
+                row = one.cell(variant, runtime, threads, protocols=("full",))
+                if row is None or base is None:
+                    continue
+                low, high = row["p50_interval"]
+                faster = "" if variant == UNPRUNED else f"{base['p50'] / row['p50']:.3g} ×"
+                ratio = "" if variant == UNPRUNED else f"1/{one.flops_ratio[variant]:.3g}"
+                lines.append(
+                    f"| {one.facts['network']} | {variant} | {RUNTIMES[runtime]} | "
+                    f"{_timed(row, None, True)} ({low:.3g} … {high:.3g}) | {faster} | {ratio} |"
+                )
+    return "\n".join(lines)
+
+
+def rounding_table(found: list[Grid]) -> str:
+    """Markdown: what rounding the widths to 8 or 16 does to multiply-adds and time."""
+    lines = [
+        "| network | keep | widths | 10⁶ multiply-adds | ONNX Runtime, ms | OpenVINO, ms |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in found:
+        chosen = [made for name, made in one.made.items() if name != UNPRUNED]
+        for made in sorted(chosen, key=lambda made: (-made["keep"], made["round_to"])):
+            times = [
+                _timed(one.cell(made["variant"], runtime, 1), None, True) for runtime in RUNTIMES
+            ]
+            widths = "any" if made["round_to"] == 1 else f"multiples of {made['round_to']}"
+            lines.append(
+                f"| {one.facts['network']} | {made['keep']:g} | {widths} | {made['flops'] / 1e6:.2f} "
+                f"| {' | '.join(times)} |"
+            )
+    return "\n".join([*lines, "", "One thread, fp32."])
+
+
+def memory_ratio(found: Grid, variant: str, runtime: str) -> float | None:
+    """Peak resident memory over the runtime's own, the weights and the peak activations predicted."""
+    row, made = found.cell(variant, runtime, 1), found.made[variant]
+    if row is None:
+        return None
+    expected = row["rss_import"] + made["weight_bytes"] + made["activation_bytes"]
+    return float(row["rss_peak"] / expected)
+
+
+def memory_table(found: list[Grid]) -> str:
+    """Markdown: file, loading time and peak memory of each device width."""
+    mib = 2**20
+    lines = [
+        "| network | | weights + activations, MiB | runtime | file, MiB (int8) | load, ms | peak, MiB "
+        "| runtime's own, MiB | peak / predicted |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for one in found:
+        for variant in one.rounded:
+            made = one.made[variant]
+            needed = (made["weight_bytes"] + made["activation_bytes"]) / mib
+            for runtime, form in (("onnxruntime", "onnx"), ("openvino", "openvino")):
+                row, ratio = (
+                    one.cell(variant, runtime, 1),
+                    memory_ratio(one, variant, runtime),
+                )
+                if row is None or ratio is None:
+                    continue
+                files, narrow = made["files"], f"{form}-int8"
+                small = f" ({files[narrow] / mib:.2f})" if narrow in files else ""
+                lines.append(
+                    f"| {one.facts['network']} | {variant} | {needed:.2f} | {RUNTIMES[runtime]} | "
+                    f"{files[form] / mib:.2f}{small} | {row['load_ms']:.0f} | "
+                    f"{row['rss_peak'] / mib:.0f} | {row['rss_import'] / mib:.0f} | {ratio:.2f} |"
+                )
+    note = (
+        f"Predicted: the runtime's own memory after its import, the weights and the peak activations. Goal "
+        f"for pruned networks: at most {MEMORY_GOAL} times that."
+    )
+    return "\n".join([*lines, "", note])
+
+
+def crosscheck_table(facts: Row) -> str:
+    """Markdown: our p50 over those of tools that share no code with us."""
+    lines = [
+        "| network | | runtime | threads | ours, ms | plain loop | benchmark_app |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in facts["rows"]:
+        ours = sorted(row["p50_ms"]["ours"])
+        ratios = [
+            f"{row['ours_over'][tool]:.3f}" if tool in row["ours_over"] else ""
+            for tool in ("plain loop", "benchmark_app")
+        ]
+        lines.append(
+            f"| {row['network']} | {row['variant']} | {RUNTIMES[row['runtime']]} | {row['threads']} | "
+            f"{ours[len(ours) // 2]:.4g} ({ours[0]:.4g} … {ours[-1]:.4g}) | {' | '.join(ratios)} |"
+        )
+    note = (
+        f"Ours: median and range of {facts['turns']} fresh processes of {facts['seconds']:g} s, in turns with "
+        "the others; then our median over theirs."
+    )
+    return "\n".join([*lines, "", note])

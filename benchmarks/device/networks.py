@@ -1,0 +1,180 @@
+"""The networks that the latency grid and the cross-check time, made by the commands a user types.
+
+    weights (trained, or random: what is timed does not depend on their values)
+        → prune --method magnitude --keep R, widths rounded to N → export, fp32 and int8 → bundle
+
+What was made stays below a work folder and is not made again. Needs MVP_EDGE_DATA.
+"""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mvp_edge_export.bundle import Bundle, load_bundle
+from mvp_edge_export.manifest import parts_of
+from mvp_edge_export.measuring.machine import this_machine
+from mvp_edge_export.profile import NumberFormat
+from mvp_edge_export.storage import read_json, write_json, write_text
+
+COMMAND = str(Path(sys.executable).parent / "mvp-edge")
+WORK = Path(__file__).parent / ".work"
+PRECISIONS: tuple[NumberFormat, ...] = ("fp32", "int8")
+_VNNI = ("avx_vnni", "avx512_vnni")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """An architecture at one image size, and the task that it is given."""
+
+    title: str
+    backbone: str
+    """A timm name, for random weights; or as `--backbone` takes it, below the data folder."""
+    size: int
+    task: str
+    classes: str | None = None
+    steps: int = 0
+    """Of fine-tuning the pruned networks with devices' widths, so that their accuracy means something."""
+
+    @property
+    def trained(self) -> bool:
+        """Whether its weights are those of a trained network."""
+        return "/" in self.backbone
+
+
+CIFAR = "chair,clock,elephant,ray,snail"
+ARCHITECTURES = {
+    "resnet18-32": Architecture(
+        "ResNet-18, 32 px", "weights/resnet18_cifar100.json", 32, "cifar100.zip", CIFAR, 100
+    ),
+    "resnet18-224": Architecture("ResNet-18, 224 px", "resnet18", 224, "imagenette_photos.zip"),
+    "resnet50-224": Architecture("ResNet-50, 224 px", "resnet50", 224, "imagenette_photos.zip"),
+    "deit-tiny-224": Architecture(
+        "DeiT-Tiny, 224 px",
+        "deit_tiny_patch16_224@weights/deit_tiny_patch16_224.safetensors",
+        224,
+        "imagenette_photos.zip",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A share of the units that is kept, and what the widths are rounded to."""
+
+    keep: float
+    round_to: int = 8
+
+    @property
+    def name(self) -> str:
+        """As it stands in the rows."""
+        if self.keep == 1:
+            return "unpruned"
+        return f"keep {self.keep:g}" + ("" if self.round_to == 8 else f", round {self.round_to}")
+
+
+@dataclass(frozen=True)
+class Made:
+    """A network that was exported."""
+
+    variant: Variant
+    bundle: Bundle
+
+    def facts(self) -> dict[str, Any]:
+        """What is known about it before anything is timed."""
+        manifest = self.bundle.manifest
+        accuracy = [
+            {
+                "format": one.format,
+                "top1": one.test.top1,
+                "images": one.test.images,
+                "drop": one.test.drop,
+                "drop_interval": one.test.drop_interval,
+                "scheme": one.scheme,
+                "kept": one.kept,
+                "why": one.why,
+            }
+            for one in manifest.candidates
+        ]
+        return {
+            "variant": self.variant.name,
+            "keep": self.variant.keep,
+            "round_to": self.variant.round_to,
+            **manifest.cost.model_dump(mode="json"),
+            "files": {
+                form: sum(manifest.files[part].bytes for part in parts_of(name))
+                for form, name in manifest.models.items()
+            },
+            "accuracy": accuracy,
+        }
+
+
+def make(
+    name: str, variant: Variant, precisions: tuple[NumberFormat, ...], work: Path = WORK
+) -> Made:
+    """Prune and export one network, unless that was done already.
+
+    Args:
+        name: a key of ``ARCHITECTURES``.
+        variant: how much is kept of it.
+        precisions: number formats of the files.
+        work: where everything goes.
+    """
+    architecture, data = ARCHITECTURES[name], Path(os.environ["MVP_EDGE_DATA"])
+    folder = work / name / variant.name.replace(", ", "-").replace(" ", "")
+    bundle = folder / "bundle"
+    asked = folder / "asked.json"
+    question = {"keep": variant.keep, "round_to": variant.round_to, "precisions": list(precisions)}
+    if not asked.exists() or read_json(asked, "network") != question:
+        folder.mkdir(parents=True, exist_ok=True)
+        _profile(folder / "device.yaml", variant.round_to)
+        prune = ["prune", "--device", "device.yaml", "--task", str(data / architecture.task)]
+        prune += ["--backbone", _backbone(architecture, data, work / name)]
+        prune += ["--classes", architecture.classes] if architecture.classes else []
+        tuned = architecture.steps if variant.keep < 1 and variant.round_to == 8 else 0
+        prune += ["--method", "magnitude", "--keep", f"{variant.keep:g}", "--steps", str(tuned)]
+        prune += ["--out", "run", "--force"]
+        export = ["export", "run", "--precision", ",".join(precisions)]
+        for words in (prune, [*export, "--out", "bundle", "--force"]):
+            subprocess.run(
+                [COMMAND, *words, "-q"], check=True, cwd=folder, stdout=subprocess.DEVNULL
+            )
+        write_json(asked, question)
+    return Made(variant, load_bundle(bundle))
+
+
+def _backbone(architecture: Architecture, data: Path, folder: Path) -> str:
+    """As `--backbone` takes it; random weights are drawn once."""
+    if architecture.trained:
+        name, at, weights = architecture.backbone.rpartition("@")
+        return f"{name}{at}{data / weights}"
+    file = folder.resolve() / "random.safetensors"
+    if not file.exists():
+        import timm
+        import torch
+        from safetensors.torch import save_file
+
+        torch.manual_seed(0)
+        model = timm.create_model(architecture.backbone, pretrained=False)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file(model.state_dict(), file)
+    return f"{architecture.backbone}@{file}"
+
+
+def _profile(path: Path, round_to: int) -> None:
+    """This machine without budgets; int8 is kept whatever it loses, for the sake of its time."""
+    isa = ["avx2", "fma", *(flag for flag in _VNNI if flag in this_machine().flags)]
+    write_text(
+        path,
+        "schema: 1\n"
+        "id: unbudgeted\n"
+        "name: the benchmark machine, no budgets\n"
+        "extends: x86-laptop\n"
+        "source: {kind: estimate, note: 'not a device: times are measured', date: 2026-11-22}\n"
+        f"hardware: {{isa: [{', '.join(isa)}], lacks: []}}\n"
+        "budgets: {flops: null, params: null, file: null, memory: null, latency: null}\n"
+        "accuracy: {max_quant_drop: 100}\n"
+        f"prune: {{round_to: {round_to}, min_channels: {min(8, round_to)}}}\n",
+    )
