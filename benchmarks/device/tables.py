@@ -7,6 +7,9 @@ import numpy as np
 
 from benchmarks.figures import interval
 
+TRIED_ON = 8
+"""Targets on which every way of choosing widths was tried."""
+
 
 def front_table(facts: Mapping[str, Any], family: str) -> str:
     """Markdown: each rung's mean over the targets, what was picked, and what a front costs."""
@@ -59,6 +62,7 @@ def _seconds(cost: Mapping[str, Any]) -> str:
 def widths_table(facts: Mapping[str, Any], family: str) -> str:
     """Markdown: each way of choosing widths against uniform ones, paired by target and seed."""
     rows = [row for row in facts["rows"] if row["family"] == family]
+    again: list[str] = []
     found = {(r["keep"], r["variant"], r["task"], r["seed"]): r for r in rows}
     lines = [
         "| keep | widths | β | γ | pairs | top-1 % | minus uniform (95 %) | on validation | multiply-adds, 10⁶ |",
@@ -72,13 +76,19 @@ def widths_table(facts: Mapping[str, Any], family: str) -> str:
             pairs = [(row, found[keep, "uniform", row["task"], row["seed"]]) for row in own]
             test, val = (np.array([a[key] - b[key] for a, b in pairs]) for key in ("test", "val"))
             uniform = variant == "uniform"
+            if not uniform and len(own) > TRIED_ON:
+                seen = np.array([row["task"] < f"{row['task'][:-3]}{TRIED_ON:03d}" for row in own])
+                again.append(
+                    f"`{variant}` on the {seen.sum()} targets that every way was tried on: "
+                    f"{_mean(test[seen], '+')}; tried again on {(~seen).sum()} others: {_mean(test[~seen], '+')}."
+                )
             lines.append(
                 f"| {keep:g} | {variant} | {beta:g} | {gamma:g} | {len(own)} | "
                 f"{100 * np.mean([row['test'] for row in own]):.1f} | "
                 f"{'' if uniform else _mean(test, '+')} | {'' if uniform else _mean(val, '+')} | "
                 f"{np.mean([row['flops'] for row in own]) / 1e6:.2f} |"
             )
-    return "\n".join(lines)
+    return "\n".join([*lines, *(["", *again] if again else [])])
 
 
 def _mean(values: Any, sign: str = "") -> str:

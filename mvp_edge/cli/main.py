@@ -5,7 +5,6 @@ document on stdout, everything else goes to stderr.
 """
 
 import json
-import os
 import sys
 from io import BufferedReader, FileIO
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mvp_edge import __version__
-from mvp_edge.cli.compared import compare_results
+from mvp_edge.cli.bench import bench
 from mvp_edge.cli.console import Console
 from mvp_edge.cli.device import device
 from mvp_edge.cli.doctor import doctor
@@ -38,9 +37,8 @@ from mvp_edge.cli.options import (
     seed,
     words,
 )
-from mvp_edge.cli.remote import measured_on, on_host
 from mvp_edge.cli.zoo import zoo
-from mvp_edge_export.errors import BadInput, BudgetMissed, MvpEdgeError
+from mvp_edge_export.errors import BadInput, MvpEdgeError
 
 if TYPE_CHECKING:
     from mvp_edge_export.profile import NumberFormat
@@ -254,119 +252,7 @@ def export(
     console.result(facts, "\n".join([*lines, f"next: mvp-edge bench {bundle.path}"]))
 
 
-@cli.command(
-    epilog=example(
-        "mvp-edge bench runs/001/bundle",
-        "mvp-edge bench runs/001/bundle --layers",
-        "mvp-edge bench runs/001/bundle --on pi@raspberrypi",
-        "mvp-edge bench --compare old.json new.json",
-    )
-)
-@click.argument("bundle", type=PATH, required=False)
-@click.option(
-    "--device", type=Device(), metavar="D", help="Judge by another profile than the bundle's."
-)
-@click.option(
-    "--runtime", "runtimes", multiple=True, type=click.Choice(["onnxruntime", "openvino"])
-)
-@click.option("--threads", multiple=True, type=click.IntRange(1), help="[1 and all physical cores]")
-@click.option(
-    "--precision", "precisions", metavar="fp32,int8,fp16",
-    help="Number formats to measure [all that BUNDLE has].",
-)  # fmt: skip
-@click.option(
-    "--choose", is_flag=True,
-    help="On the device: decide by this measurement what BUNDLE ships, and drop what lost.",
-)  # fmt: skip
-@click.option(
-    "--full", is_flag=True, help="The long protocol: 60 s, 1,024 runs, three processes a cell."
-)
-@click.option("--seconds", type=Number(0.1, 600), help="Steady seconds a cell [15; full 60].")
-@click.option("--layers", is_flag=True, help="Also where the time goes, layer by layer, and why.")
-@click.option(
-    "--out", type=PATH, metavar="FILE", help="Where the JSON goes [BUNDLE/../bench.json]."
-)
-@click.option(
-    "--compare", "compared", nargs=2, type=PATH, metavar="A.json B.json",
-    help="Instead of measuring: speed-ups of B over A, cell by cell, with intervals.",
-)  # fmt: skip
-@click.option(
-    "--force-different", is_flag=True,
-    help="Compare also what different machines or protocols measured.",
-)  # fmt: skip
-@on_host
-@common
-def bench(
-    console: Console, bundle: Path | None, device: str | None, runtimes: tuple[str, ...],
-    threads: tuple[int, ...], precisions: str | None, choose: bool, full: bool,
-    seconds: float | None, layers: bool, out: Path | None, compared: tuple[Path, Path] | None,
-    force_different: bool, on: str | None, offline: bool,
-) -> None:  # fmt: skip
-    """Measure BUNDLE's latency and memory, pruned and unpruned interleaved, here or on a host."""
-    if bundle is None or compared is not None or force_different:
-        compare_results(console, compared, force_different)
-        return
-    from rich.console import Group
-
-    from mvp_edge_export.bundle import load_bundle
-    from mvp_edge_export.measuring.bench import bench as measure
-    from mvp_edge_export.measuring.choice import check_choosable
-    from mvp_edge_export.measuring.choice import choose as choose_by
-    from mvp_edge_export.profile import load_profile
-    from mvp_edge_export.storage import write_json
-
-    loaded = load_bundle(bundle)
-    given = load_profile(device) if device else None
-    profile = given or loaded.manifest.profile
-    file = out or loaded.path.resolve().parent / "bench.json"
-    # Said before minutes of measuring.
-    if file.is_dir() or not os.access(file.absolute().parent, os.W_OK):
-        raise BadInput(f"--out {file}: cannot be written there")
-    if choose:
-        check_choosable(loaded, profile, here=on is None)
-    if on is not None:
-        result = measured_on(console, on, loaded, given, runtimes, offline)
-    else:
-        result = measure(
-            loaded,
-            profile=profile,
-            runtimes=runtimes or None,
-            threads=threads or None,
-            precisions=numbers(precisions),
-            full=full,
-            seconds=seconds,
-            layers=layers,
-            progress=console.share,
-        )
-    facts = result.model_dump(mode="json", by_alias=True)
-    write_json(file, facts)
-    chosen, refused = None, None
-    if choose:
-        try:
-            chosen = choose_by(loaded, result).manifest
-        except MvpEdgeError as error:  # said after what was measured
-            refused = error
-    told = {} if chosen is None else {"choice": chosen.choice}
-    console.result(facts | told, Group(result.table(), *result.layer_tables()))
-    for failure in result.failures:
-        console.warn(f"not measured: {failure}")
-    for warning in result.warnings:
-        console.say(f"note: {warning}")
-    full_or_not = "" if result.protocol.full else ", not --full"
-    console.say(f"budgets of {result.profile}, judged by {result.judged}{full_or_not}:")
-    for verdict in result.verdicts:
-        console.say(f"  {verdict}" + (f" ({verdict.note})" if verdict.note else ""))
-    console.say(f"written to {file}")
-    if chosen is not None:
-        for one in chosen.candidates:
-            if not one.kept:
-                console.say(f"kept out: {one.format}: {one.why}")
-        console.say(f"to ship: {chosen.choice}")
-    if refused is not None:
-        raise refused
-    missed = [str(verdict) for verdict in result.verdicts if verdict.verdict == "FAIL"]
-    if missed:
-        raise BudgetMissed(f"missed on this machine: {'; '.join(missed)}")
+cli.add_command(bench)
 
 
 @cli.command(

@@ -359,6 +359,23 @@ def rounded_to_least(name: str) -> dict[str, int]:
     return {g.name: g.size if g.kind == "head_dim" else 1 for g in groups}
 
 
+def test_where_latency_is_limited_a_front_is_a_series_in_milliseconds() -> None:
+    """By an estimate from peaks so unequal that bytes decide: other sizes than by multiply-adds."""
+    peak = {"macs_per_second": 10**12, "bytes_per_second": 10**8}
+    plain = device(round_to=1, min_channels=1)
+    hardware = plain.hardware.model_validate({**plain.hardware.model_dump(), "peak": peak})
+    budgets = plain.budgets.model_validate({"latency": {"p50": "200ms"}})
+    timed = plain.model_copy(update={"hardware": hardware, "budgets": budgets})
+    keeps = rungs_for("resnet18", timed, 1.0, 4, small=0.25)
+    found = [plan_for("resnet18", timed, keep).latency for keep in keeps]
+    times = [prediction.p50 for prediction in found if prediction is not None]
+    assert len(times) == 4
+    assert 190 < times[-1] <= 200
+    ratios = [large / small for small, large in pairwise(times)]
+    assert max(ratios) / min(ratios) < 1.1
+    assert rungs_for("resnet18", plain, keeps[-1], 4, small=0.25)[:-1] != keeps[:-1]
+
+
 def test_a_front_reaches_down_to_the_zoos_ratio_and_no_two_members_are_alike() -> None:
     profile = device()
     low = rungs_for("resnet18", profile, 1.0, 4, small=0.1)
