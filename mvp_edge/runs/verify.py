@@ -20,7 +20,7 @@ from mvp_edge.subnetwork.backbone import Backbone
 from mvp_edge.subnetwork.cost import cross_check, file_bytes, measure
 from mvp_edge.subnetwork.operators import operators
 from mvp_edge.tasks.task import Images, Task
-from mvp_edge_export.devices.latency import fastest, latency_laws
+from mvp_edge_export.devices.latency import fastest, latency_laws, open_verdict
 from mvp_edge_export.devices.operators import Operators
 from mvp_edge_export.measuring.result import Cell, judge_latency
 from mvp_edge_export.profile import DeviceProfile
@@ -117,15 +117,7 @@ def latency_verdicts(
             where = f"{timed.runtime}, threads {timed.threads}, these widths with random weights"
             yield measured.model_copy(update={"note": f"{measured.note}; {where}".lstrip("; ")})
             continue
-        yield Verdict(
-            budget=f"latency.{key}",
-            limit=limit,
-            reached=None if predicted is None else getattr(predicted, key),
-            unit="ms",
-            verdict="INCONCLUSIVE",
-            basis="none" if predicted is None else predicted.by.basis,
-            note=f"{'' if predicted is None else f'{predicted.by}; '}mvp-edge bench, on the device, measures it",
-        )
+        yield open_verdict(key, limit, predicted)
 
 
 def _judge(

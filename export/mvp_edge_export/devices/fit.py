@@ -13,7 +13,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from mvp_edge_export.devices.latency import fastest, latency_laws
+from mvp_edge_export.devices.latency import fastest, latency_laws, open_verdict
 from mvp_edge_export.devices.operators import Operators
 from mvp_edge_export.measuring.result import BenchResult
 from mvp_edge_export.profile import DeviceProfile
@@ -82,18 +82,7 @@ def _verdicts(network: Footprint, profile: DeviceProfile) -> Iterator[Verdict]:
         limit = getattr(budgets.latency, key, None)
         if limit is None:
             continue
-        if f"latency.{key}" in known:
-            yield known[f"latency.{key}"]
-            continue
-        yield Verdict(
-            budget=f"latency.{key}",
-            limit=limit,
-            reached=None if predicted is None else getattr(predicted, key),
-            unit="ms",
-            verdict="INCONCLUSIVE",
-            basis="none" if predicted is None else predicted.by.basis,
-            note="nothing is known of its speed" if predicted is None else str(predicted.by),
-        )
+        yield known.get(f"latency.{key}") or open_verdict(key, limit, predicted)
 
 
 def _judged(budget: str, limit: float | None, reached: float, unit: str, basis: Basis) -> Verdict:

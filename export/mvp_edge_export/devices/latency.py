@@ -13,6 +13,7 @@ from typing import Literal
 from mvp_edge_export.devices.law import Law, roofline
 from mvp_edge_export.devices.operators import Operators
 from mvp_edge_export.profile import Calibrated, DeviceProfile, Peak
+from mvp_edge_export.verified import Verdict
 
 BANDWIDTH_REACHED = 0.5
 """Share of the memory's bandwidth that networks are assumed to reach. [choice]"""
@@ -88,6 +89,20 @@ def latency_laws(profile: DeviceProfile) -> tuple[LatencyLaw, ...]:
 def fastest(laws: Sequence[LatencyLaw], operators: Operators) -> Prediction | None:
     """The prediction for the runtime and threads in which the network is fastest; None without laws."""
     return min((law.predict(operators) for law in laws), key=lambda one: one.p50, default=None)
+
+
+def open_verdict(key: str, limit: float, predicted: Prediction | None) -> Verdict:
+    """The verdict on a latency budget (``p50`` or ``p90``) that was not measured: it stays open."""
+    return Verdict(
+        budget=f"latency.{key}",
+        limit=limit,
+        reached=None if predicted is None else getattr(predicted, key),
+        unit="ms",
+        verdict="INCONCLUSIVE",
+        basis="none" if predicted is None else predicted.by.basis,
+        note=f"{'nothing is known of its speed' if predicted is None else predicted.by}; mvp-edge bench, on the"
+        " device, measures it",
+    )
 
 
 def _calibrated(fit: Calibrated) -> LatencyLaw:
