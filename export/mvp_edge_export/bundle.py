@@ -98,6 +98,8 @@ def load_bundle(path: Path) -> Bundle:
     listing = path / MANIFEST
     if listing.is_symlink():
         raise BadInput(f"bundle: {listing} is a symbolic link; copy the file itself")
+    if listing.exists() and not listing.is_file():
+        raise BadInput(f"bundle: {listing} is no regular file")  # a pipe would be waited for
     manifest = read_manifest(path)
     if manifest.profile.sha256 != manifest.profile_sha256:
         raise BadInput(f"bundle: {listing}: profile does not have its profile_sha256; export again")

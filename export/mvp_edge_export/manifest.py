@@ -211,8 +211,8 @@ class Manifest(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         for name in [*self.models.values(), *self.baseline.values()]:
-            if name not in self.files:
-                raise ValueError(f"{name} is a model but not among files")
+            if lost := [part for part in parts_of(name) if part not in self.files]:
+                raise ValueError(f"{', '.join(lost)} is a model but not among files")
         kept = {candidate.format for candidate in self.candidates if candidate.kept}
         if kept != set(self.models):
             raise ValueError("models and the candidates that were kept are not the same")

@@ -7,6 +7,7 @@ one it uses. Adding a runtime is one class here and one line in ``RUNTIMES``.
 import importlib
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ _REPORTER = "openvino_telemetry"
 
 Floats = npt.NDArray[np.float32]
 Arithmetic = Literal["f32"]
+Shape = tuple[int | None, ...]
+"""Sizes of a tensor's axes; None stands for one that is open."""
 
 
 class Session(Protocol):
@@ -41,6 +44,10 @@ class Session(Protocol):
     """What it computes in, chosen by the runtime or given: ``f32``, ``bf16`` or ``f16``."""
     options: dict[str, Any]
     """What was asked of the runtime beyond its defaults."""
+    takes: Shape
+    """Of its input, [N, 3, S, S]."""
+    gives: Shape
+    """Of its output, [N, C]."""
 
     def run(self, batch: Floats) -> Floats:
         """Logits [N, C] of ``batch`` [N, 3, S, S]; a network of fixed batch takes it in pieces."""
@@ -97,9 +104,15 @@ class OnnxRuntimeSession:
             raise _refused(self.name, ort.__version__, model, error) from error
         self.version = str(ort.__version__)
         self.options: dict[str, Any] = {"threads": threads, "optimise": optimise}
-        entry = self.native.get_inputs()[0]
+        entry, answer = (
+            _only(found, model) for found in (self.native.get_inputs(), self.native.get_outputs())
+        )
         self._input = entry.name
-        self._batch = entry.shape[0] if isinstance(entry.shape[0], int) else None
+        self.takes, self.gives = (
+            tuple(size if isinstance(size, int) else None for size in one.shape)
+            for one in (entry, answer)
+        )
+        self._batch = self.takes[0] if self.takes else None
 
     def run(self, batch: Floats) -> Floats:
         """Logits [N, C] of ``batch`` [N, 3, S, S]."""
@@ -140,6 +153,13 @@ class OpenVinoSession:
             asked["INFERENCE_PRECISION_HINT"] = arithmetic
         if profile is not None:
             asked["PERF_COUNT"] = True
+        version = _ir_version(model)
+        if version not in (None, *_IR_VERSIONS):
+            known = " and ".join(_IR_VERSIONS)
+            raise BadInput(
+                f"{model}: an IR of version {version}; {self.name} {openvino.__version__} reads"
+                f" {known}: export it again"
+            )
         try:
             core = openvino.Core()
             compiled = core.compile_model(core.read_model(model), "CPU", asked)
@@ -149,8 +169,11 @@ class OpenVinoSession:
         self.arithmetic = str(compiled.get_property("INFERENCE_PRECISION_HINT").to_string())
         self.options: dict[str, Any] = {"threads": threads, "arithmetic": arithmetic}
         self.native = compiled.create_infer_request()
-        first = compiled.input(0).get_partial_shape()[0]
-        self._batch = None if first.is_dynamic else int(first.get_length())
+        self.takes, self.gives = (
+            _sizes(_only(found, model).get_partial_shape())
+            for found in (compiled.inputs, compiled.outputs)
+        )
+        self._batch = self.takes[0] if self.takes else None
         if self._batch is not None:
             self._input = self.native.get_input_tensor().data
             self._output = self.native.get_output_tensor().data
@@ -302,7 +325,28 @@ def open_session(
     model = bundle.model(format_of(runtime, precision), baseline=baseline)
     cost = bundle.manifest.cost_baseline if baseline else bundle.manifest.cost
     check_memory(memory_needed(cost, runtime))
-    return RUNTIMES[runtime](model, threads=threads or 1)
+    session = RUNTIMES[runtime](model, threads=threads or 1)
+    _check_fits(bundle, model, session)
+    return session
+
+
+def _check_fits(bundle: "Bundle", model: Path, session: Session) -> None:
+    """Refuse a network whose images or classes are not those of the manifest."""
+    size = bundle.preprocess.size
+    if session.takes[1:] != (3, size, size):
+        raise BadInput(
+            f"{model}: it takes images of {_by(session.takes[1:])}, but the manifest prepares them"
+            f" as {_by((3, size, size))}; export it again"
+        )
+    if session.gives[1:] != (len(bundle.labels),):
+        raise BadInput(
+            f"{model}: {len(bundle.labels)} labels for a network of {_by(session.gives[1:])}"
+            " classes; export it again"
+        )
+
+
+def _by(sizes: Shape) -> str:
+    return " x ".join("?" if size is None else str(size) for size in sizes) or "no size"
 
 
 def choose_runtime(bundle: "Bundle", precision: NumberFormat = "fp32") -> str:
@@ -342,6 +386,30 @@ def _usual_precision(bundle: "Bundle", runtime: str | None) -> NumberFormat:
     return "fp32"
 
 
+def _only(tensors: Sequence[Any], model: Path) -> Any:
+    if len(tensors) != 1:
+        raise BadInput(f"{model}: {len(tensors)} inputs or outputs; it must have one of each")
+    return tensors[0]
+
+
+_IR_VERSIONS = ("10", "11")
+
+
+def _ir_version(model: Path) -> str | None:
+    """The version that an IR says it has; OpenVINO only says that it cannot read another one."""
+    with model.open("rb") as stream:
+        head = stream.read(4096).decode(errors="replace")
+    match = re.search(r'<net\b[^>]*\bversion="([^"]{1,20})"', head)
+    return match[1] if match else None
+
+
+def _sizes(partial: Any) -> Shape:
+    """Of an OpenVINO shape, which may be open in an axis or altogether."""
+    if partial.rank.is_dynamic:
+        return ()
+    return tuple(None if axis.is_dynamic else int(axis.get_length()) for axis in partial)
+
+
 def _pieces(batch: Floats, size: int | None) -> list[Floats]:
     if size is None or len(batch) == size:
         return [batch]
@@ -350,6 +418,13 @@ def _pieces(batch: Floats, size: int | None) -> list[Floats]:
     return [batch[start : start + size] for start in range(0, len(batch), size)]
 
 
+# What stands before the reason: codes, the path again, places in the runtime's own source.
+_PREAMBLE = re.compile(
+    r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from .*? failed:"
+    r"|/onnxruntime_src/\S+:\d+ [^()]*\(.*?\) (?=[A-Z])|Exception from src/\S+:\d+:"
+)
+
+
 def _refused(runtime: str, version: str, model: Path, error: Exception) -> BadInput:
-    reason = " ".join(str(error).split())[:300]
+    reason = " ".join(_PREAMBLE.sub("", str(error)).split())[:300]
     return BadInput(f"{model}: {runtime} {version} cannot load it: {reason}")

@@ -132,6 +132,8 @@ def read_json(path: Path, what: str) -> Any:
         raise BadInput(f"{what}: {path} does not exist") from error
     except json.JSONDecodeError as error:
         raise BadInput(f"{what}: {path}:{error.lineno} is not JSON ({error.msg})") from error
+    except RecursionError as error:
+        raise BadInput(f"{what}: {path} is nested too deeply") from error
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{what}: {path} cannot be read ({error})") from error
 

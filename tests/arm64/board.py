@@ -27,6 +27,7 @@ NEEDED = {
 """Program → Debian package that it comes in."""
 
 _PACKAGES = "base-files,python3,libstdc++6,libgomp1"
+_ENVIRONMENT = {"HOME": "/root", "LC_ALL": "C.UTF-8"}
 _ARMV8_0 = "fp asimd evtstrm crc32 cpuid"
 
 # The process that waits is not the one that computes: the first one of a namespace has no default
@@ -118,7 +119,7 @@ class Emulated:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "QEMU_CPU": self.board.cpu},
+            env={**_ENVIRONMENT, "PATH": os.environ["PATH"], "QEMU_CPU": self.board.cpu},
             start_new_session=True,  # Ctrl-C comes to us, and we end it
         )
         try:

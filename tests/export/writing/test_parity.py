@@ -9,6 +9,7 @@ from hypothesis.extra.numpy import arrays
 
 from mvp_edge_export.errors import GateFailed
 from mvp_edge_export.manifest import Parity, RuntimeAccuracy
+from mvp_edge_export.sessions import Shape
 from mvp_edge_export.writing.parity import (
     RANDOM_IMAGES,
     REAL_IMAGES,
@@ -27,6 +28,8 @@ class _Runtime:
     arithmetic: str = "bf16"
     native: Any = None
     options: dict[str, Any] = field(default_factory=dict)
+    takes: Shape = (None, 3, 16, 16)
+    gives: Shape = (None, 3)
 
     def run(self, batch: Floats) -> Floats:
         raise NotImplementedError
