@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.measuring.machine import available_memory
+from mvp_edge_export.model_files import IR_VERSIONS, ir_version
 from mvp_edge_export.profile import NUMBER_FORMATS, NumberFormat
 from mvp_edge_export.quantities import format_bytes
 from mvp_edge_export.verified import Cost
@@ -153,9 +154,9 @@ class OpenVinoSession:
             asked["INFERENCE_PRECISION_HINT"] = arithmetic
         if profile is not None:
             asked["PERF_COUNT"] = True
-        version = _ir_version(model)
-        if version not in (None, *_IR_VERSIONS):
-            known = " and ".join(_IR_VERSIONS)
+        version = ir_version(model)
+        if version not in (None, *IR_VERSIONS):
+            known = " and ".join(IR_VERSIONS)
             raise BadInput(
                 f"{model}: an IR of version {version}; {self.name} {openvino.__version__} reads"
                 f" {known}: export it again"
@@ -390,17 +391,6 @@ def _only(tensors: Sequence[Any], model: Path) -> Any:
     if len(tensors) != 1:
         raise BadInput(f"{model}: {len(tensors)} inputs or outputs; it must have one of each")
     return tensors[0]
-
-
-_IR_VERSIONS = ("10", "11")
-
-
-def _ir_version(model: Path) -> str | None:
-    """The version that an IR says it has; OpenVINO only says that it cannot read another one."""
-    with model.open("rb") as stream:
-        head = stream.read(4096).decode(errors="replace")
-    match = re.search(r'<net\b[^>]*\bversion="([^"]{1,20})"', head)
-    return match[1] if match else None
 
 
 def _sizes(partial: Any) -> Shape:

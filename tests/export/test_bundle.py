@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from mvp_edge_export.bundle import Bundle, has_external_data, load_bundle
+from mvp_edge_export.bundle import Bundle, load_bundle
 from mvp_edge_export.errors import BadInput
+from mvp_edge_export.model_files import has_external_data
 from mvp_edge_export.storage import sha256_file
 
 

@@ -35,6 +35,8 @@ RUNTIMES = ("onnxruntime", "openvino")
 PATIENCE = 180.0
 """Seconds after which importing a runtime has hung, on a slow device too."""
 
+# Runtimes report their use over the network, unless this is done (see `sessions.untold`).
+_UNTOLD = "import sys; sys.modules['openvino_telemetry'] = None; "
 _HWCAP = 16  # AT_HWCAP of <elf.h>
 
 
@@ -95,10 +97,12 @@ def versions() -> "dict[str, str]":
 
 def try_import(package: str) -> "dict[str, object]":
     """How importing a package ends: its exit code, under 0 a signal's number; its last words."""
+    environment = dict(os.environ, ORT_DISABLE_TELEMETRY="1")
     with subprocess.Popen(
-        [sys.executable, "-c", "import " + package],
+        [sys.executable, "-c", _UNTOLD + "import " + package],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
+        env=environment,
     ) as process:
         try:
             said = process.communicate(timeout=PATIENCE)[1].decode(errors="replace").strip()
