@@ -103,7 +103,7 @@ class Trial(BaseModel):
     passed: bool
     """Whether it keeps within the accuracy gate on the validation images."""
     milliseconds: float
-    """Of one image on the machine that exported it: for choosing among schemes, nothing else."""
+    """Of the fastest image on the machine that exported it: to choose among schemes, nothing else."""
     seconds: float
     """What quantising and judging it took."""
 

@@ -12,7 +12,8 @@ import pytest
 
 from mvp_edge.cli.console import Console
 from mvp_edge.cli.main import cli
-from mvp_edge.cli.options import METHODS, POLICIES
+from mvp_edge.cli.options import METHODS, POLICIES, numbers
+from mvp_edge_export.errors import BadInput
 from tests.support.tiny import command, in_process
 
 HEAVY = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "openvino", "nltk", "scipy", "PIL")
@@ -123,6 +124,13 @@ def test_usage_errors_are_one_line(tmp_path: Path) -> None:
         assert line.endswith("--help)")
         assert ended.stdout == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_number_formats_are_named_in_a_list() -> None:
+    assert numbers(None) is None
+    assert numbers("int8, fp32") == ("fp32", "int8")
+    with pytest.raises(BadInput, match="--precision int4: some of fp32, fp16, int8"):
+        numbers("fp32,int4")
 
 
 def test_a_closed_pipe_is_no_error(tiny: Path) -> None:

@@ -90,6 +90,8 @@ def int8_candidate(
             progress=judges.progress,
         )
         form = FORMATS[runtime]["int8"]
+        if form == "onnx-int8":
+            _describe(best.model, graph, best.chosen.scheme)
         candidate = Candidate(
             format=form,
             runtime=runtime,
@@ -104,8 +106,6 @@ def int8_candidate(
             why=best.why,
         )
         if candidate.kept:
-            if form == "onnx-int8":
-                _describe(best.model, graph, best.chosen.scheme)
             for part, place in zip(parts_of(best.model.name), parts_of(PLACES[form]), strict=True):
                 (best.model.parent / part).rename(bundle / place)
     return candidate

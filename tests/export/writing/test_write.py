@@ -19,7 +19,7 @@ from mvp_edge_export.images import Preprocess
 from mvp_edge_export.profile import DeviceProfile
 from mvp_edge_export.sessions import open_session
 from mvp_edge_export.verified import Verdict, Verified
-from mvp_edge_export.writing import convert
+from mvp_edge_export.writing import convert, quantise, write
 from mvp_edge_export.writing.write import export_bundle
 
 
@@ -318,6 +318,89 @@ def test_a_file_over_its_budget_leaves_nothing(
     with pytest.raises(BudgetMissed, match=r"budget file .* over the limit of 10 KiB"):
         export(profile=make_profile(file="10KiB"))
     assert _left_nothing(export)
+
+
+@pytest.fixture
+def quantising(digits: Any) -> dict[str, Any]:
+    """What int8 for ONNX Runtime needs, on few images."""
+    return {
+        "formats": ("onnx",),
+        "validation": (digits.train[:60], digits.train_targets[:60]),
+        "calibration": digits.train[60:80],
+    }
+
+
+def test_only_the_precisions_that_were_asked_for_are_kept(
+    export: Exporter, ready_graph: onnx.ModelProto, quantising: dict[str, Any]
+) -> None:
+    bundle = export(precisions=("int8",), **quantising)
+
+    assert bundle.manifest.models == {"onnx-int8": "model_int8.onnx"}
+    assert set(bundle.manifest.files) == {"model_int8.onnx"}
+    exact = bundle.manifest.candidate("onnx")
+    assert exact is not None
+    assert (exact.kept, exact.why) == (False, "only int8 may be used")
+    assert exact.bytes > 0
+    assert open_session(bundle).options["threads"] == 1  # the one file that there is
+
+
+def test_when_int8_is_all_that_may_be_used_it_must_pass(
+    export: Exporter,
+    ready_graph: onnx.ModelProto,
+    quantising: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(quantise, "passes", lambda *_: False)
+    with pytest.raises(GateFailed, match=r"nothing in int8 passes: onnx-int8 .* points on 60 val"):
+        export(precisions=("int8",), **quantising)
+    assert _left_nothing(export)
+
+    bundle = export(precisions=("fp32", "int8"), **quantising)
+    assert set(bundle.manifest.models) == {"onnx"}
+    assert set(bundle.manifest.files) == {"model.onnx"}
+
+
+def test_what_is_over_the_file_budget_is_kept_out_alone(
+    export: Exporter,
+    ready_graph: onnx.ModelProto,
+    quantising: dict[str, Any],
+    make_profile: Callable[..., DeviceProfile],
+) -> None:
+    limit = ready_graph.ByteSize() * 9 // 10
+    bundle = export(profile=make_profile(file=limit), precisions=("fp32", "int8"), **quantising)
+
+    assert set(bundle.manifest.models) == {"onnx-int8"}
+    exact = bundle.manifest.candidate("onnx")
+    assert exact is not None
+    assert "over the file budget" in exact.why
+    file = next(verdict for verdict in bundle.manifest.verdicts if verdict.budget == "file")
+    assert file.verdict == "PASS"
+    assert file.reached == bundle.manifest.files["model_int8.onnx"].bytes < limit
+
+
+def test_on_the_device_itself_the_choice_is_made_at_once(
+    export: Exporter,
+    ready_graph: onnx.ModelProto,
+    make_profile: Callable[..., DeviceProfile],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(write, "is_device", lambda _: True)
+    monkeypatch.setattr(write, "_CHOOSING_SECONDS", 0.05)
+    monkeypatch.setattr("mvp_edge_export.measuring.bench.differences", lambda *_: [])
+
+    bundle = export(formats=("onnx",))
+
+    shipped = bundle.manifest.shipped
+    assert shipped is not None
+    assert (shipped.runtime, shipped.precision, shipped.threads) == ("onnxruntime", "fp32", 1)
+    (candidate,) = bundle.manifest.candidates
+    assert candidate.timings[0].p50 > 0
+    assert bundle.manifest.choice.startswith("fp32 in onnxruntime with 1 thread: the fastest")
+    assert load_bundle(bundle.path).manifest == bundle.manifest
+
+    tight = export(formats=("onnx",), profile=make_profile(memory="1kB"), force=True)
+    assert tight.manifest.shipped is None
+    assert "no candidate meets the budgets; fp32 in onnxruntime" in tight.manifest.choice
 
 
 def test_only_what_was_verified_is_exported(
