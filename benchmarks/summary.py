@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.device.tables import front_table, widths_table
+from benchmarks.device.tables import front_table, predictor_table, widths_table
 from benchmarks.figures import (
     RESULTS,
     Figure,
@@ -156,6 +156,9 @@ def main() -> None:
             facts = json.loads(path.read_text())
             families = {row["family"] for row in facts["fronts" if name == "front" else "rows"]}
             tables |= {f"{name}-{family}": table(facts, family) for family in families}
+    predictor = HERE / "device" / "predictor.json"
+    if predictor.exists():
+        tables["predictor"] = predictor_table(json.loads(predictor.read_text()))
     for study, base in STUDIES.items():
         if study_rows(study):
             tables[study] = study_table(study, base)
