@@ -22,7 +22,7 @@ from benchmarks.device.grid_tables import (
     memory_table,
     rounding_table,
 )
-from benchmarks.device.tables import front_table, widths_table
+from benchmarks.device.tables import front_table, predictor_table, widths_table
 from benchmarks.figures import (
     RESULTS,
     Figure,
@@ -173,6 +173,9 @@ def main() -> None:
     crosscheck = HERE / "device" / "crosscheck.json"
     if crosscheck.exists():
         tables["crosscheck"] = crosscheck_table(json.loads(crosscheck.read_text()))
+    predictor = HERE / "device" / "predictor.json"
+    if predictor.exists():
+        tables["predictor"] = predictor_table(json.loads(predictor.read_text()))
     for study, base in STUDIES.items():
         if study_rows(study):
             tables[study] = study_table(study, base)

@@ -1,6 +1,6 @@
-"""The tables of fronts and widths in benchmarks/README.md, from the committed rows."""
+"""The tables of fronts, widths and predictions in benchmarks/README.md, from the committed rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -103,3 +103,43 @@ def _mean(values: Any, sign: str = "") -> str:
 def _ms(members: Sequence[Mapping[str, Any]], runtime: str) -> str:
     found = [t["p50"] for m in members for t in m["timings"] if t["runtime"] == runtime]
     return f"{np.median(found):.3g}" if found else "–"
+
+
+def predictor_table(facts: Mapping[str, Any]) -> str:
+    """Markdown: how many per cent each model was off, on a third of all and on families not fitted to."""
+    models = list(facts["rows"][0]["predicted"])
+    lines = [
+        f"| held out | runtime | threads | networks | {' | '.join(models)} |",
+        "|---|---|---|---|" + "---|" * len(models),
+    ]
+    for held_out, runtime, threads, rows in _parts(facts["rows"]):
+        off = (
+            [100 * abs(row["predicted"][model] / row["p50"] - 1) for row in rows]
+            for model in models
+        )
+        cells = (f"{np.median(one):.1f} ({np.quantile(one, 0.9):.1f})" for one in off)
+        lines.append(f"| {held_out} | {runtime} | {threads} | {len(rows)} | {' | '.join(cells)} |")
+    noisy = facts["left_out"]["NOISY"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{noisy} of the measurements were disturbed by another load and are left out.",
+        ]
+    )
+
+
+def _parts(
+    rows: Sequence[Mapping[str, Any]],
+) -> Iterator[tuple[str, str, int, list[Mapping[str, Any]]]]:
+    """What was held out, runtime, threads, and their rows: a third of all first, then family by family."""
+    places = sorted({(row["runtime"], row["threads"]) for row in rows})
+    families = dict.fromkeys(row["network"].rpartition(", ")[0] for row in rows)
+    for runtime, threads in places:
+        own = [row for row in rows if (row["runtime"], row["threads"]) == (runtime, threads)]
+        third = [row for row in own if row["split"] == "third"]
+        yield "every third network", runtime, threads, third
+        for family in families:
+            whole = [row for row in own if row["split"] == "family"]
+            part = [row for row in whole if row["network"].rpartition(", ")[0] == family]
+            yield f"all of {family}", runtime, threads, part

@@ -71,7 +71,7 @@ def device_schema(console: Console) -> None:
 @device.command("calibrate", epilog=example("mvp-edge device calibrate my_device.yaml --threads 4"))
 @click.argument("profile", type=Device(), required=False)
 @click.option(
-    "--networks", type=click.IntRange(12, 1000), default=48, show_default=True,
+    "--networks", type=click.IntRange(12, 1000), default=60, show_default=True,
     help="How many are timed.",
 )  # fmt: skip
 @click.option("--threads", multiple=True, type=click.IntRange(1), help="[1 and the profile's]")

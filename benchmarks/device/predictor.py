@@ -1,0 +1,217 @@
+"""How well latency is predicted: pruned networks that no fit has seen, a linear law beside trees.
+
+    python -m benchmarks.device.predictor collect --threads 1 --until 400    an idle machine; goes on when killed
+    python -m benchmarks.device.predictor compare                            needs scikit-learn
+
+``collect`` cuts networks of five architectures to widths such as pruning gives (uniform and not, rounded to
+8 and not, 5 % to all of the units; random weights, which time does not depend on) and times each for 0.6 s,
+one after the other in a process a runtime and number of threads. What another load disturbed is left out.
+
+``compare`` fits both models twice and predicts what was not fitted: every third network of each family
+("split": third), and a whole family at a time ("split": family). Rows carry every prediction; the table in
+benchmarks/README.md follows from them (`benchmarks.device.tables`).
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.device.tables import predictor_table
+from mvp_edge.devices.calibrate import CIFAR_STEM, sample_widths
+from mvp_edge.devices.fitting import feature_table, fit_law
+from mvp_edge.devices.template import Template
+from mvp_edge.subnetwork.backbone import Architecture
+from mvp_edge.subnetwork.operators import operators
+from mvp_edge.subnetwork.subnet import resize
+from mvp_edge.subnetwork.units import unit_groups
+from mvp_edge_export.devices.law import FEATURES
+from mvp_edge_export.devices.operators import Operators
+from mvp_edge_export.measuring.machine import this_machine
+from mvp_edge_export.measuring.timing import Job, time_models
+from mvp_edge_export.storage import read_json, write_json
+from mvp_edge_export.writing.convert import save_openvino
+
+HERE = Path(__file__).parent
+TIMES, RESULT = HERE / "predictor_times.json", HERE / "predictor.json"
+FAMILIES = {
+    "ResNet-18, 32 px": (Architecture("resnet18", CIFAR_STEM, {}, 32), 110),
+    "DeiT-Tiny, 224 px": (Architecture("deit_tiny_patch16_224", {}, {}, 224), 70),
+    "DeiT-Tiny, 64 px": (Architecture("deit_tiny_patch16_224", {}, {}, 64), 50),
+    "ResNet-18, 224 px": (Architecture("resnet18", {}, {}, 224), 40),
+    "ResNet-50, 224 px": (Architecture("resnet50", {}, {}, 224), 40),
+}
+"""Architecture, and how many networks of it."""
+RUNTIMES = ("onnxruntime", "openvino")
+CLASSES, SECONDS, TOGETHER = 10, 0.6, 10
+HELD_OUT = 3
+"""Every third network of a family is predicted and not fitted to."""
+LANES = 16
+"""Of this machine's vectors; the features of the trees count with it."""
+
+
+def collect(threads: int, until: float) -> None:
+    """Time networks until the time is up; rows that are there are not measured again."""
+    end = time.monotonic() + until
+    facts = (
+        read_json(TIMES, "times") if TIMES.exists() else {"schema": 1, "networks": {}, "rows": []}
+    )
+    done = {(r["network"], r["runtime"], r["threads"]) for r in facts["rows"]}
+    names = [(f, i) for f, (_, count) in FAMILIES.items() for i in range(count)]
+    order = [names[i] for i in np.random.default_rng(0).permutation(len(names))]
+    templates: dict[str, Template] = {}
+    for start in range(0, len(order), TOGETHER):
+        with TemporaryDirectory() as folder:
+            jobs = []
+            for family, index in order[start : start + TOGETHER]:
+                name = f"{family}, {index}"
+                left = [r for r in RUNTIMES if (name, r, threads) not in done]
+                if left and family not in templates:
+                    architecture = FAMILIES[family][0]
+                    size = architecture.input_size
+                    templates[family] = Template(
+                        architecture.outline(CLASSES), None, (3, size, size)
+                    )
+                for runtime in left:
+                    template = templates[family]
+                    if name not in facts["networks"]:
+                        drawn = sample_widths(template.groups, np.random.default_rng([1, index]))
+                        facts["networks"][name] = list(drawn.values())
+                    own = zip(template.groups, facts["networks"][name], strict=True)
+                    widths = {group.name: width for group, width in own}
+                    model = Path(folder) / f"{name}.onnx"
+                    template.write(widths, model)
+                    if runtime == "openvino":
+                        save_openvino(model, model.with_suffix(".xml"))
+                        model = model.with_suffix(".xml")
+                    shape = (1, *template.shape)
+                    jobs.append(
+                        Job(name=name, model=model, shape=shape, runtime=runtime, threads=threads)
+                    )
+            for timing in time_models(jobs, seconds=SECONDS) if jobs else ():
+                row = timing.model_dump(mode="json")
+                facts["rows"].append({"network": row.pop("name"), **row})
+        facts["machine"] = this_machine().model_dump(mode="json", exclude={"mhz"})
+        write_json(TIMES, facts)
+        if time.monotonic() > end:
+            return
+
+
+def compare() -> dict[str, Any]:
+    """Fit, predict what was held out, and say how far off each model is."""
+    facts = read_json(TIMES, "times")
+    networks = dict(_networks(facts["networks"]))
+    quiet = [row for row in facts["rows"] if row["status"] == "OK"]
+    rows = []
+    for runtime, threads in sorted({(r["runtime"], r["threads"]) for r in quiet}):
+        own = [r for r in quiet if (r["runtime"], r["threads"]) == (runtime, threads)]
+        family = np.array([r["network"].rpartition(", ")[0] for r in own])
+        index = np.array([int(r["network"].rpartition(", ")[2]) for r in own])
+        splits = {"third": [index % HELD_OUT == 0], "family": [family == f for f in FAMILIES]}
+        times = np.array([r["p50"] for r in own])
+        shapes = [networks[r["network"]] for r in own]
+        for split, parts in splits.items():
+            for held in parts:
+                predicted = {
+                    name: predict(
+                        [s for s, out in zip(shapes, held, strict=True) if not out],
+                        times[~held],
+                        [s for s, out in zip(shapes, held, strict=True) if out],
+                    )
+                    for name, predict in MODELS.items()
+                }
+                for position, at in enumerate(np.flatnonzero(held)):
+                    row = {
+                        k: own[at][k]
+                        for k in ("network", "runtime", "threads", "p50", "p50_interval")
+                    }
+                    guesses = {k: float(f"{v[position]:.4g}") for k, v in predicted.items()}
+                    rows.append({"split": split, **row, "predicted": guesses})
+    versions = {r["runtime"]: r["version"] for r in facts["rows"]}
+    return {
+        "schema": 1,
+        "machine": facts["machine"],
+        "versions": versions,
+        "arithmetic": {r["runtime"]: r["arithmetic"] for r in facts["rows"]},
+        "seconds": SECONDS,
+        "left_out": {"NOISY": len(facts["rows"]) - len(quiet)},
+        "rows": rows,
+    }
+
+
+def _networks(widths: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, Operators]]:
+    outlines = {name: one.outline(CLASSES) for name, (one, _) in FAMILIES.items()}
+    groups = {name: unit_groups(outline) for name, outline in outlines.items()}
+    for name, own in widths.items():
+        family = name.rpartition(", ")[0]
+        size = FAMILIES[family][0].input_size
+        kept = {group.name: width for group, width in zip(groups[family], own, strict=True)}
+        yield name, operators(resize(outlines[family], kept), (3, size, size))
+
+
+Floats = NDArray[np.float64]
+Predict = Callable[[Sequence[Operators], Floats, Sequence[Operators]], Floats]
+
+
+def _linear(known: Sequence[Operators], times: Floats, asked: Sequence[Operators]) -> Floats:
+    law = fit_law(known, times)
+    return np.array([law.milliseconds(one) for one in asked])
+
+
+def _trees(known: Sequence[Operators], times: Floats, asked: Sequence[Operators]) -> Floats:
+    """Gradient-boosted trees on the same features, and the logarithm of the time."""
+    from sklearn.ensemble import GradientBoostingRegressor
+
+    trees = GradientBoostingRegressor(
+        n_estimators=600, learning_rate=0.03, max_depth=4, subsample=0.7, random_state=0
+    )
+    table = _totals(known)
+    trees.fit(table, np.log(times))
+    return np.asarray(np.exp(trees.predict(_totals(asked))))
+
+
+def _trees_on_law(known: Sequence[Operators], times: Floats, asked: Sequence[Operators]) -> Floats:
+    """The law, and trees for what it leaves: the logarithm of measured over predicted."""
+    from sklearn.ensemble import GradientBoostingRegressor
+
+    law = fit_law(known, times)
+    left = np.log(times / np.array([law.milliseconds(one) for one in known]))
+    trees = GradientBoostingRegressor(
+        n_estimators=200, learning_rate=0.03, max_depth=3, subsample=0.7, random_state=0
+    )
+    trees.fit(_totals(known), left)
+    own = np.array([law.milliseconds(one) for one in asked])
+    return np.asarray(own * np.exp(trees.predict(_totals(asked))))
+
+
+def _totals(networks: Sequence[Operators]) -> Floats:
+    """The features by sort, and summed over all sorts, as logarithms: trees cannot add."""
+    table = feature_table(networks, LANES)
+    sums = table[:, 1:].reshape(len(table), -1, len(FEATURES)).sum(axis=1)
+    return np.log1p(1e6 * np.concatenate([table, sums], axis=1))
+
+
+MODELS: Mapping[str, Predict] = {"law": _linear, "trees": _trees, "law and trees": _trees_on_law}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["collect", "compare"])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--until", type=float, default=400.0, help="seconds")
+    given = parser.parse_args()
+    if given.what == "collect":
+        collect(given.threads, given.until)
+        return
+    result = compare()
+    write_json(RESULT, result)
+    print(predictor_table(result))
+
+
+if __name__ == "__main__":
+    main()
