@@ -58,7 +58,7 @@ LANES = 16
 def collect(threads: int, until: float) -> None:
     """Time networks until the time is up; rows that are there are not measured again."""
     end = time.monotonic() + until
-    facts = (
+    facts: dict[str, Any] = (
         read_json(TIMES, "times") if TIMES.exists() else {"schema": 1, "networks": {}, "rows": []}
     )
     done = {(r["network"], r["runtime"], r["threads"]) for r in facts["rows"]}

@@ -16,7 +16,7 @@ from mvp_edge.subnetwork.operators import operators
 from mvp_edge.subnetwork.subnet import resize
 from mvp_edge.subnetwork.units import unit_groups
 from mvp_edge_export.devices.law import FEATURES_OF, SORTS, Law, Terms
-from mvp_edge_export.devices.operators import Operators, table
+from mvp_edge_export.devices.operators import Operators, Row, table
 
 Floats = NDArray[np.float64]
 TRUE = Law(
@@ -90,9 +90,10 @@ def test_no_sort_has_a_feature_that_it_is_said_not_to_have(family: str) -> None:
 
 
 def test_convolutions_of_unaligned_channels_are_a_sort_of_their_own() -> None:
-    stem = ("stem", 64, 30, 3, 9, 192)
-    aligned, unaligned = ("conv", 64, 32, 28, 9, 1792), ("conv", 64, 32, 30, 9, 1920)
-    thin = ("conv", 64, 32, 6, 9, 384)
+    stem: Row = ("stem", 64, 30, 3, 9, 192)
+    aligned: Row = ("conv", 64, 32, 28, 9, 1792)
+    unaligned: Row = ("conv", 64, 32, 30, 9, 1920)
+    thin: Row = ("conv", 64, 32, 6, 9, 384)
     law = Law(lanes=8, terms={"unaligned": Terms(each=1, gmacs=1e9, unrolled=1e9)})
     own = law.per_operator(table([stem, aligned, unaligned, thin]))
     assert own[[0, 1, 3]].tolist() == [0, 0, 0]
