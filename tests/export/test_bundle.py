@@ -131,7 +131,8 @@ def test_a_file_that_is_not_listed_is_not_looked_at(copied: Path) -> None:
         (lambda m: m["models"].pop("onnx-int8"), "models and the candidates that were kept"),
         (
             lambda m: m.update(
-                shipped={"runtime": "tflite", "precision": "fp32", "threads": 1, "why": ""}
+                undecided="",
+                shipped={"runtime": "tflite", "precision": "fp32", "threads": 1, "why": ""},
             ),
             "shipped is not a candidate that was kept",
         ),
