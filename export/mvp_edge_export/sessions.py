@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -162,7 +163,7 @@ class OpenVinoSession:
                 f" {known}: export it again"
             )
         try:
-            core = openvino.Core()
+            core = _openvino_core()
             compiled = core.compile_model(core.read_model(model), "CPU", asked)
         except RuntimeError as error:
             raise _refused(self.name, openvino.__version__, model, error) from error
@@ -194,6 +195,17 @@ class OpenVinoSession:
         self.native.infer()
         copied: Floats = self._output.copy()
         return copied
+
+
+@cache
+def _openvino_core() -> Any:
+    """The one core of this process.
+
+    Each core that loads the plugin for CPUs sets the main thread's stack for signals and restores
+    the one before at its end; of two that overlap, the second would leave that of the first, which
+    is gone, and the next Ctrl-C would crash the process (seen in OpenVINO 2026.4).
+    """
+    return import_runtime("openvino").Core()
 
 
 RUNTIMES: dict[str, Callable[..., Session]] = {

@@ -1,3 +1,4 @@
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -114,3 +115,22 @@ def test_a_file_that_is_no_model(tmp_path: Path, runtime: str, suffix: str) -> N
 
     assert f"{path}: {runtime} " in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_ctrl_c_after_several_sessions_is_an_interruption_not_a_crash(bundle: Bundle) -> None:
+    program = (
+        "import os, signal, sys, time\n"
+        "from pathlib import Path\n"
+        "from mvp_edge_export.sessions import OpenVinoSession\n"
+        "for _ in range(3): session = OpenVinoSession(Path(sys.argv[1]))\n"  # the next before the last is gone
+        "del session\n"
+        "try:\n"
+        "    os.kill(os.getpid(), signal.SIGINT); time.sleep(60)\n"
+        "except KeyboardInterrupt: print('interrupted')\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program, str(bundle.model("openvino"))],
+        capture_output=True,
+        text=True,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "interrupted\n", "")
