@@ -81,7 +81,7 @@ def bench(
         raise BadInput(f"--out {file}: cannot be written there")
     if choose:
         check_choosable(loaded, profile, here=on is None)
-    if on is not None:
+    if on is not None or offline:
         result = measured_on(console, on, loaded, given, runtimes, offline)
     else:
         result = measure(
@@ -123,7 +123,7 @@ def bench(
         raise refused
     missed = [str(verdict) for verdict in result.verdicts if verdict.verdict == "FAIL"]
     if missed:
-        raise BudgetMissed(f"missed on this machine: {'; '.join(missed)}")
+        raise BudgetMissed(f"missed on {on or 'this machine'}: {'; '.join(missed)}")
 
 
 def compare_results(

@@ -7,6 +7,7 @@ import click
 from click.core import ParameterSource
 
 from mvp_edge.cli.console import Console
+from mvp_edge_export.errors import BadInput
 
 if TYPE_CHECKING:
     from mvp_edge_export.bundle import Bundle
@@ -30,13 +31,19 @@ def on_host(command: _Command) -> _Command:
 
 def measured_on(
     console: Console,
-    target: str,
+    target: str | None,
     bundle: "Bundle",
     profile: "DeviceProfile | None",
     runtimes: Sequence[str],
     offline: bool,
 ) -> "BenchResult":
-    """The bench of this command line, on the host ``target``."""
+    """The bench of this command line, on the host ``target``.
+
+    Raises:
+        BadInput: there is no host, or it cannot be measured there.
+    """
+    if target is None:
+        raise BadInput("--offline is about a host: --on HOST --offline")
     from mvp_edge_export.remote.bench import bench_on
 
     return bench_on(

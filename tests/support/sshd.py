@@ -119,11 +119,10 @@ def may_mount() -> bool:
 @contextmanager
 def device(
     folder: Path,
-    programs: str,
+    environment: Mapping[str, str],
     *,
     login: str = "",
     banner: str = "",
-    environment: Mapping[str, str] | None = None,
     cache_name: str = "cache",
     cache: Path | None = None,
     disk: int | None = None,
@@ -132,10 +131,9 @@ def device(
 
     Args:
         folder: an empty one, that everybody may search.
-        programs: the user's PATH; `python3` is among them, or not.
+        environment: of its user; PATH among it.
         login: lines of a shell script that every login runs first.
         banner: what it says before a login.
-        environment: of its user.
         cache_name: of the folder in which mvp-edge keeps things there.
         cache: what that folder holds at the start; linked, not to be changed.
         disk: bytes of a disk that has nothing on it but the cache; needs ``may_mount``.
@@ -150,10 +148,9 @@ def device(
         shutil.copytree(cache, where, symlinks=True, copy_function=os.link)
     variables = {
         "HOME": str(home),
-        "PATH": programs,
         "XDG_CACHE_HOME": str(where),
         "MVP_EDGE_DEVICE": str(port),
-        **(environment or {}),
+        **environment,
     }
     (folder / "banner").write_text(banner)
     (folder / "login").write_text(f"#!/bin/sh\n{login}\n{LOGIN}")
@@ -239,25 +236,28 @@ def _wait_for(port: int, server: "subprocess.Popen[bytes]", log: Path) -> None:
     raise AssertionError(f"sshd did not start: {log.read_text()}")
 
 
-def python_for_all(folder: Path) -> Path:
-    """A folder with a `python3` that every user may run: this one, or its files linked elsewhere."""
+def python_for_all(folder: Path) -> dict[str, str]:
+    """This Python, as every user may run it; its files are linked to ``folder`` where need be.
+
+    Returns:
+        Variables with which it is found: PATH, and perhaps where its library lies.
+    """
     programs = folder / "bin"
     programs.mkdir()
+    variables = {"PATH": f"{programs}:/usr/bin:/bin"}
     base = Path(sys.base_prefix)
     program = base / "bin" / f"python{sys.version_info[0]}.{sys.version_info[1]}"
     if not all(path.stat().st_mode & 0o001 for path in (program.resolve(), *base.parents, base)):
         there = folder / "python"
-        for part in (Path("bin"), Path("lib")):
+        ignored = shutil.ignore_patterns("site-packages", "test", "*.a", "__pycache__")
+        for part in ("bin", "lib"):
             shutil.copytree(
-                base / part,
-                there / part,
-                symlinks=True,
-                copy_function=_linked,
-                ignore=shutil.ignore_patterns("site-packages", "test", "*.a", "__pycache__"),
+                base / part, there / part, symlinks=True, copy_function=_linked, ignore=ignored
             )
         program = there / "bin" / program.name
+        variables["LD_LIBRARY_PATH"] = str(there / "lib")
     (programs / "python3").symlink_to(program)
-    return programs
+    return variables
 
 
 def _linked(source: str, target: str) -> None:

@@ -23,7 +23,7 @@ from mvp_edge_export.measuring import probe
 from mvp_edge_export.measuring.machine import Machine, differences, machine_from, throttling_in
 from mvp_edge_export.profile import DeviceProfile
 from mvp_edge_export.quantities import format_bytes
-from mvp_edge_export.remote.host import Progress, connect
+from mvp_edge_export.remote.host import Host, Progress, connect
 
 OLDEST_PYTHON = (3, 11)
 ROOM = 300 * 2**20
@@ -145,7 +145,12 @@ def look_there(target: str, progress: Progress) -> Facts:
         BadInput: no connection, or no Python 3 there.
     """
     with connect(target, progress) as host:
-        return facts_from(json.loads(host.python(Path(probe.__file__).read_text("utf-8"))))
+        return look_at(host)
+
+
+def look_at(host: Host) -> Facts:
+    """The facts of a host that is connected."""
+    return facts_from(json.loads(host.python(Path(probe.__file__).read_text("utf-8"))))
 
 
 def facts_from(told: Mapping[str, Any]) -> Facts:
@@ -182,6 +187,32 @@ def examine(facts: Facts, profile: DeviceProfile | None = None) -> Report:
     if profile is not None:
         findings += _profile(facts, profile)
     return Report(tuple(findings))
+
+
+def obstacles(facts: Facts, runtimes: Sequence[str], memory: int) -> tuple[Finding, ...]:
+    """What stands in the way of these runtimes in an environment of their own; what is installed is not asked.
+
+    Args:
+        facts: of the machine.
+        runtimes: that are to be installed and run.
+        memory: bytes that the networks take, beside what Python and a runtime take by themselves.
+    """
+    table = known()
+    found = [*_system(facts, table), *_python(facts.python)]
+    if facts.python.lacks:
+        text = f"Python {facts.python.version} lacks {', '.join(facts.python.lacks)}"
+        found.append(Finding("environment", "blocked", text, "sudo apt install python3-venv"))
+    if not any(one.state == "blocked" for one in found):
+        found += [_installable(facts, table, name) for name in runtimes]
+    needed = max(table.resident[name] for name in runtimes) + memory
+    found.append(_enough(facts, needed))
+    return Report(tuple(found)).obstacles
+
+
+def avoided(facts: Facts) -> list[str]:
+    """Requirements that keep pip from the releases that this machine's processor cannot run."""
+    rows = (row for row in known().trouble if row.state == "blocked" and row.hits(facts.machine))
+    return [row.avoided for row in rows]
 
 
 def _system(facts: Facts, table: Known) -> Iterator[Finding]:
@@ -321,18 +352,21 @@ def _memory(facts: Facts, table: Known, profile: DeviceProfile | None) -> Iterat
     needed = min(table.resident[name] for name in names)
     if profile is not None and profile.budgets.memory is not None:
         needed += profile.budgets.memory
+    yield _enough(facts, needed)
+
+
+def _enough(facts: Facts, needed: int) -> Finding:
     free = facts.ram_free if facts.ram_limit is None else min(facts.ram_free, facts.ram_limit)
     text = f"{format_bytes(free)} of {format_bytes(facts.machine.ram)} are free"
     if facts.swap:
         text += f", and {format_bytes(facts.swap)} of swap"
     if needed <= free:
-        yield Finding("memory", "ok", text)
-    elif needed <= free + facts.swap:
+        return Finding("memory", "ok", text)
+    if needed <= free + facts.swap:
         text += f"; about {format_bytes(needed)} are needed, so it will swap, and be slow"
-        yield Finding("memory", "note", text, "end other programs")
-    else:
-        text += f"; about {format_bytes(needed)} are needed"
-        yield Finding("memory", "blocked", text, "end other programs, or add swap")
+        return Finding("memory", "note", text, "end other programs")
+    text += f"; about {format_bytes(needed)} are needed"
+    return Finding("memory", "blocked", text, "end other programs, or add swap")
 
 
 def _processor(facts: Facts, table: Known) -> Iterator[Finding]:

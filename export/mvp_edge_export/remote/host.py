@@ -1,8 +1,7 @@
 """Another machine, reached through ssh, on which mvp-edge runs.
 
     with connect("pi@raspberrypi", progress) as host:
-        host.facts.arch, host.facts.ram_free          # what it is; nothing is written for that
-        host.require(["onnxruntime"])                 # BadInput: what stands in the way, in one line
+        host.require()                                # BadInput: what stands in the way, in one line
         host.install(["onnxruntime"])                 # a virtual environment of its own, reused
         folder = host.send({"b/model.onnx": path})    # by hash: what is there is not sent again
         printed = host.mvp_edge(["bench", f"{folder}/b", "--json"])   # arguments see no shell
@@ -31,54 +30,39 @@ Progress = Callable[[str, float], None]
 """Told what is done, and the share of it that is, 0..1."""
 
 _RUN = "from mvp_edge.cli.main import main; main()"
-_ROOM = {"onnxruntime": 400 * 2**20, "openvino": 400 * 2**20}
+# An environment with ONNX Runtime takes 219 MiB, with both runtimes 390 (x86-64, Python 3.11).
+_ROOM, _ROOM_EACH = 50 * 2**20, 180 * 2**20
 
 
 class Facts(BaseModel):
-    """What a host is; sizes in bytes."""
+    """What an environment for mvp-edge is made from on a host; ``devices.doctor`` knows more."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    system: str
     python: str
     executable: str
-    implementation: str
-    free_threaded: bool
-    bits: int
-    """Of its Python: 32 on a 32-bit system whose kernel has 64."""
     lacks: tuple[str, ...]
     """Of the modules that a virtual environment takes."""
-    system: str
-    os: str
     arch: str
     """As its kernel names it."""
     libc: str
     """``glibc 2.36``; empty where Python does not know."""
-    cpu: str
-    flags: tuple[str, ...]
-    ram: int
-    ram_free: int
     disk_free: int
-    """Where the cache folder is, or would be."""
+    """Bytes, where the cache folder is or would be."""
     cache: str
 
     def obstacle(self) -> str | None:
-        """Why mvp-edge cannot be installed there, and what to do; None if nothing is known."""
-        version = tuple(map(int, self.python.split(".")[:2]))
+        """Why no environment can be made there, and what to do; None if nothing is known."""
         if self.system != "Linux":
-            return f"it runs {self.os}; measuring needs Linux"
-        if version < OLDEST_PYTHON:
+            return f"it runs {self.system}; measuring needs Linux"
+        if tuple(map(int, self.python.split(".")[:2])) < OLDEST_PYTHON:
             return (
-                f"Python {self.python} ({self.executable}) is too old: 3.11 or newer is needed, as in "
-                "Debian 12 and the Raspberry Pi OS made from it"
-            )
-        if self.arch not in ("x86_64", "aarch64") or self.bits != 64:
-            bits = "" if self.bits == 64 else f", {self.bits}-bit Python"
-            return (
-                f"there is no wheel of a runtime for {self.arch}{bits}: "
-                "a 64-bit system on x86_64 or aarch64 is needed"
+                f"Python {self.python} ({self.executable}) is too old: 3.11 or newer is needed, as "
+                "Debian 12 and the Raspberry Pi OS made from it have"
             )
         if not self.libc.startswith("glibc"):
-            return f"there is no wheel of a runtime for {self.os}: its C library is not glibc"
+            return "its C library is not glibc, and no runtime has a wheel for another"
         if self.lacks:
             return (
                 f"its Python {self.python} lacks {', '.join(self.lacks)}: "
@@ -107,24 +91,14 @@ class Host:
         self.facts = Facts.model_validate(channel.ask("probe"))
         self._python = self._package = ""
 
-    def require(self, runtimes: Sequence[str] = (), *, ram: int = 0, disk: int = 0) -> None:
-        """Say what stands in the way of running mvp-edge there, before anything is copied.
-
-        Args:
-            runtimes: that are to be installed.
-            ram: bytes of memory that must be free.
-            disk: bytes that will be written.
+    def require(self, disk: int = 0) -> None:
+        """Say what stands in the way of an environment, or of so many bytes, before anything is copied.
 
         Raises:
             BadInput: something does, in one line.
         """
         facts = self.facts
         problem = facts.obstacle()
-        if problem is None and ram > facts.ram_free:
-            problem = (
-                f"{format_bytes(facts.ram_free)} of {format_bytes(facts.ram)} memory are free, "
-                f"at least {format_bytes(ram)} are needed"
-            )
         if problem is None and disk > facts.disk_free:
             problem = (
                 f"{format_bytes(facts.disk_free)} are free in {facts.cache}, "
@@ -146,7 +120,7 @@ class Host:
             BadInput: no room for them, or the connection was lost.
         """
         hashes = {path: sha256_file(file) for path, file in files.items()}
-        self._step("looking for what is there already")
+        self._channel.doing = "looking for what is there already"
         missing = self._channel.ask("missing", files=sorted(set(hashes.values())))["missing"]
         waiting = {hashes[path]: file for path, file in files.items() if hashes[path] in missing}
         sizes = {sha256: file.stat().st_size for sha256, file in waiting.items()}
@@ -164,24 +138,24 @@ class Host:
         return str(self._channel.ask("lay", files=hashes)["folder"])
 
     def install(
-        self, runtimes: Sequence[str], *, denied: Sequence[str] = (), offline: bool = False
+        self, runtimes: Sequence[str], *, avoid: Sequence[str] = (), offline: bool = False
     ) -> None:
         """Put this mvp-edge there, and the runtimes in a virtual environment; what is there is used.
 
         Args:
             runtimes: extras of mvp-edge: ``onnxruntime``, ``openvino``.
-            denied: releases that must not be installed, as in a profile's ``runtime.denylist``.
+            avoid: requirements that rule releases out, e.g. ``onnxruntime!=1.21.0``.
             offline: the host reaches no package index: its wheels are fetched here and copied.
 
         Raises:
             BadInput: something stands in the way.
         """
-        needed = requirements(runtimes, denied)
+        needed = requirements(runtimes, avoid)
         key = sha256_json([needed, self.facts.python, self.facts.executable])[:32]
-        self.require(runtimes)
+        self.require()
         python = self._channel.ask("ready", key=key)["python"]
         if python is None:
-            self.require(disk=sum(_ROOM[name] for name in runtimes))
+            self.require(disk=_ROOM + len(runtimes) * _ROOM_EACH)
         with tempfile.TemporaryDirectory() as folder:
             wheel = own_wheel(Path(folder))
             self.send({wheel.name: wheel})
@@ -286,9 +260,13 @@ class Host:
             raise BadInput(f"{self.target}: {said[-1] if said else f'exit code {code}'}")
         return printed[b"O"].decode()
 
+    def tell(self, what: str) -> None:
+        """Say something about the host."""
+        self._progress(f"{self.target}: {what}", 0.0)
+
     def _step(self, what: str) -> None:
         self._channel.doing = what
-        self._progress(f"{self.target}: {what}", 0.0)
+        self.tell(what)
 
 
 def _counted(number: int, noun: str) -> str:

@@ -236,8 +236,8 @@ _MEANINGS: tuple[tuple[str, str], ...] = (
     ),
     (
         r"Permission denied \((.*)\)|Too many authentication failures|No supported authentication",
-        "it does not let you in with the keys that ssh offers ({said}); passwords are not asked for: "
-        "`ssh-copy-id {host}`, and try `ssh {host} true`",
+        "it does not let you in with the keys that ssh offers ({said}); nothing is asked, so: "
+        "`ssh-copy-id {host}`, and for a key with a passphrase `ssh-add`; then try `ssh {host} true`",
     ),
     (
         r"Could not resolve hostname.*",

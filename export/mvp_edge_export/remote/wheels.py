@@ -84,27 +84,24 @@ def write_wheel(
     return wheel
 
 
-def requirements(runtimes: Sequence[str], denied: Sequence[str] = ()) -> list[str]:
-    """What the light half needs, for pip, with the given runtimes and without the denied releases.
+def requirements(runtimes: Sequence[str], avoid: Sequence[str] = ()) -> list[str]:
+    """What the light half needs, for pip, with the given runtimes.
 
     Args:
         runtimes: names of extras.
-        denied: pins as in a profile's ``runtime.denylist``.
+        avoid: requirements that rule out releases; those of packages that are not needed are dropped.
     """
-    found = []
+    found: dict[str, str] = {}
     for requirement in importlib.metadata.requires("mvp-edge") or []:
         extra = re.search(r"extra == ['\"](.+?)['\"]", requirement)
-        if extra is None:
-            found.append(requirement)
-        elif extra[1] in runtimes:
-            found.append(requirement.partition(";")[0].strip())
-    for pin in denied:
-        name, _, version = pin.partition("==")
-        found = [
-            f"{one},!={version}" if re.match(rf"{re.escape(name)}\b(?!-)", one) else one
-            for one in found
-        ]
-    return found
+        if extra is None or extra[1] in runtimes:
+            plain = requirement.partition(";")[0].strip()
+            found[_name(plain)] = plain
+    for one in sorted(set(avoid)):
+        name = _name(one)
+        if name in found:
+            found[name] += f",{one[len(name) :]}"
+    return list(found.values())
 
 
 def fetch(
@@ -172,6 +169,10 @@ def pip_failure(said: str, place: str) -> str:
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR:")] or lines or ["it said nothing"]
     return f"pip failed: {errors[-1].removeprefix('ERROR:').strip()[:300]}"
+
+
+def _name(requirement: str) -> str:
+    return re.split(r"[^\w.-]", requirement, maxsplit=1)[0].lower().replace("_", "-")
 
 
 def _folder_of(package: str) -> Path:

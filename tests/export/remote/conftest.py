@@ -1,6 +1,7 @@
 """A device behind ssh, and a package index for it: wheels made from what is installed here."""
 
 import fcntl
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -84,14 +85,15 @@ def _repacked(name: str, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def python(public: Path) -> Path:
-    """A folder with a `python3` that the device's user may run."""
-    folder = public / "programs"
+def python(public: Path) -> dict[str, str]:
+    """Variables with which the device's user finds a `python3`."""
+    folder, variables = public / "programs", public / "programs.json"
     with _alone(public / "programs.lock"):
-        if not folder.exists():
+        if not variables.exists():
             folder.mkdir()
-            python_for_all(folder)
-    return folder / "bin"
+            variables.write_text(json.dumps(python_for_all(folder)))
+    found: dict[str, str] = json.loads(variables.read_text())
+    return found
 
 
 def _be_the_server(patch: pytest.MonkeyPatch, public: Path, index: Path) -> None:
@@ -110,7 +112,7 @@ def _folder(public: Path) -> Path:
 
 @pytest.fixture
 def start(
-    public: Path, python: Path, index: Path, monkeypatch: pytest.MonkeyPatch
+    public: Path, python: dict[str, str], index: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Device]]:
     """Starts a device and makes it the one that ssh reaches as ``ALIAS``; options as keywords."""
     _be_the_server(monkeypatch, public, index)
@@ -119,8 +121,8 @@ def start(
         def started(**options: Any) -> Device:
             folder = _folder(public)
             stack.callback(shutil.rmtree, folder)
-            programs = options.pop("programs", f"{python}:/usr/bin:/bin")
-            one = stack.enter_context(device(folder, programs, **options))
+            environment = {**python, **options.pop("environment", {})}
+            one = stack.enter_context(device(folder, environment, **options))
             monkeypatch.setenv("MVP_EDGE_SSH", one.ssh)
             return one
 
@@ -128,13 +130,13 @@ def start(
 
 
 @pytest.fixture(scope="session")
-def installed(public: Path, python: Path, index: Path) -> Path:
+def installed(public: Path, python: dict[str, str], index: Path) -> Path:
     """A cache folder into which all was installed the normal way, without an index."""
     folder = public / "installed"
     with _alone(public / "installed.lock"), pytest.MonkeyPatch.context() as patch:
         if not folder.exists():
             there = _folder(public)
-            with device(there, f"{python}:/usr/bin:/bin") as one:
+            with device(there, python) as one:
                 _be_the_server(patch, public, index)
                 patch.setenv("MVP_EDGE_SSH", one.ssh)
                 with connect(ALIAS) as host:

@@ -4,12 +4,20 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from mvp_edge_export.bundle import Bundle
+from mvp_edge_export.devices.doctor import Facts, look_at
+from mvp_edge_export.errors import BadInput
+from mvp_edge_export.measuring.machine import this_machine
 from mvp_edge_export.measuring.result import BenchResult
 from mvp_edge_export.profile import load_profile
-from mvp_edge_export.remote.bench import bench_on
+from mvp_edge_export.remote.bench import bench_on, usable
+from mvp_edge_export.remote.host import connect
 from tests.support.sshd import ALIAS, Device
 
 QUICK = ["--seconds", "0.1", "--threads", "1"]
@@ -48,10 +56,10 @@ def test_the_result_comes_back_and_nothing_is_copied_twice(
         )
 
     first = measure()
-    assert [(cell.network, cell.runtime) for cell in first.cells] == [
+    assert {(cell.network, cell.runtime) for cell in first.cells} == {
         ("pruned", "onnxruntime"),
         ("baseline", "onnxruntime"),
-    ]
+    }
     assert first.fingerprint["models"]["model.onnx"] == bundle.manifest.files["model.onnx"].sha256
     assert any("measuring" in what for what, _ in told)
     shares = [share for _, share in told]
@@ -87,7 +95,64 @@ def test_another_profile_is_judged_by(prepared: Device, bundle: Bundle, tmp_path
     assert [one.verdict for one in result.verdicts if one.budget == "memory"] == ["FAIL"]
 
 
-def test_ctrl_c_leaves_no_process(prepared: Device, bundle_path: Path) -> None:
+def test_what_cannot_run_there_is_said_before_anything_is_copied(
+    start: Callable[..., Device], bundle: Bundle
+) -> None:
+    one = start()
+    cost = bundle.manifest.cost.model_copy(update={"weight_bytes": 8 * 2**40})
+    huge = replace(bundle, manifest=bundle.manifest.model_copy(update={"cost": cost}))
+    with pytest.raises(BadInput, match=rf"^{ALIAS}: memory: .* about 8 TiB are needed"):
+        bench_on(ALIAS, huge, QUICK, runtimes=["onnxruntime"])
+    assert not (one.cache / "files").exists()
+
+
+def test_runtimes_that_cannot_run_there_are_left_out(start: Callable[..., Device]) -> None:
+    def with_libc(facts: Facts, libc: str) -> Facts:
+        machine = facts.machine.model_copy(update={"arch": "aarch64"})
+        python = facts.python.model_copy(update={"libc": libc})
+        return facts.model_copy(update={"machine": machine, "python": python})
+
+    start()
+    told: list[str] = []
+    both = ["openvino", "onnxruntime"]
+    with connect(ALIAS, lambda what, share: told.append(what)) as host:
+        facts = look_at(host)
+        assert usable(host, facts, both, 0, all_of_them=True) == both
+        # OpenVINO's wheels for ARM want a C library of 2.31, ONNX Runtime's one of 2.27.
+        older, oldest = with_libc(facts, "glibc 2.28"), with_libc(facts, "glibc 2.20")
+        assert usable(host, older, both, 0, all_of_them=False) == ["onnxruntime"]
+        with pytest.raises(
+            BadInput, match=rf"^{ALIAS}: openvino: no wheel for Python .* and glibc"
+        ):
+            usable(host, older, both, 0, all_of_them=True)
+        with pytest.raises(
+            BadInput, match=rf"^{ALIAS}: openvino: no wheel for Python .* and glibc"
+        ):
+            usable(host, oldest, both, 0, all_of_them=False)
+    assert facts.machine.cpu == this_machine().cpu
+    assert any("left out, openvino: no wheel" in line for line in told)
+
+
+def test_a_runtime_that_the_bundle_has_no_file_for(bundle: Bundle) -> None:
+    models = {"onnx": bundle.manifest.models["onnx"]}
+    only = replace(bundle, manifest=bundle.manifest.model_copy(update={"models": models}))
+    with pytest.raises(BadInput, match=r"it has no files for openvino \(but for onnxruntime\)"):
+        bench_on("nowhere.invalid", only, runtimes=["openvino"])
+    with pytest.raises(BadInput, match=r"cortex-m runs none of the runtimes; --runtime decides"):
+        bench_on("nowhere.invalid", bundle, profile=load_profile("cortex-m"))
+
+
+def test_offline_is_about_a_host(bundle_path: Path) -> None:
+    ended = command("bench", str(bundle_path), "--offline")
+    _, said = ended.communicate()
+    assert ended.returncode == 2
+    assert said.splitlines() == ["mvp-edge: --offline is about a host: --on HOST --offline"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_command_that_is_ended_leaves_no_process(
+    prepared: Device, bundle_path: Path, number: signal.Signals
+) -> None:
     words = ("--on", ALIAS, "--offline", "--runtime", "onnxruntime", "--seconds", "60")
     running = command("bench", str(bundle_path), *words)
     assert running.stderr is not None
@@ -97,9 +162,11 @@ def test_ctrl_c_leaves_no_process(prepared: Device, bundle_path: Path) -> None:
         assert line, said
         said += line
     assert any("measuring.child" in one for one in prepared.running().values())
-    running.send_signal(signal.SIGINT)
+    running.send_signal(number)
     _, rest = running.communicate(timeout=30)
-    assert running.returncode == 130
-    assert "interrupted" in rest
-    assert prepared.running() == {}
+    if number == signal.SIGINT:
+        assert running.returncode == 130
+        assert "interrupted" in rest
+        assert prepared.running() == {}  # at once: it waited for that
+    assert prepared.nothing_runs()
     assert prepared.left() == []

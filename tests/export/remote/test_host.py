@@ -1,8 +1,11 @@
 """A host behind a real sshd: what stands in the way is said in a line, and no process is left."""
 
 import os
+import shutil
 import signal
 import socket
+import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -46,13 +49,11 @@ def test_what_a_host_is(start: Start) -> None:
     one = start()
     with connect(ALIAS) as host:
         facts = host.facts
-        host.require(["onnxruntime"])
+        host.require()
     assert facts.obstacle() is None
     assert facts.arch == os.uname().machine
+    assert facts.python == ".".join(map(str, sys.version_info[:3]))
     assert facts.cache == str(one.cache)
-    meminfo = Path("/proc/meminfo").read_text().splitlines()[0].split()
-    assert facts.ram == int(meminfo[1]) * 1024
-    assert facts.flags
     assert not one.cache.exists()  # nothing was written to find that out
 
 
@@ -108,19 +109,27 @@ def test_a_server_that_hangs_up(start: Start) -> None:
 
 
 def test_no_python(start: Start, public: Path) -> None:
-    one = start(programs=str(public / "nothing"))
+    one = start(environment={"PATH": str(public / "nothing")})
     assert "it has no python3: `sudo apt install python3 python3-venv` there" in refusal()
     assert one.nothing_runs()
 
 
-def pretending(folder: Path, python: Path, code: str) -> Path:
-    """A folder with a `python3` that runs ``code`` before what it was given with -c."""
-    folder.mkdir()
-    program = folder / "python3"
-    start = f"import sys; program = sys.argv.pop(2); {code}; exec(program)"
-    program.write_text(f"#!/bin/sh\nexec {python / 'python3'} -c '{start}' \"$@\"\n")
-    program.chmod(0o755)
-    return folder
+@pytest.fixture
+def pretending(public: Path, python: dict[str, str]) -> Iterator[Callable[[str], Path]]:
+    """Makes a folder with a `python3` that runs ``code`` before what it was given with -c."""
+    folder = Path(tempfile.mkdtemp(dir=public))
+    folder.chmod(0o755)
+
+    def make(code: str) -> Path:
+        program = folder / "python3"
+        start = f"import sys; program = sys.argv.pop(2); {code}; exec(program)"
+        real = shutil.which("python3", path=python["PATH"])
+        program.write_text(f"#!/bin/sh\nexec {real} -c '{start}' \"$@\"\n")
+        program.chmod(0o755)
+        return folder
+
+    yield make
+    shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize(
@@ -128,40 +137,36 @@ def pretending(folder: Path, python: Path, code: str) -> Path:
     [
         ('sys.version_info = (3, 9, 2, "final", 0)', "Python 3.9.2 ("),
         ('sys.modules["ensurepip"] = None', "lacks ensurepip: `sudo apt install python3-venv`"),
-        (
-            'import platform; platform.machine = lambda: "armv7l"',
-            "no wheel of a runtime for armv7l",
-        ),
         ('import platform; platform.system = lambda: "Darwin"', "measuring needs Linux"),
         ('import platform; platform.libc_ver = lambda: ("", "")', "its C library is not glibc"),
     ],
 )
 def test_what_cannot_run_mvp_edge_is_told_before_anything_is_written(
-    start: Start, public: Path, python: Path, code: str, says: str
+    start: Start, pretending: Callable[[str], Path], code: str, says: str
 ) -> None:
-    programs = Path(public / f"pretending-{abs(hash(code))}")
-    one = start(programs=str(pretending(programs, python, code)))
+    one = start(environment={"PATH": str(pretending(code))})
     with connect(ALIAS) as host, pytest.raises(BadInput) as refused:
         host.install(["onnxruntime"])
     assert says in str(refused.value)
     assert not one.cache.exists()
 
 
-def test_the_newest_of_several_pythons_is_taken(start: Start, public: Path, python: Path) -> None:
-    programs = pretending(public / "several", python, "sys.version_info = (3, 8, 0)")
-    (programs / "python3.11").symlink_to((python / "python3").resolve())
-    start(programs=str(programs))
+def test_the_newest_of_several_pythons_is_taken(
+    start: Start, pretending: Callable[[str], Path], python: dict[str, str]
+) -> None:
+    programs = pretending("sys.version_info = (3, 8, 0)")
+    real = Path(shutil.which("python3", path=python["PATH"]) or "")
+    (programs / "python3.11").symlink_to(real.resolve())
+    start(environment={"PATH": str(programs)})
     with connect(ALIAS) as host:
         assert host.facts.obstacle() is None
 
 
-def test_too_little_memory_or_disk(start: Start) -> None:
+def test_too_little_disk(start: Start) -> None:
     one = start()
-    with connect(ALIAS) as host:
-        with pytest.raises(BadInput, match=r"memory are free, at least 8 TiB are needed"):
-            host.require(ram=8 * 2**40)
-        with pytest.raises(BadInput, match=r"are free in .*, 9 TiB are needed; make room there"):
-            host.require(disk=9 * 2**40)
+    room = r"are free in .*, 9 TiB are needed; make room there"
+    with connect(ALIAS) as host, pytest.raises(BadInput, match=room):
+        host.require(disk=9 * 2**40)
     assert not one.cache.exists()
 
 
@@ -436,5 +441,5 @@ def test_a_denied_release_is_not_installed(start: Start, index: Path) -> None:
     version = next(index.glob("onnxruntime-*")).name.split("-")[1]
     start()
     with connect(ALIAS) as host, pytest.raises(BadInput) as refused:
-        host.install(["onnxruntime"], denied=[f"onnxruntime=={version}"], offline=True)
-    assert f"no wheel of onnxruntime!={version},>=1.20" in str(refused.value)
+        host.install(["onnxruntime"], avoid=[f"onnxruntime!={version}"], offline=True)
+    assert f"no wheel of onnxruntime!={version},>=1.20 for" in str(refused.value)

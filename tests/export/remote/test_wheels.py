@@ -32,18 +32,10 @@ def facts() -> Facts:
     return Facts(
         python="3.13.5",
         executable="/usr/bin/python3",
-        implementation="cpython",
-        free_threaded=False,
-        bits=64,
         lacks=(),
         system="Linux",
-        os="Debian GNU/Linux 13 (trixie)",
         arch="aarch64",
         libc="glibc 2.41",
-        cpu="Raspberry Pi 4 Model B",
-        flags=("asimd",),
-        ram=4 * 2**30,
-        ram_free=3 * 2**30,
         disk_free=10 * 2**30,
         cache="/home/pi/.cache/mvp-edge",
     )
@@ -115,12 +107,17 @@ def test_requirements_are_those_that_packaging_reads(runtimes: tuple[str, ...]) 
     assert found == expected
 
 
-def test_denied_releases_do_not_satisfy_the_requirements() -> None:
-    denied = ["onnxruntime==1.21.0", "openvino==2025.1"]
-    found = {one.name: one for one in map(Requirement, requirements(["onnxruntime"], denied))}
-    assert "1.21.0" not in found["onnxruntime"].specifier
-    assert "1.21.1" in found["onnxruntime"].specifier
-    assert "openvino" not in found
+def test_what_is_to_be_avoided_is_said_of_what_is_needed_alone() -> None:
+    avoid = ["onnxruntime!=1.21.0", "openvino!=2025.1", "numpy<2.4.0", "onnx!=1", "numpy<2.4.0"]
+    before, after = requirements(["onnxruntime"]), requirements(["onnxruntime"], avoid)
+    changed = set(map(Requirement, after)) - set(map(Requirement, before))
+    assert {one.name for one in changed} == {"numpy", "onnxruntime"}
+    specifiers = {one.name: one.specifier for one in map(Requirement, after)}
+    assert len(specifiers) == len(after) == len(before)
+    assert "1.21.0" not in specifiers["onnxruntime"]
+    assert "1.21.1" in specifiers["onnxruntime"]
+    assert "2.4.0" not in specifiers["numpy"]
+    assert "2.3.9" in specifiers["numpy"]
 
 
 def test_tags_are_those_that_pip_itself_would_take(facts: Facts) -> None:
@@ -161,11 +158,8 @@ def test_wheels_for_another_machine_are_fetched_once(
         ({}, None),
         ({"python": "3.10.9"}, "3.10.9 (/usr/bin/python3) is too old"),
         ({"python": "3.9.2"}, "is too old"),
-        ({"arch": "armv7l", "bits": 32}, "armv7l, 32-bit Python"),
-        ({"bits": 32}, "aarch64, 32-bit Python"),
-        ({"arch": "riscv64"}, "no wheel of a runtime for riscv64: a 64-bit system"),
         ({"libc": ""}, "its C library is not glibc"),
-        ({"system": "Darwin", "os": "macOS-15"}, "it runs macOS-15"),
+        ({"system": "Darwin"}, "it runs Darwin"),
         ({"lacks": ("ensurepip",)}, "sudo apt install python3-venv"),
     ],
 )
