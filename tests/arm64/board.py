@@ -112,27 +112,35 @@ class Emulated:
         Raises:
             Broken: it ended otherwise, or not in time.
         """
+        ended = self.end_of(*command, limit=limit)
+        if ended.returncode not in codes:
+            said = "\n".join(ended.stderr.strip().splitlines()[-12:])
+            raise Broken(f"{' '.join(command)}: exit code {ended.returncode}\n{said}")
+        return ended.stdout
+
+    def end_of(self, *command: str, limit: float) -> "subprocess.CompletedProcess[str]":
+        """Run a program inside; the exit code is 128 and the signal's number when one ended it.
+
+        Raises:
+            Broken: it did not end in time, and was killed.
+        """
         starter = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork"]
         starter += ["--propagation", "private", "--kill-child=KILL", "--", "bash", "-c", _INSIDE]
-        process = subprocess.Popen(
+        with subprocess.Popen(
             [*starter, "bash", str(self.root), str(self.work), *command],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             env={**_ENVIRONMENT, "PATH": os.environ["PATH"], "QEMU_CPU": self.board.cpu},
             start_new_session=True,  # Ctrl-C comes to us, and we end it
-        )
-        try:
-            out, err = process.communicate(timeout=limit)
-        except subprocess.TimeoutExpired:
-            raise Broken(f"{' '.join(command)}: killed after {limit:.0f} s") from None
-        finally:
-            process.kill()  # unshare's child, and with it all of the namespace, goes too
-            process.communicate()
-        if process.returncode not in codes:
-            said = "\n".join(err.strip().splitlines()[-12:])
-            raise Broken(f"{' '.join(command)}: exit code {process.returncode}\n{said}")
-        return out
+        ) as process:
+            try:
+                out, err = process.communicate(timeout=limit)
+            except subprocess.TimeoutExpired:
+                raise Broken(f"{' '.join(command)}: killed after {limit:.0f} s") from None
+            finally:
+                process.kill()  # unshare's child, and with it all of the namespace, goes too
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 def missing() -> list[str]:
