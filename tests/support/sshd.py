@@ -242,11 +242,9 @@ def python_for_all(folder: Path) -> dict[str, str]:
     Returns:
         Variables with which it is found: PATH, and perhaps where its library lies.
     """
-    programs = folder / "bin"
-    programs.mkdir()
-    variables = {"PATH": f"{programs}:/usr/bin:/bin"}
     base = Path(sys.base_prefix)
     program = base / "bin" / f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    variables = {}
     if not all(path.stat().st_mode & 0o001 for path in (program.resolve(), *base.parents, base)):
         there = folder / "python"
         ignored = shutil.ignore_patterns("site-packages", "test", "*.a", "__pycache__")
@@ -254,10 +252,10 @@ def python_for_all(folder: Path) -> dict[str, str]:
             shutil.copytree(
                 base / part, there / part, symlinks=True, copy_function=_linked, ignore=ignored
             )
-        program = there / "bin" / program.name
         variables["LD_LIBRARY_PATH"] = str(there / "lib")
-    (programs / "python3").symlink_to(program)
-    return variables
+        base = there
+    # A virtual environment looks for the library beside the program: no link stands in for it.
+    return {**variables, "PATH": f"{base / 'bin'}:/usr/bin:/bin"}
 
 
 def _linked(source: str, target: str) -> None:
