@@ -78,7 +78,9 @@ def test_the_demo_from_nothing_to_the_report_and_what_follows(tmp_path: Path) ->
     exported = command("export", "runs/001", "--format", "onnx", "--json", cwd=place)
     assert exported.code == 0, exported.err
     manifest = json.loads(exported.out)
-    assert list(manifest["models"]) == ["onnx"]
+    # int8 beside it where the digits' accuracy allows: of ONNX Runtime alone.
+    assert list(manifest["models"])[:1] == ["onnx"]
+    assert set(manifest["models"]) <= {"onnx", "onnx-int8"}
     assert manifest["profile"]["id"] == "rpi4"
     there = command("export", "runs/001", cwd=place)
     assert there.code == 2

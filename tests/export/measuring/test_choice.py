@@ -142,7 +142,7 @@ def test_a_preferred_precision_ships_though_it_is_slower(
     chosen = decided(*_with_profile(manifest, measured(), prefer))
     assert chosen.shipped is not None
     assert chosen.shipped.precision == "fp32"
-    assert chosen.shipped.why.startswith("the profile prefers fp32; ")
+    assert chosen.shipped.why.startswith("the profile prefers fp32: ")
 
 
 def test_a_candidate_must_meet_every_budget(

@@ -253,6 +253,8 @@ def test_of_equals_the_fastest_is_taken_and_of_others_the_most_accurate() -> Non
     wrong = [_wrong(), _wrong(0, 1), _wrong(*range(9))]
     assert quantise._best([exact, near, far], wrong) == 1
     assert quantise._best([exact, far], [wrong[0], wrong[2]]) == 0
+    floats = near.model_copy(update={"float_layers": 2, "milliseconds": 0.99})
+    assert quantise._best([floats, near], [wrong[1], wrong[1]]) == 1  # as fast, and all in int8
 
 
 def test_what_does_not_pass_is_taken_only_when_nothing_does() -> None:
