@@ -20,6 +20,7 @@ from benchmarks.device.grid_tables import (
     grids,
     latency_table,
     memory_table,
+    roofline_table,
     rounding_table,
 )
 from benchmarks.device.tables import front_table, predictor_table, widths_table
@@ -169,6 +170,7 @@ def main() -> None:
         tables |= {f"grid-{grid.name}": latency_table(grid) for grid in measured}
         tables["full"] = full_table(measured)
         tables["rounding"] = rounding_table(measured)
+        tables["roofline"] = roofline_table(measured)
         tables["memory"] = memory_table(measured)
     crosscheck = HERE / "device" / "crosscheck.json"
     if crosscheck.exists():

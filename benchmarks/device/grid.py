@@ -6,7 +6,9 @@
 All variants of a network take turns in one runtime with one number of threads (a *group*), so that a drift
 of the machine meets all of them. One JSON file a network below `results/`; a group that it has is not
 measured again, so that the same command goes on where it was interrupted. `--seconds 0.3 --out FOLDER`
-tries everything in minutes. Needs MVP_EDGE_DATA; networks are made first, which takes longer than timing them.
+tries everything in minutes. Needs MVP_EDGE_DATA; networks are made first, which takes longer than timing them
+(`--make` only makes them). With one thread, the layers of the networks with devices' widths are held against the
+machine's roofline.
 """
 
 import argparse
@@ -17,7 +19,11 @@ from typing import Any
 
 from benchmarks.device.networks import ARCHITECTURES, PRECISIONS, WORK, Made, Variant, make
 from mvp_edge.runs.rundir import machine, versions
+from mvp_edge_export.measuring.layer_times import layer_profile
+from mvp_edge_export.measuring.layers import LayerProfile, explain
+from mvp_edge_export.measuring.machine import this_machine
 from mvp_edge_export.measuring.result import Cell
+from mvp_edge_export.measuring.roofline import measure_roofline
 from mvp_edge_export.measuring.rounds import Plan, Subject, measure
 from mvp_edge_export.profile import NumberFormat
 from mvp_edge_export.sessions import FORMATS, RUNTIMES, memory_needed
@@ -43,6 +49,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("networks", nargs="*", metavar="NETWORK", help=", ".join(ARCHITECTURES))
     arguments.add_argument("--full", action="store_true", help="unpruned, 0.5 and 0.1, one thread")
+    arguments.add_argument("--make", action="store_true", help="the networks, and time nothing")
     arguments.add_argument("--seconds", type=float, help="a cell, to try it")
     arguments.add_argument("--work", type=Path, default=WORK)
     arguments.add_argument("--out", type=Path, default=RESULTS)
@@ -54,6 +61,8 @@ def main() -> None:
     plan = Plan(options.seconds) if options.seconds else PLANS[protocol]
     for name in options.networks or ARCHITECTURES:
         networks = [make(name, variant, formats, options.work) for variant, formats in GRID.items()]
+        if options.make:
+            continue
         file = options.out / f"{name}.json"
         facts = read_json(file, "grid") if file.exists() else _facts(name)
         facts["made"] = [one.facts() for one in networks]
@@ -98,19 +107,51 @@ def _group(
             if form in bundle.manifest.models:
                 model = bundle.model(form).resolve()
                 subjects[Subject("pruned", precision, model, needs)] = variant
-    shape = (1, 3, *[next(iter(made.values())).bundle.preprocess.size] * 2)
+    shape = (1, 3, *[networks[0].bundle.preprocess.size] * 2)
     cells, failed = measure(list(subjects), shape, runtime, threads, plan, _said)
     timed = [subject for subject in subjects if subject not in failed]
-    return {
-        "cells": [
-            {"variant": subjects[subject].name, **_row(cell)}
-            for subject, cell in zip(timed, cells, strict=True)
-        ],
+    pairs = list(zip(timed, cells, strict=True))
+    found = {
+        "cells": [{"variant": subjects[subject].name, **_row(cell)} for subject, cell in pairs],
         "failures": [
             {"variant": subjects[subject].name, "precision": subject.precision, "why": why}
             for subject, why in failed.items()
         ],
     }
+    if threads == 1 and plan.processes == 1:
+        widths = {
+            made[subjects[subject]]: (subject.model, cell)
+            for subject, cell in pairs
+            if subject.precision == "fp32" and subjects[subject].round_to == 8
+        }
+        found |= _against_roofline(widths, shape)
+    return found
+
+
+def _against_roofline(
+    networks: Mapping[Made, tuple[Path, Cell]], shape: Sequence[int]
+) -> dict[str, Any]:
+    """What the machine needs at least for each network's layers, and why they take longer."""
+    roofline = measure_roofline(this_machine(), 1)
+    rows = []
+    unpruned: LayerProfile | None = None
+    for one, (model, cell) in networks.items():
+        profile = layer_profile(model, shape, cell, one.bundle.manifest.cost.flops, roofline)
+        rows.append(
+            {
+                "variant": one.variant.name,
+                "whole_ms": profile.whole_ms,
+                "layers_ms": profile.layers_ms,
+                "rest_ms": profile.rest_ms,
+                "roofline_ms": profile.roofline_ms,
+                "macs": profile.macs,
+                "network_macs": profile.network_macs,
+                "disturbed": profile.disturbed,
+                "why": list(explain(profile, unpruned, roofline)),
+            }
+        )
+        unpruned = unpruned or profile
+    return {"roofline": roofline.model_dump(mode="json"), "layers": rows}
 
 
 def _row(cell: Cell) -> dict[str, Any]:

@@ -194,6 +194,26 @@ def rounding_table(found: list[Grid]) -> str:
     return "\n".join([*lines, "", "One thread, fp32."])
 
 
+def roofline_table(found: list[Grid]) -> str:
+    """Markdown: what the machine needs at least for a network's layers beside what it takes, and why."""
+    lines = [
+        "| network | | runtime | takes, ms | layers, ms | at least, ms | of that | why |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for one in found:
+        for runtime, threads in one.groups():
+            for row in one.facts["grid"][f"{runtime} x{threads}"].get("layers", ()):
+                reached = 100 * row["roofline_ms"] / row["whole_ms"]
+                # One sentence of the explanation is this row's own figures.
+                why = " ".join(w for w in row["why"] if not w.startswith("The machine needs"))
+                lines.append(
+                    f"| {one.facts['network']} | {row['variant']} | {RUNTIMES[runtime]} | "
+                    f"{row['whole_ms']:.3g} | {row['layers_ms']:.3g} | {row['roofline_ms']:.3g} | "
+                    f"{reached:.0f} % | {why} |"
+                )
+    return "\n".join([*lines, "", "One thread, fp32, widths rounded to 8."])
+
+
 def memory_ratio(found: Grid, variant: str, runtime: str) -> float | None:
     """Peak resident memory over the runtime's own, the weights and the peak activations predicted."""
     row, made = found.cell(variant, runtime, 1), found.made[variant]
