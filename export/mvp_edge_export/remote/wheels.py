@@ -132,8 +132,6 @@ def fetch(
 
 
 def _download(needed: Sequence[str], version: str, tags: Sequence[str], folder: Path) -> None:
-    if importlib.util.find_spec("pip") is None:
-        raise BadInput(f"--offline fetches wheels with pip: {sys.executable} -m ensurepip")
     platforms = [word for tag in tags for word in ("--platform", tag)]
     ended = subprocess.run(
         [
@@ -158,6 +156,8 @@ def pip_failure(said: str, place: str) -> str:
         said: its stderr.
         place: what it worked for: the platform, in words.
     """
+    if "No module named pip" in said:
+        return "pip is missing: `python -m ensurepip`"
     if "No space left on device" in said:
         return "the disk is full (pip: No space left on device)"
     missing = re.search(r"No matching distribution found for (.+)", said)

@@ -176,6 +176,7 @@ def test_what_stands_in_the_way(facts: Facts, change: dict[str, object], says: s
     ("said", "reason"),
     [
         ("", "pip failed: it said nothing"),
+        ("/usr/bin/python3: No module named pip", "`python -m ensurepip`"),
         ("WARNING: a\nERROR: b\nnote: c", "pip failed: b"),
         ("ERROR: Could not install: [Errno 28] No space left on device", "the disk is full"),
         (
