@@ -25,7 +25,7 @@ from mvp_edge_export.measuring.machine import this_machine
 from mvp_edge_export.measuring.result import Cell
 from mvp_edge_export.measuring.roofline import measure_roofline
 from mvp_edge_export.measuring.rounds import Plan, Subject, measure
-from mvp_edge_export.profile import NumberFormat
+from mvp_edge_export.profile_sections import NumberFormat
 from mvp_edge_export.sessions import FORMATS, RUNTIMES, memory_needed
 from mvp_edge_export.storage import read_json, write_json
 

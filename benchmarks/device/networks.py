@@ -16,7 +16,7 @@ from typing import Any
 from mvp_edge_export.bundle import Bundle, load_bundle
 from mvp_edge_export.manifest import parts_of
 from mvp_edge_export.measuring.machine import this_machine
-from mvp_edge_export.profile import NumberFormat
+from mvp_edge_export.profile_sections import NumberFormat
 from mvp_edge_export.storage import read_json, write_json, write_text
 
 COMMAND = str(Path(sys.executable).parent / "mvp-edge")

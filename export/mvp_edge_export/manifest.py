@@ -14,7 +14,8 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mvp_edge_export.errors import BadInput
-from mvp_edge_export.profile import DeviceProfile, NumberFormat
+from mvp_edge_export.profile import DeviceProfile
+from mvp_edge_export.profile_sections import NumberFormat
 from mvp_edge_export.storage import read_json
 from mvp_edge_export.verified import Cost, Verdict, parse
 

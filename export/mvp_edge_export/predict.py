@@ -16,7 +16,7 @@ from mvp_edge_export.bundle import Bundle
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.frames import frames
 from mvp_edge_export.images import IMAGE_SUFFIXES, Undecodable, open_rgb
-from mvp_edge_export.profile import NumberFormat
+from mvp_edge_export.profile_sections import NumberFormat
 from mvp_edge_export.sessions import open_session
 
 STREAM = Path("-")

@@ -8,6 +8,7 @@ import click
 
 from mvp_edge.cli.console import Console
 from mvp_edge.cli.options import PATH, Device, Group, Number, common, example
+from mvp_edge.cli.remote import on_host, timed_at
 from mvp_edge_export.errors import BadInput
 
 if TYPE_CHECKING:
@@ -68,7 +69,13 @@ def device_schema(console: Console) -> None:
     console.result(schema, json.dumps(schema, indent=1, ensure_ascii=False))
 
 
-@device.command("calibrate", epilog=example("mvp-edge device calibrate my_device.yaml --threads 4"))
+@device.command(
+    "calibrate",
+    epilog=example(
+        "mvp-edge device calibrate my_device.yaml --threads 4",
+        "mvp-edge device calibrate rpi4 --on pi@raspberrypi",
+    ),
+)
 @click.argument("profile", type=Device(), required=False)
 @click.option(
     "--networks", type=click.IntRange(12, 1000), default=60, show_default=True,
@@ -80,13 +87,17 @@ def device_schema(console: Console) -> None:
     help="[those of the profile]",
 )  # fmt: skip
 @click.option("--out", type=PATH, metavar="FILE", help="Write it there [PROFILE itself].")
+@on_host
 @common
-def device_calibrate(console: Console, profile: str | None, **options: Any) -> None:
-    """Time networks on this machine and write how fast it is into PROFILE (a new one without)."""
+def device_calibrate(
+    console: Console, profile: str | None, on: str | None, offline: bool, **options: Any
+) -> None:
+    """Time networks on a device and write how fast it is into PROFILE (a new one without)."""
     console.say("loading …")
     from mvp_edge.devices.calibrate import calibrate
 
-    path, calibration = calibrate(profile, progress=console.progress, **options)
+    with timed_at(console, on, offline) as place:
+        path, calibration = calibrate(profile, progress=console.progress, place=place, **options)
     lines = [
         f"{fit.runtime} {fit.version}, {fit.threads} thread{'s' * (fit.threads > 1)}: error on "
         f"{fit.error.networks} unseen networks {100 * fit.error.median:.1f} % in the median, "

@@ -41,7 +41,7 @@ from mvp_edge.cli.zoo import zoo
 from mvp_edge_export.errors import BadInput, MvpEdgeError
 
 if TYPE_CHECKING:
-    from mvp_edge_export.profile import NumberFormat
+    from mvp_edge_export.profile_sections import NumberFormat
 
 
 @click.group(

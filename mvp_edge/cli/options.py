@@ -13,7 +13,7 @@ from mvp_edge.cli.console import Console
 from mvp_edge_export.errors import BadInput
 
 if TYPE_CHECKING:
-    from mvp_edge_export.profile import NumberFormat
+    from mvp_edge_export.profile_sections import NumberFormat
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -115,7 +115,7 @@ def words(text: str | None) -> tuple[str, ...] | None:
 
 def numbers(text: str | None) -> "tuple[NumberFormat, ...] | None":
     """The value of --precision; None stays None."""
-    from mvp_edge_export.profile import NUMBER_FORMATS
+    from mvp_edge_export.profile_sections import NUMBER_FORMATS
 
     named = words(text)
     if named is None:

@@ -1,6 +1,7 @@
 """`--on HOST`: the same command, run on another machine through ssh."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -12,10 +13,12 @@ from mvp_edge_export.errors import BadInput
 if TYPE_CHECKING:
     from mvp_edge_export.bundle import Bundle
     from mvp_edge_export.measuring.result import BenchResult
+    from mvp_edge_export.measuring.timing import Place
     from mvp_edge_export.profile import DeviceProfile
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
+OFFLINE_IS_REMOTE = "--offline is about a host: --on HOST --offline"
 _STAYS_HERE = {"bundle", "device", "runtimes", "out", "on", "offline", "choose", "as_json", "quiet"}
 
 
@@ -43,7 +46,7 @@ def measured_on(
         BadInput: there is no host, or it cannot be measured there.
     """
     if target is None:
-        raise BadInput("--offline is about a host: --on HOST --offline")
+        raise BadInput(OFFLINE_IS_REMOTE)
     from mvp_edge_export.remote.bench import bench_on
 
     return bench_on(
@@ -55,6 +58,26 @@ def measured_on(
         offline=offline,
         progress=console.share,
     )
+
+
+@contextmanager
+def timed_at(console: Console, target: str | None, offline: bool) -> "Iterator[Place]":
+    """The device that a calibration is about: this machine, or the host of this command line.
+
+    Raises:
+        BadInput: there is no host, or nothing can run there.
+    """
+    if target is None:
+        from mvp_edge_export.measuring.timing import HERE
+
+        if offline:
+            raise BadInput(OFFLINE_IS_REMOTE)
+        yield HERE
+        return
+    from mvp_edge_export.remote.timing import place_on
+
+    with place_on(target, offline=offline, progress=console.share) as place:
+        yield place
 
 
 def given_words(context: click.Context, without: set[str]) -> list[str]:

@@ -10,7 +10,7 @@ weights, so these are random.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,10 +28,11 @@ from mvp_edge.subnetwork.subnet import resize
 from mvp_edge.subnetwork.units import UnitGroup
 from mvp_edge_export.devices.operators import Operators
 from mvp_edge_export.errors import BadInput
-from mvp_edge_export.measuring.machine import differences, this_machine
-from mvp_edge_export.measuring.timing import Job, Timing, time_models
-from mvp_edge_export.profile import Calibrated, Calibration, CalibrationError, load_profile
-from mvp_edge_export.sessions import import_runtime, installed_runtimes
+from mvp_edge_export.measuring.machine import differences
+from mvp_edge_export.measuring.timing import HERE, Job, Place, Timing
+from mvp_edge_export.profile import load_profile
+from mvp_edge_export.profile_sections import Calibrated, Calibration, CalibrationError
+from mvp_edge_export.sessions import RUNTIMES
 from mvp_edge_export.storage import sha256_json
 
 CIFAR_STEM = {
@@ -50,10 +51,6 @@ CLASSES = 10
 HELD_OUT = 3
 """Every third network is held out of the fit."""
 SMALLEST_KEEP, UNEVENNESS, ROUNDING = 0.05, 0.5, 8
-
-
-Timer = Callable[[Sequence[Job], Callable[[int, int], None]], list[Timing]]
-"""Times jobs on the device that is calibrated, telling how many of how many are done."""
 
 
 @dataclass(frozen=True)
@@ -200,42 +197,37 @@ def calibrate(
     out: Path | None = None,
     families: Mapping[str, Architecture] = FAMILIES,
     progress: Progress = lambda phase, done, total: None,
-    timer: Timer | None = None,
+    place: Place = HERE,
 ) -> tuple[Path, Calibration]:
     """Calibrate a device and write what was found into its profile.
 
     Args:
-        profile: a profile's name or file, whose device this machine is; None makes a new profile.
+        profile: a profile's name or file, whose device is calibrated; None makes a new profile.
         networks: how many are timed; every third is held out of the fits.
         threads: thread counts; 1 and the profile's if empty.
-        runtimes: keys of ``sessions.RUNTIMES``; those of the profile that are installed if empty.
+        runtimes: keys of ``sessions.RUNTIMES``; those of the profile that the device can run if empty.
         out: the file to write; see `write_calibrated`.
         families: the architectures that the networks are cut from.
         progress: called with (phase, done, total).
-        timer: times the networks elsewhere; on this machine if None.
+        place: the device: this machine, or one behind ssh.
 
     Returns:
         The file that was written, and its calibration.
 
     Raises:
-        BadInput: this machine is not the profile's device, or lacks a runtime; the networks do not
-            run; the file cannot be written.
+        BadInput: the place is not the profile's device, or lacks a runtime; the networks do not run;
+            the file cannot be written.
     """
-    machine = this_machine()
     known = load_profile(profile) if profile is not None else None
-    if known is not None and timer is None:
-        other = differences(machine, known)
-        if other:
-            raise BadInput(
-                f"device calibrate: this machine is not a {known.name}: {'; '.join(other)}; run it there, "
-                "or leave the profile out to make one of this machine"
-            )
-    backends = known.runtime.backends if known is not None else installed_runtimes()
-    chosen = list(runtimes) or [name for name in installed_runtimes() if name in backends]
-    if not chosen:
-        raise BadInput("device calibrate: none of the profile's runtimes is installed")
-    for name in chosen:
-        import_runtime(name)
+    machine = place.machine
+    if known is not None and (other := differences(machine, known)):
+        raise BadInput(
+            f"device calibrate: {place.name} is not a {known.name}: {'; '.join(other)}; run it there, "
+            "or leave the profile out to make one of it"
+        )
+    backends = known.runtime.backends if known is not None else tuple(RUNTIMES)
+    denied = known.runtime.denylist if known is not None else ()
+    chosen = place.prepare(backends, runtimes, denied)
     most = known.runtime.threads if known is not None else machine.physical_cores
     counts = sorted({*threads} or {1, most})
     with tempfile.TemporaryDirectory() as folder:
@@ -246,7 +238,7 @@ def calibrate(
         def told(done: int, total: int) -> None:
             progress("timing", done, total)
 
-        timings = (timer or _here)(jobs(samples, chosen, counts), told)
+        timings = place.time(jobs(samples, chosen, counts), told)
     facts = machine.model_dump(mode="json", exclude={"mhz"})
     calibration = Calibration.model_validate(
         {
@@ -260,7 +252,3 @@ def calibrate(
     if known is not None:
         return write_calibrated(known, calibration, out), calibration
     return write_new(machine, calibration, chosen, out), calibration
-
-
-def _here(work: Sequence[Job], progress: Callable[[int, int], None]) -> list[Timing]:
-    return time_models(work, progress=progress)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import nnls
 
 from mvp_edge_export.devices.law import FEATURES, FEATURES_OF, SORTS, Law, Terms, features, sorts
 from mvp_edge_export.devices.operators import Operators
@@ -23,6 +24,9 @@ PULL = 0.003
 _LEAST_SHARE = 0.1
 """Of the time: what a figure whose shared one is zero may explain before it is drawn back as strongly."""
 _FOLDS = 4
+_PATIENCE = (
+    10_000  # steps of the solver, which by itself gives up early on columns that are much alike
+)
 
 Floats = NDArray[np.float64]
 
@@ -69,39 +73,13 @@ def _figures(table: Floats, times: Floats) -> Floats:
     whole = np.sqrt((pooled**2).mean(axis=0))  # 1 / whole: the figure that explains all of the time
     whole[whole == 0] = 1.0
     ones = np.ones(len(times))
-    shared = non_negative(pooled / whole, ones) / whole
+    shared = nnls(pooled / whole, ones, maxiter=_PATIENCE)[0] / whole
     scale = common @ np.maximum(shared, _LEAST_SHARE / whole)
     pull = PULL * np.sqrt(len(times))
     matrix = np.vstack([relative * scale, pull * np.eye(len(scale))])
     target = np.concatenate([ones, pull * (common @ shared) / scale])
-    figures: Floats = non_negative(matrix, target) * scale
+    figures: Floats = nnls(matrix, target, maxiter=_PATIENCE)[0] * scale
     return figures
-
-
-def non_negative(matrix: Floats, target: Floats) -> Floats:
-    """The x ≥ 0 that minimises |matrix · x - target| (Lawson and Hanson 1974, chapter 23)."""
-    columns = matrix.shape[1]
-    x, free = np.zeros(columns), np.zeros(columns, dtype=bool)
-    tolerance = 1e-10 * max(1.0, float(np.abs(matrix.T @ target).max(initial=0.0)))
-    for _ in range(10 * columns):
-        gradient = matrix.T @ (target - matrix @ x)
-        gradient[free] = -np.inf
-        if free.all() or gradient.max() <= tolerance:
-            break
-        free[int(gradient.argmax())] = True
-        while True:
-            best = np.zeros(columns)
-            best[free] = np.linalg.lstsq(matrix[:, free], target, rcond=None)[0]
-            if not (best[free] <= 0).any():
-                x = best
-                break
-            # Part of the way, until the first one falls to zero; that one is bound again.
-            falling = free & (best <= 0)
-            step = float((x[falling] / np.maximum(x[falling] - best[falling], 1e-300)).min())
-            x = x + step * (best - x)
-            free &= x > 1e-12
-            x[~free] = 0.0
-    return x
 
 
 def _law(figures: Floats, lanes: int) -> Law:

@@ -9,7 +9,8 @@ import yaml
 
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.measuring.machine import Machine, differences
-from mvp_edge_export.profile import Calibration, DeviceProfile, load_profile
+from mvp_edge_export.profile import DeviceProfile, load_profile
+from mvp_edge_export.profile_sections import Calibration
 from mvp_edge_export.storage import write_text
 
 _SECTION = re.compile(r"^calibration:.*(?:\n(?:[ \t#].*)?)*", re.MULTILINE)

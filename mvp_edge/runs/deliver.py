@@ -16,7 +16,8 @@ from mvp_edge.subnetwork.operators import operators
 from mvp_edge.tasks.task import Task
 from mvp_edge_export.bundle import Bundle
 from mvp_edge_export.errors import BadInput
-from mvp_edge_export.profile import DeviceProfile, NumberFormat
+from mvp_edge_export.profile import DeviceProfile
+from mvp_edge_export.profile_sections import NumberFormat
 from mvp_edge_export.storage import read_json
 from mvp_edge_export.verified import parse
 from mvp_edge_export.writing.quantise import CALIBRATION_IMAGES

@@ -1,9 +1,13 @@
 """Calibration: laws are found again in times that follow one, and written into profiles people wrote."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
@@ -20,9 +24,10 @@ from mvp_edge_export.devices.latency import latency_laws
 from mvp_edge_export.devices.law import SORTS, Law, Terms
 from mvp_edge_export.devices.operators import Operators
 from mvp_edge_export.errors import BadInput
-from mvp_edge_export.measuring.machine import differences, this_machine
+from mvp_edge_export.measuring import timing
+from mvp_edge_export.measuring.machine import Machine, differences, this_machine
 from mvp_edge_export.measuring.timing import Job, Timing
-from mvp_edge_export.profile import load_profile
+from mvp_edge_export.profile import DeviceProfile, load_profile
 from mvp_edge_export.writing.convert import frozen, onnx_graph
 from mvp_edge_export.writing.graph import live_numbers, operators_of_graph, with_shapes
 from tests.support.networks import CIFAR, FAMILIES, SHALLOW, backbone
@@ -112,14 +117,42 @@ def test_sampled_widths_are_within_the_network_and_of_many_sizes() -> None:
     assert max(shares) > 0.8
 
 
-def as_if(law: Law, factor: float = 1.0) -> calibrating.Timer:
-    """Times networks by a law instead of a clock."""
+@dataclass(frozen=True)
+class Imagined:
+    """A device that looks like a profile's, and on which times follow a law instead of a clock."""
 
-    def timer(work: list[Job], progress: Any) -> list[Timing]:
+    law: Law
+    profile: DeviceProfile
+    factor: float = 1.0
+    name: str = "the imagined device"
+
+    @property
+    def machine(self) -> Machine:
+        hardware = self.profile.hardware
+        flags = {"neon": "asimd", "amx": "amx_tile"}
+        looks = {
+            "arch": hardware.arch,
+            "cpu": hardware.cpu,
+            "emulated": None,
+            "cores": (hardware.cpu,),
+            "flags": tuple(flags.get(one, one) for one in hardware.isa),
+            "physical_cores": hardware.cores,
+            "ram": hardware.ram,
+        }
+        return this_machine().model_copy(update=looks)
+
+    def prepare(self, offered: Any, asked: Any, denied: Any) -> list[str]:
+        assert set(asked) <= set(offered)
+        return list(asked)
+
+    def time(self, work: Sequence[Job], told: Any) -> list[Timing]:
         assert all(job.model.is_file() for job in work)
-        return [_timing(job, law, factor) for job in work]
+        told(len(work), len(work))
+        return [_timing(job, self.law, self.factor) for job in work]
 
-    return timer  # type: ignore[return-value]
+
+def as_if(law: Law, profile: str = "rpi4", factor: float = 1.0) -> Imagined:
+    return Imagined(law, load_profile(profile), factor)
 
 
 def _timing(job: Job, law: Law, factor: float) -> Timing:
@@ -147,7 +180,7 @@ def test_a_profile_keeps_its_text_and_gains_a_calibration(tmp_path: Path) -> Non
         "families": TINY,
     }
 
-    path, calibration = calibrate(str(mine), timer=as_if(LAW), **options)
+    path, calibration = calibrate(str(mine), place=as_if(LAW), **options)
 
     assert path == mine
     assert mine.read_text().startswith(text.rstrip())
@@ -161,7 +194,7 @@ def test_a_profile_keeps_its_text_and_gains_a_calibration(tmp_path: Path) -> Non
     assert {law.basis for law in latency_laws(loaded)} == {"predicted"}
 
     # Again, on a slower day: the section is replaced, and stands once.
-    calibrate(str(mine), timer=as_if(LAW, 3), **options)
+    calibrate(str(mine), place=as_if(LAW, factor=3), **options)
     assert mine.read_text().count("calibration:") == 1
     slower = load_profile(str(mine)).calibration
     assert slower is not None
@@ -178,7 +211,7 @@ def test_a_shipped_profile_is_extended_and_not_touched(
     assert before is not None
     text = before.read_text()
     path, _ = calibrate(
-        "rpi4", networks=12, threads=[1], runtimes=["onnxruntime"], families=TINY, timer=as_if(LAW)
+        "rpi4", networks=12, threads=[1], runtimes=["onnxruntime"], families=TINY, place=as_if(LAW)
     )
     assert path == Path("rpi4.yaml")
     assert before.read_text() == text
@@ -190,12 +223,7 @@ def test_a_shipped_profile_is_extended_and_not_touched(
 def test_this_machine_is_timed_and_gets_a_profile_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def quick(work: list[Job], **options: Any) -> list[Timing]:
-        from mvp_edge_export.measuring.timing import time_models
-
-        return time_models(work, seconds=0.1, **options)
-
-    monkeypatch.setattr(calibrating, "time_models", quick)
+    monkeypatch.setattr(timing, "time_models", partial(timing.time_models, seconds=0.1))
     path, calibration = calibrate(
         None,
         networks=12,
@@ -214,7 +242,7 @@ def test_this_machine_is_timed_and_gets_a_profile_of_its_own(
     with pytest.raises(BadInput, match="exists"):
         calibrate(
             None, networks=12, threads=[1], runtimes=["onnxruntime"], families=TINY, out=path,
-            timer=as_if(LAW),
+            place=as_if(LAW),
         )  # fmt: skip
 
 
@@ -229,3 +257,11 @@ def test_networks_that_a_killed_calibration_made_are_used_again(tmp_path: Path) 
     again = list(sample_networks(2, tmp_path, ["onnxruntime"], families=TINY))
     assert {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()} == made
     assert [one.widths for one in first] == [one.widths for one in again]
+
+
+def test_a_release_that_a_profile_denies_is_not_timed() -> None:
+    here = timing.ThisMachine()
+    with pytest.raises(BadInput, match=r"onnxruntime==\S+ stands in runtime.denylist"):
+        here.prepare(["onnxruntime"], [], [f"onnxruntime=={onnxruntime.__version__}"])
+    with pytest.raises(BadInput, match=r"none of the runtimes \(none\) is installed"):
+        here.prepare([], [], [])

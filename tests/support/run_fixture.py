@@ -28,7 +28,8 @@ from mvp_edge_export.measuring.choice import decided, judged_cell
 from mvp_edge_export.measuring.machine import this_machine
 from mvp_edge_export.measuring.result import BenchResult, Latency, Memory, Process, Protocol, judge
 from mvp_edge_export.measuring.result import Cell as BenchCell
-from mvp_edge_export.profile import DeviceProfile, NumberFormat, load_profile
+from mvp_edge_export.profile import DeviceProfile, load_profile
+from mvp_edge_export.profile_sections import NumberFormat
 from mvp_edge_export.storage import sha256_file, write_json
 from mvp_edge_export.verified import Cost, Verdict, Verified
 

@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from mvp_edge_export.measuring.machine import Machine
-from mvp_edge_export.profile import Bytes
+from mvp_edge_export.profile_sections import Bytes
 
 _Arch = Literal["aarch64", "x86_64"]
 

@@ -12,7 +12,8 @@ from typing import Literal
 
 from mvp_edge_export.devices.law import Law, roofline
 from mvp_edge_export.devices.operators import Operators
-from mvp_edge_export.profile import Calibrated, DeviceProfile, Peak
+from mvp_edge_export.profile import DeviceProfile
+from mvp_edge_export.profile_sections import Calibrated, Peak
 from mvp_edge_export.verified import Verdict
 
 BANDWIDTH_REACHED = 0.5

@@ -27,7 +27,8 @@ from mvp_edge_export.measuring.result import (
     judge,
 )
 from mvp_edge_export.measuring.rounds import Plan, Subject, measure
-from mvp_edge_export.profile import DeviceProfile, NumberFormat
+from mvp_edge_export.profile import DeviceProfile
+from mvp_edge_export.profile_sections import NumberFormat
 from mvp_edge_export.sessions import (
     FORMATS,
     RUNTIMES,

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.measuring.result import BenchResult, Cell, Latency, Network, Status, short
-from mvp_edge_export.profile import NumberFormat
+from mvp_edge_export.profile_sections import NumberFormat
 from mvp_edge_export.storage import read_json
 from mvp_edge_export.verified import parse
 

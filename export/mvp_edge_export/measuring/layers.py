@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from rich.table import Table
 
 from mvp_edge_export.measuring.roofline import Roofline
-from mvp_edge_export.profile import NumberFormat
+from mvp_edge_export.profile_sections import NumberFormat
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 

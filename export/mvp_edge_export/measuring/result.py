@@ -18,7 +18,8 @@ from rich.table import Table
 from mvp_edge_export.measuring.layers import LayerProfile, explain
 from mvp_edge_export.measuring.machine import EMULATED_BY, Machine
 from mvp_edge_export.measuring.roofline import Roofline
-from mvp_edge_export.profile import DeviceProfile, NumberFormat
+from mvp_edge_export.profile import DeviceProfile
+from mvp_edge_export.profile_sections import NumberFormat
 from mvp_edge_export.storage import write_json
 from mvp_edge_export.verified import Verdict, VerdictWord
 

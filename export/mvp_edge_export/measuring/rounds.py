@@ -33,7 +33,7 @@ from mvp_edge_export.measuring.result import (
     combined,
     summary,
 )
-from mvp_edge_export.profile import NumberFormat
+from mvp_edge_export.profile_sections import NumberFormat
 from mvp_edge_export.sessions import check_memory
 
 MAX_ATTEMPTS = 4

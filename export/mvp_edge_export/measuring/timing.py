@@ -7,12 +7,15 @@ network is a matter of two seconds.
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from mvp_edge_export.errors import BadInput
+from mvp_edge_export.measuring.machine import Machine, this_machine
 from mvp_edge_export.measuring.result import Cell, Status
 from mvp_edge_export.measuring.rounds import Plan, one_after_another
+from mvp_edge_export.sessions import import_runtime, installed_runtimes
 from mvp_edge_export.storage import read_json
 from mvp_edge_export.verified import parse
 
@@ -51,6 +54,77 @@ class Timing(BaseModel):
     status: Status
 
 
+Told = Callable[[int, int], None]
+"""Told how many of how many are done."""
+
+
+class Place(Protocol):
+    """A device on which models are timed."""
+
+    @property
+    def name(self) -> str:
+        """In a sentence."""
+
+    @property
+    def machine(self) -> Machine:
+        """What it is."""
+
+    def prepare(
+        self, offered: Sequence[str], asked: Sequence[str], denied: Sequence[str]
+    ) -> list[str]:
+        """Have runtimes ready.
+
+        Args:
+            offered: that could be used.
+            asked: that must be; empty: as many of those offered as can.
+            denied: releases that must not be, e.g. ``onnxruntime==1.21.0``.
+
+        Returns:
+            Those that are ready.
+
+        Raises:
+            BadInput: none can be, or not all that must.
+        """
+
+    def time(self, jobs: Sequence[Job], told: Told) -> list[Timing]:
+        """Time each job; ``told`` follows.
+
+        Raises:
+            BadInput: a model does not run, or the device is not fit to be measured.
+        """
+
+
+class ThisMachine:
+    """The machine that this program runs on."""
+
+    name = "this machine"
+
+    @property
+    def machine(self) -> Machine:
+        """What it is."""
+        return this_machine()
+
+    def prepare(
+        self, offered: Sequence[str], asked: Sequence[str], denied: Sequence[str]
+    ) -> list[str]:
+        """Those that are installed; see ``Place``."""
+        chosen = list(asked) or [name for name in installed_runtimes() if name in offered]
+        if not chosen:
+            raise BadInput(f"none of the runtimes {', '.join(offered) or '(none)'} is installed")
+        for name in chosen:
+            pin = f"{name}=={import_runtime(name).__version__.split('-')[0]}"
+            if pin in denied:
+                raise BadInput(f"{pin} stands in runtime.denylist: install another release")
+        return chosen
+
+    def time(self, jobs: Sequence[Job], told: Told) -> list[Timing]:
+        """See ``Place``."""
+        return time_models(jobs, progress=told)
+
+
+HERE = ThisMachine()
+
+
 class _Jobs(BaseModel):
     model_config = _FROZEN
 
@@ -67,7 +141,7 @@ def time_models(
     jobs: Sequence[Job],
     *,
     seconds: float = 1.0,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Told = lambda done, total: None,
 ) -> list[Timing]:
     """Time each job on this machine.
 

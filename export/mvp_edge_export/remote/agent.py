@@ -229,6 +229,14 @@ class Device:
                 shutil.copyfile(str(self._kept(sha256)), str(there))
         return {"folder": str(folder)}
 
+    def do_forget(self, files: "list[str]", folder: str) -> "dict[str, object]":
+        """Remove files that were sent, by their hashes, and the folder in which they were laid."""
+        for sha256 in files:
+            with suppress(FileNotFoundError):
+                self._kept(sha256).unlink()
+        shutil.rmtree(folder, ignore_errors=True)
+        return {}
+
     def do_unpack(self, sha256: str) -> "dict[str, object]":
         """The folder in which a wheel that was sent lies unpacked."""
         folder = self.cache / "packages" / sha256

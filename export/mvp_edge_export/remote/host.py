@@ -137,6 +137,11 @@ class Host:
                 self._progress(f"{self.target}: {what}", done / total)
         return str(self._channel.ask("lay", files=hashes)["folder"])
 
+    def forget(self, files: Mapping[str, Path], folder: str) -> None:
+        """Remove files that will not be needed again there, and the folder that ``send`` laid them in."""
+        hashes = sorted({sha256_file(file) for file in files.values()})
+        self._channel.ask("forget", files=hashes, folder=folder)
+
     def install(
         self, runtimes: Sequence[str], *, avoid: Sequence[str] = (), offline: bool = False
     ) -> None:

@@ -19,7 +19,8 @@ import torch
 
 from mvp_edge_export.errors import BadInput, BudgetMissed, GateFailed
 from mvp_edge_export.manifest import Candidate, RuntimeAccuracy, parts_of
-from mvp_edge_export.profile import DeviceProfile, NumberFormat
+from mvp_edge_export.profile import DeviceProfile
+from mvp_edge_export.profile_sections import NumberFormat
 from mvp_edge_export.quantities import format_bytes
 from mvp_edge_export.sessions import FORMATS, RUNTIMES, Session
 from mvp_edge_export.writing.convert import PLACES

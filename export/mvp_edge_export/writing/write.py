@@ -33,7 +33,8 @@ from mvp_edge_export.manifest import (
 )
 from mvp_edge_export.measuring.bench import bench
 from mvp_edge_export.measuring.choice import decided, is_device
-from mvp_edge_export.profile import NUMBER_FORMATS, DeviceProfile, NumberFormat
+from mvp_edge_export.profile import DeviceProfile
+from mvp_edge_export.profile_sections import NUMBER_FORMATS, NumberFormat
 from mvp_edge_export.sessions import FORMATS, Session, import_runtime
 from mvp_edge_export.storage import atomic_directory, sha256_file, write_json
 from mvp_edge_export.verified import Verdict, Verified
