@@ -23,7 +23,13 @@ from benchmarks.device.grid_tables import (
     roofline_table,
     rounding_table,
 )
-from benchmarks.device.tables import front_table, predictor_table, widths_table
+from benchmarks.device.tables import (
+    arm64_table,
+    front_table,
+    light_table,
+    predictor_table,
+    widths_table,
+)
 from benchmarks.figures import (
     RESULTS,
     Figure,
@@ -134,6 +140,32 @@ def photos_table(facts: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", f"From the raw folder to the report: {spent}."])
 
 
+def device_tables() -> dict[str, str]:
+    """Everything below ``device/``, by the name of its place in the README files."""
+    tables: dict[str, str] = {}
+    for name, table in (("front", front_table), ("widths", widths_table)):
+        facts = json.loads((HERE / "device" / f"{name}.json").read_text())
+        families = {row["family"] for row in facts["fronts" if name == "front" else "rows"]}
+        tables |= {f"{name}-{family}": table(facts, family) for family in families}
+    whole = {
+        "predictor": predictor_table,
+        "arm64": arm64_table,
+        "light_install": light_table,
+        "crosscheck": crosscheck_table,
+    }
+    for name, of_all in whole.items():
+        file = HERE / "device" / f"{name}.json"
+        if file.exists():
+            tables[name] = of_all(json.loads(file.read_text()))
+    if measured := grids():
+        tables |= {f"grid-{grid.name}": latency_table(grid) for grid in measured}
+        tables["full"] = full_table(measured)
+        tables["rounding"] = rounding_table(measured)
+        tables["roofline"] = roofline_table(measured)
+        tables["memory"] = memory_table(measured)
+    return tables
+
+
 def rendered(path: Path, tables: dict[str, str]) -> str:
     """The file's text with each `<!-- name -->` … `<!-- end -->` block filled in."""
     text = path.read_text()
@@ -159,25 +191,7 @@ def main() -> None:
         tables["leep"] = leep_table(json.loads((RESULTS / "leep.json").read_text()))
     if (RESULTS / "photos.json").exists():
         tables["photos"] = photos_table(json.loads((RESULTS / "photos.json").read_text()))
-    for name, table in (("front", front_table), ("widths", widths_table)):
-        path = HERE / "device" / f"{name}.json"
-        if path.exists():
-            facts = json.loads(path.read_text())
-            families = {row["family"] for row in facts["fronts" if name == "front" else "rows"]}
-            tables |= {f"{name}-{family}": table(facts, family) for family in families}
-    measured = grids()
-    if measured:
-        tables |= {f"grid-{grid.name}": latency_table(grid) for grid in measured}
-        tables["full"] = full_table(measured)
-        tables["rounding"] = rounding_table(measured)
-        tables["roofline"] = roofline_table(measured)
-        tables["memory"] = memory_table(measured)
-    crosscheck = HERE / "device" / "crosscheck.json"
-    if crosscheck.exists():
-        tables["crosscheck"] = crosscheck_table(json.loads(crosscheck.read_text()))
-    predictor = HERE / "device" / "predictor.json"
-    if predictor.exists():
-        tables["predictor"] = predictor_table(json.loads(predictor.read_text()))
+    tables |= device_tables()
     for study, base in STUDIES.items():
         if study_rows(study):
             tables[study] = study_table(study, base)

@@ -1,4 +1,4 @@
-"""The tables of fronts, widths and predictions in benchmarks/README.md, from the committed rows."""
+"""The tables of fronts, widths, predictions, arm64 boards and installations, from the committed rows."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -143,3 +143,38 @@ def _parts(
             whole = [row for row in own if row["split"] == "family"]
             part = [row for row in whole if row["network"].rpartition(", ")[0] == family]
             yield f"all of {family}", runtime, threads, part
+
+
+def arm64_table(facts: Mapping[str, Any]) -> str:
+    """Markdown: each network of the bundle on each emulated board against the same file here."""
+    lines = [
+        "| emulated board | network | runtime | arithmetic there, here | same label | largest Δ of a logit "
+        "| largest Δ of a probability |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for board in facts["boards"]:
+        python = board["versions"]["python"]
+        for one in board["networks"]:
+            runtime = one["format"].removesuffix("-int8").replace("onnx", "onnxruntime")
+            precision = "int8" if one["format"].endswith("int8") else "fp32"
+            told = "" if one["how"] == "deployed" else f", told to use {one['how']}"
+            there, here = one["arithmetic"]["arm64"], one["arithmetic"]["here"]
+            lines.append(
+                f"| {board['board']}, Python {python} | {precision}{told} | "
+                f"{runtime} {board['versions'][runtime]} | {there}, {here} | "
+                f"{one['same_top1']} of {facts['images']} | {one['max_difference']:.2g} | "
+                f"{one['max_probability_difference']:.2g} |"
+            )
+    return "\n".join([*lines, "", f"Claim: {facts['claim']}."])
+
+
+def light_table(facts: Mapping[str, Any]) -> str:
+    """Markdown: what the light half takes on disk beside the runtime, NumPy and Pillow."""
+    lines = ["| Python | runtime | beside it, MB | in all, MB |", "|---|---|---|---|"]
+    lines += [
+        f"| {row['python']} | {row['runtime']} | {row['beside_bytes'] / 1e6:.1f} | "
+        f"{row['all_bytes'] / 1e6:.0f} |"
+        for row in facts["rows"]
+    ]
+    limit = facts["limit_bytes"] / 1e6
+    return "\n".join([*lines, "", f"On x86-64. Goal: at most {limit:.0f} MB beside."])
