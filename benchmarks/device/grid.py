@@ -1,6 +1,6 @@
 """The latency grid: networks x keep ratios x runtimes x precisions x threads, in turns, on an idle machine.
 
-    python -m benchmarks.device.grid [NETWORK …]           the default protocol: about 17 min a network
+    python -m benchmarks.device.grid [NETWORK …]           the default protocol: about 13 min a network
     python -m benchmarks.device.grid [NETWORK …] --full    headline rows: about 20 min a network
 
 All variants of a network take turns in one runtime with one number of threads (a *group*), so that a drift
@@ -37,10 +37,10 @@ THREADS = (1, 2)
 
 Choice = Mapping[Variant, tuple[NumberFormat, ...]]
 
-GRID: Choice = {
-    **{Variant(keep): PRECISIONS for keep in (1.0, *KEEPS)},
-    **{Variant(keep, width): ("fp32",) for keep in KEEPS for width in WIDTHS},
-}
+GRID: Choice = {Variant(keep): PRECISIONS for keep in (1.0, *KEEPS)}
+ROUNDING: Choice = {Variant(keep, width): ("fp32",) for keep in KEEPS for width in WIDTHS}
+"""Beside the grid, with one thread."""
+ALL = {**GRID, **ROUNDING}
 HEADLINE: Choice = {Variant(keep): ("fp32",) for keep in (1.0, 0.5, 0.1)}
 PLANS = {"grid": Plan(15.0), "full": Plan(60.0, runs=1024, processes=3)}
 
@@ -60,7 +60,7 @@ def main() -> None:
     protocol = "full" if options.full else "grid"
     plan = Plan(options.seconds) if options.seconds else PLANS[protocol]
     for name in options.networks or ARCHITECTURES:
-        networks = [make(name, variant, formats, options.work) for variant, formats in GRID.items()]
+        networks = [make(name, variant, formats, options.work) for variant, formats in ALL.items()]
         if options.make:
             continue
         file = options.out / f"{name}.json"
@@ -71,7 +71,7 @@ def main() -> None:
                 group = f"{runtime} x{threads}"
                 if group in facts[protocol]:
                     continue
-                chosen = HEADLINE if options.full else GRID
+                chosen = HEADLINE if options.full else ALL if threads == 1 else GRID
                 found = _group(networks, chosen, runtime, threads, plan)
                 where = {"machine": machine(), "versions": versions()}
                 facts[protocol][group] = {"plan": asdict(plan), **where, **found}
