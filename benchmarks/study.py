@@ -10,20 +10,26 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 
 from mvp_edge.pruning.ahnp import Scores, ahnp
 from mvp_edge.pruning.finetune import Ledger, accuracy, predict_logits
-from mvp_edge.pruning.methods import method_for, recipe_for
+from mvp_edge.pruning.methods import METHODS, recipe_for
+from mvp_edge.pruning.mvp import Voting, mvp
 from mvp_edge.pruning.problem import Problem, Pruned
-from mvp_edge.pruning.votes import Voting, mvp
+from mvp_edge.pruning.scratch import fine_tune
+from mvp_edge.pruning.smsp import smsp
+from mvp_edge.pruning.votes import Voter
 from mvp_edge.runs.rundir import machine, versions
+from mvp_edge.runs.settle import DEFAULT_NEIGHBOURS
 from mvp_edge.subnetwork.backbone import Backbone, load_backbone
 from mvp_edge.subnetwork.budget import exact_widths
 from mvp_edge.subnetwork.cost import forward_macs, paper_cost
@@ -32,6 +38,7 @@ from mvp_edge.tasks.task import Task, sample_tasks
 from mvp_edge.zoo.build import build_zoo, claim
 from mvp_edge.zoo.entries import Entry, Zoo
 from mvp_edge.zoo.neighbours import LEEP_IMAGES, find_neighbours
+from mvp_edge.zoo.similarity import Candidate
 from mvp_edge_export.storage import read_json, write_json
 
 HERE = Path(__file__).parent
@@ -127,13 +134,13 @@ def run_variant(
     study: Study, task: Task, entries: list[Entry], variant: dict[str, Any]
 ) -> dict[str, Any]:
     """One row: accuracy on test images and everything it cost."""
-    backbone, method = study.backbone, variant["method"]
+    backbone, name = study.backbone, variant["method"]
     clock, cpu, ledger = time.perf_counter(), time.process_time(), Ledger()
-    recipe = recipe_for(method, backbone.family, steps=variant["steps"], lr=variant.get("lr"))
+    named = None if name == "unpruned" else name
+    recipe = recipe_for(named, backbone.family, steps=variant["steps"], lr=variant.get("lr"))
     own = {key: variant[key] for key in ("head", "statistics", "augment") if key in variant}
     recipe = replace(recipe, **own)
-    preprocess = backbone.preprocess
-    images = task.images("train", preprocess)
+    images = task.images("train", backbone.preprocess)
     keep = variant.get("keep", study.zoo.keep)
     problem = Problem(
         backbone=backbone,
@@ -146,40 +153,28 @@ def run_variant(
         seed=variant.get("seed", 0),
     )
     row: dict[str, Any] = {}
-    if method == "mvp":
-        count = variant.get("neighbours", 3)
+    if named and METHODS[named].asks != "nobody":
         subset = images.take(task.subsample("train", LEEP_IMAGES, 0))
+        measure = variant.get("similarity", "leep")
         found = find_neighbours(
-            entries,
-            backbone,
-            subset,
-            task.classes,
-            count,
-            ledger,
-            similarity=variant.get("similarity", "leep"),
-            disjoint=variant.get("disjoint", False),
+            entries, backbone, subset, task.classes, 1, ledger, similarity=measure
         )
-        chosen = found.candidates[-count:] if variant.get("farthest") else found.chosen
+        row["similarity_seconds"] = time.perf_counter() - clock
+        ranked = found.candidates
+        if variant.get("disjoint"):
+            ranked = tuple(one for one in ranked if not set(one.classes) & set(task.classes))
+        chosen = asked(ranked, variant, problem.seed)
+        by_name = {entry.name: entry for entry in entries}
+        voters = [[by_name[c.task].voter(keep, c.score) for c in some] for some in (ranked, chosen)]
+        problem = replace(problem, voters=voters[1])
         row["zoo"] = len(entries)
         row["neighbours"] = [{"task": c.task, "score": c.score} for c in chosen]
-        row["similarity_seconds"] = time.perf_counter() - clock
-        by_name = {entry.name: entry for entry in entries}
-        voters = [by_name[c.task].voter(keep) for c in chosen]
-        voting = Voting(
-            tau=variant.get("tau", Voting.tau),
-            weights=variant.get("weights", "average"),
-            units=variant.get("units", "votes"),
-        )
-        pruned, _ = mvp(problem, voters, voting)
+        pruned = _method(variant, voters[0])(problem)
     else:
-        prune = method_for(method, backbone.family).prune
-        assert prune is not None
-        if "l1" in variant:
-            prune = partial(ahnp, how=Scores(l1=dict.fromkeys(("head", "node"), variant["l1"])))
-        pruned = prune(problem)
+        pruned = _method(variant)(problem)
     seconds, cpu = time.perf_counter() - clock, time.process_time() - cpu
-    test = task.images("test", preprocess)
-    top1 = accuracy(predict_logits(pruned.model, test.pixels, preprocess), test.labels)
+    test = task.images("test", backbone.preprocess)
+    top1 = accuracy(predict_logits(pruned.model, test.pixels, backbone.preprocess), test.labels)
     return {
         **row,
         "accuracy": top1,
@@ -190,6 +185,46 @@ def run_variant(
         **_spent(study, pruned, ledger, recipe.batch),
         **variant,
     }
+
+
+def asked(ranked: Sequence[Candidate], variant: dict[str, Any], seed: int) -> Sequence[Candidate]:
+    """Those of the ranked entries, the nearest first, whose networks a variant uses."""
+    whole = METHODS[variant["method"]].asks == "zoo"
+    count = variant.get("neighbours", len(ranked) if whole else DEFAULT_NEIGHBOURS)
+    who = variant.get("who", "nearest")
+    if who == "farthest":
+        return ranked[-count:]
+    if who == "random":
+        rng = np.random.default_rng([seed, 7])
+        return [ranked[i] for i in sorted(rng.permutation(len(ranked))[:count])]
+    if who == "zoo":
+        return ranked
+    if who != "nearest":  # the nearest of a fifth of the zoo: "fifth-1" to "fifth-5"
+        first = (int(who.removeprefix("fifth-")) - 1) * len(ranked) // 5
+        return ranked[first : first + count]
+    return ranked[:count]
+
+
+def _method(variant: dict[str, Any], zoo: Sequence[Voter] = ()) -> Callable[[Problem], Pruned]:
+    """The product's function with what a variant sets otherwise."""
+    name = variant["method"]
+    if name == "unpruned":
+        return lambda problem: fine_tune(
+            replace(problem, widths={}), problem.backbone.with_head(problem.classes), {}
+        )
+    if name == "mvp":
+        voting = Voting(
+            tau=variant.get("tau", Voting.tau),
+            weights=variant.get("weights", "average"),
+            units=variant.get("units", "votes"),
+            electorate=zoo if variant.get("electorate") == "zoo" else (),
+        )
+        return partial(mvp, voting=voting)
+    if name == "smsp":
+        return partial(smsp, spread=variant.get("spread", "layer"))
+    if "l1" in variant:
+        return partial(ahnp, how=Scores(l1=dict.fromkeys(("head", "node"), variant["l1"])))
+    return METHODS[name].prune
 
 
 def _spent(study: Study, pruned: Pruned, similarity: Ledger, batch: int) -> dict[str, Any]:

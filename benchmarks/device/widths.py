@@ -24,8 +24,8 @@ import torch
 
 from mvp_edge.pruning.finetune import Ledger, accuracy, predict_logits
 from mvp_edge.pruning.methods import recipe_for
+from mvp_edge.pruning.mvp import mvp
 from mvp_edge.pruning.problem import Problem
-from mvp_edge.pruning.votes import mvp
 from mvp_edge.runs.rundir import machine, versions
 from mvp_edge.subnetwork.backbone import Backbone, load_backbone
 from mvp_edge.subnetwork.budget import GRID, _largest, _Search
@@ -195,10 +195,11 @@ def _row(
         validation=None,
         widths=widths,
         recipe=recipe_for("mvp", backbone.family),
+        voters=[entry.voter(keep) for entry in chosen],
         seed=seed,
     )
     began = time.perf_counter()
-    pruned, _ = mvp(problem, [entry.voter(keep) for entry in chosen])
+    pruned = mvp(problem)
     scores = {}
     for split in ("val", "test"):
         images = task.images(split, backbone.preprocess)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 PATH = click.Path(path_type=Path)
-METHODS = ("mvp", "ifp", "ifp-taylor", "ahnp", "magnitude", "random")
+METHODS = ("mvp", "smsp", "ifp", "ifp-taylor", "ahnp", "conventional", "magnitude", "random")
 """Names of `mvp_edge.pruning.methods.METHODS`, which `--help` must not import."""
 PICKS = ("smallest", "fastest", "best")
 POLICIES = ("tied", "inner", "heads-nodes")

@@ -8,12 +8,14 @@ learning rates are the paper's or were chosen on tuning tasks that are in no zoo
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from mvp_edge.pruning import scratch
 from mvp_edge.pruning.ahnp import ahnp
 from mvp_edge.pruning.finetune import Recipe
+from mvp_edge.pruning.mvp import mvp
 from mvp_edge.pruning.problem import Problem, Pruned
+from mvp_edge.pruning.smsp import smsp
 from mvp_edge_export.errors import BadInput
 
 
@@ -23,15 +25,22 @@ class Method:
 
     steps: int
     families: tuple[str, ...]
-    prune: Callable[[Problem], Pruned] | None
-    """None: it needs the zoo's votes (`votes.mvp`)."""
+    prune: Callable[[Problem], Pruned]
+    asks: Literal["nobody", "neighbours", "zoo"] = "nobody"
+    """Whom it asks: the nearest entries of the zoo, or all of them."""
+    one_shot: bool = True
+    """Whether it cuts before it trains, so that another size costs only its own thin steps."""
 
 
 METHODS = {
-    "mvp": Method(100, ("resnet", "vit"), None),
-    "ifp": Method(1000, ("resnet",), scratch.ifp),
-    "ifp-taylor": Method(1000, ("resnet",), partial(scratch.ifp, criterion="taylor")),
-    "ahnp": Method(1000, ("vit",), ahnp),
+    "mvp": Method(100, ("resnet", "vit"), mvp, asks="neighbours"),
+    "smsp": Method(100, ("resnet", "vit"), smsp, asks="zoo"),
+    "ifp": Method(1000, ("resnet",), scratch.ifp, one_shot=False),
+    "ifp-taylor": Method(
+        1000, ("resnet",), partial(scratch.ifp, criterion="taylor"), one_shot=False
+    ),
+    "ahnp": Method(1000, ("vit",), ahnp, one_shot=False),
+    "conventional": Method(1000, ("resnet", "vit"), scratch.conventional, one_shot=False),
     "magnitude": Method(100, ("resnet", "vit"), scratch.magnitude),
     "random": Method(100, ("resnet", "vit"), scratch.random),
 }
@@ -49,13 +58,14 @@ _OWN: dict[tuple[str, str], dict[str, Any]] = {
     ("ahnp", "vit"): {"schedule": "hold"},
     # Thin from the first step, a ResNet bears twice the rate, and needs it.
     ("mvp", "resnet"): {"lr": 0.02},
+    ("smsp", "resnet"): {"lr": 0.02},
     ("magnitude", "resnet"): {"lr": 0.02},
     ("random", "resnet"): {"lr": 0.02},
 }
 """What a method wants otherwise than its family (benchmarks/plans/tuning*.yaml)."""
 
-UNPRUNED = Method(100, ("resnet", "vit"), None)
-"""Fine-tuning the whole backbone, which is no pruning method: the reference."""
+UNPRUNED_STEPS = 100
+"""Of fine-tuning the whole backbone, which is no pruning method: the reference."""
 
 
 def method_for(name: str, family: str) -> Method:
@@ -79,9 +89,9 @@ def recipe_for(
     accelerator: str = "cpu",
 ) -> Recipe:
     """The default recipe of a method on a family, with what the user set instead; None: nothing is pruned."""
-    method = method_for(name, family) if name else UNPRUNED
+    usual = method_for(name, family).steps if name else UNPRUNED_STEPS
     recipe = replace(
-        _RECIPES[family], steps=method.steps if steps is None else steps, accelerator=accelerator
+        _RECIPES[family], steps=usual if steps is None else steps, accelerator=accelerator
     )
     recipe = replace(recipe, **_OWN.get((name or "", family), {}))
     if lr is not None:

@@ -1,8 +1,8 @@
 """A network being pruned: the problem, the state between two steps, and its result.
 
-Every method (`scratch.random`, `scratch.magnitude`, `scratch.ifp`, `ahnp.ahnp`, `votes.mvp`) is a function
-``Problem → Pruned``. They share `Training`, which fine-tunes a network, shrinks it physically, and can
-be saved and resumed at any of its stops.
+Every method (`scratch.random`, `scratch.magnitude`, `scratch.conventional`, `scratch.ifp`, `ahnp.ahnp`,
+`mvp.mvp`, `smsp.smsp`) is a function ``Problem → Pruned``. They share `Training`, which fine-tunes a
+network, shrinks it physically, and can be saved and resumed at any of its stops.
 """
 
 import hashlib
@@ -33,6 +33,7 @@ from mvp_edge.pruning.finetune import (
     train_step,
     worthwhile_threads,
 )
+from mvp_edge.pruning.votes import Ballot, Voter
 from mvp_edge.subnetwork.backbone import Backbone
 from mvp_edge.subnetwork.cost import forward_macs
 from mvp_edge.subnetwork.subnet import Kept, compose, extract, kept_axes, resize
@@ -58,6 +59,8 @@ class Problem:
     validation: LabelledImages | None
     widths: Mapping[str, int]
     recipe: Recipe
+    voters: Sequence[Voter] = ()
+    """The zoo's networks that the method asks, the nearest first."""
     seed: int = 0
     snapshots: Sequence[float] = ()
     """Larger keep ratios at which an iterative method also leaves its weights."""
@@ -92,6 +95,8 @@ class Pruned:
     """The part of it that was spent in training steps."""
     snapshots: dict[float, Snapshot] = field(default_factory=dict)
     """Keep ratio → the network as it was at that ratio."""
+    ballots: tuple[Ballot, ...] = ()
+    """Of a method that asks the zoo."""
 
 
 class Training:
@@ -171,6 +176,12 @@ class Training:
             if self.step % every == 0:
                 self._validate()
         self.model.eval()
+
+    @property
+    def cut(self) -> bool:
+        """Whether units were removed already, or none have to be."""
+        widths = self.problem.widths
+        return all(len(kept) <= widths.get(name, len(kept)) for name, kept in self.kept.items())
 
     def shrink(self, local: Kept, order: Mapping[str, Sequence[int]]) -> None:
         """Keep only ``local`` units (indices in the present network); ``order``: the others as they fall.

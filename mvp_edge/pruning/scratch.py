@@ -1,8 +1,9 @@
 """Pruning from scratch: the zoo's own models, and the baselines.
 
-    ifp        iterative filter pruning: fine-tune, drop the least important, repeat   (paper, Alg. 2)
-    magnitude  one cut by the size of the weights, then fine-tuning
-    random     one cut by lot, then fine-tuning
+    ifp           iterative filter pruning: fine-tune, drop the least important, repeat   (paper, Alg. 2)
+    conventional  train the whole network, cut it once by the size of its weights, train on
+    magnitude     one cut by the size of the backbone's weights, then fine-tuning
+    random        one cut by lot, then fine-tuning
 
 Automatic head & node pruning, the ViT's own, is in `ahnp`.
 """
@@ -50,6 +51,28 @@ def one_cut(problem: Problem, importance: Mapping[str, NDArray[np.float64]]) -> 
     pruned = fine_tune(problem, model, kept)
     pruned.ranking = order
     return pruned
+
+
+def conventional(problem: Problem) -> Pruned:
+    """Half of the steps on the whole network, one cut by the L2 norm of its weights, the other half after it.
+
+    Train, prune, fine-tune is how networks are mostly pruned (Han et al. 2015; filters: Li et al. 2017).
+    """
+    half = problem.recipe.steps // 2
+    training = Training(problem, problem.backbone.with_head(problem.classes), {}, "conventional")
+    if not training.restore():
+        prepare(training)
+        training.save()
+    while training.step < problem.recipe.steps or not training.cut:
+        if training.step == half and not training.cut:
+            importance = weight_norms(training.model, unit_groups(training.model, problem.policy))
+            training.shrink(*least_important(importance, problem.widths))
+        upto = half if training.step < half else problem.recipe.steps
+        training.run(min(training.step + SAVE_EVERY, upto))
+        training.save()
+    return training.finished(
+        weight_norms(training.model, unit_groups(training.model, problem.policy))
+    )
 
 
 def fine_tune(problem: Problem, model: nn.Module, kept: Mapping[str, NDArray[np.int64]]) -> Pruned:

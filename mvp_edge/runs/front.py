@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from mvp_edge.pruning.methods import FROM_SCRATCH
+from mvp_edge.pruning.methods import METHODS
 from mvp_edge.pruning.problem import Progress
 from mvp_edge.runs.choice import FILE, SLACK, Front, Member, Timing, choose, limit_for
 from mvp_edge.runs.run import (
@@ -106,7 +106,7 @@ def plan_front(settled: Settled) -> FrontPlan:
     """The members of a settled request; BadInput for what no front can be made of."""
     request, profile, backbone = settled.request, settled.profile, settled.backbone
     count = request.front or RUNGS
-    if settled.method in {*FROM_SCRATCH.values(), "ifp-taylor"}:
+    if not METHODS[settled.method].one_shot:
         raise BadInput(
             f"--front {count} with {settled.method} ({settled.reason}): a network from scratch "
             "takes a training of its own at each size; give a --zoo that can vote, or run --keep R for each"

@@ -14,8 +14,7 @@ same command goes on where a killed one stopped.
 """
 
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,9 @@ from torch import nn
 
 from mvp_edge.pruning.finetune import Ledger
 from mvp_edge.pruning.methods import method_for
+from mvp_edge.pruning.mvp import Voting, mvp
 from mvp_edge.pruning.problem import Problem, Progress, Pruned
-from mvp_edge.pruning.votes import Ballot, Voter, Voting, mvp
+from mvp_edge.pruning.votes import Voter
 from mvp_edge.runs.reference import tuned_reference
 from mvp_edge.runs.rundir import RunDirectory
 from mvp_edge.runs.settle import Settled
@@ -93,8 +93,7 @@ def execute(settled: Settled, run: RunDirectory, progress: Progress) -> Run:
     ask_neighbours(settled, problem, run)
     if not run.has("pruned.json"):
         with run.phase("pruning"):
-            pruned, ballots = _prune(settled, problem, run)
-            _keep(settled, run, pruned, ballots)
+            _keep(settled, run, _prune(settled, problem, run))
     (path / CHECKPOINT).unlink(missing_ok=True)
     tune_reference(settled, problem, run)
     reference = float(run.read("reference.json")["top1"]) if request.reference else None
@@ -222,25 +221,24 @@ def _weights_of(entry: Entry) -> str:
 def _voters(settled: Settled, run: RunDirectory) -> list[Voter]:
     """The neighbours that were found, as they were then."""
     by_name = {entry.name: entry for entry in settled.entries}
-    voters = []
-    for name, weights in run.read("neighbours.json")["weights"].items():
+    voters, found = [], run.read("neighbours.json")
+    similarity = {one["task"]: float(one["score"]) for one in found["neighbours"]}
+    for name, weights in found["weights"].items():
         if name not in by_name or _weights_of(by_name[name]) != weights:
             raise BadInput(
                 f"run {run.path}: its neighbour {name} was changed in, or removed from, the zoo since "
                 "the run began: restore it, or begin a new run"
             )
-        voters.append(by_name[name].voter(settled.plan.keep))
+        voters.append(by_name[name].voter(settled.plan.keep, similarity[name]))
     return voters
 
 
-def _prune(
-    settled: Settled, problem: Problem, run: RunDirectory
-) -> tuple[Pruned, tuple[Ballot, ...]]:
-    if not settled.voting:
-        method = method_for(settled.method, settled.backbone.family)
-        assert method.prune is not None
-        return method.prune(problem), ()
-    return mvp(problem, _voters(settled, run), _voting(settled))
+def _prune(settled: Settled, problem: Problem, run: RunDirectory) -> Pruned:
+    if settled.method == "mvp":
+        return mvp(replace(problem, voters=_voters(settled, run)), _voting(settled))
+    voters = _voters(settled, run) if settled.voting else ()
+    method = method_for(settled.method, settled.backbone.family)
+    return method.prune(replace(problem, voters=voters))
 
 
 def _voting(settled: Settled) -> Voting:
@@ -248,15 +246,15 @@ def _voting(settled: Settled) -> Voting:
     return Voting() if tau is None else Voting(tau=tau)
 
 
-def _keep(settled: Settled, run: RunDirectory, pruned: Pruned, ballots: Sequence[Ballot]) -> None:
+def _keep(settled: Settled, run: RunDirectory, pruned: Pruned) -> None:
     """Write what the method returned; pruned.json, the last, says that it is all there."""
     backbone, task, recipe = settled.backbone, settled.task, settled.recipe
     similarity = 0
-    if ballots:
+    if pruned.ballots:
         neighbours = run.read("neighbours.json")
         similarity = neighbours["flops"]
         names = [neighbour["task"] for neighbour in neighbours["neighbours"]]
-        groups = [ballot.to_json() for ballot in ballots]
+        groups = [ballot.to_json() for ballot in pruned.ballots]
         tau = _voting(settled).tau
         run.write("votes.json", {"neighbours": names, "tau": tau, "groups": groups})
     run.write("history.json", asdict(pruned.history))

@@ -195,8 +195,8 @@ class Settled:
 
     @property
     def voting(self) -> bool:
-        """Whether the zoo votes."""
-        return self.method == "mvp"
+        """Whether the zoo is asked."""
+        return METHODS[self.method].asks != "nobody"
 
     @property
     def climbs(self) -> bool:
@@ -344,12 +344,14 @@ def _voters(
 ) -> tuple[str, tuple[Entry, ...], int, str]:
     """The method, who may vote, how many do, and why so."""
     given = [name for name, usual in _VOTING.items() if getattr(request, name) != usual]
-    if request.method not in ("auto", "mvp"):
-        if given:
-            raise BadInput(
-                f"{_flag(given[0])} concerns the vote, and --method {request.method} holds none: "
-                "leave it out, or use --method mvp"
-            )
+    asks = "neighbours" if request.method == "auto" else METHODS[request.method].asks
+    unheard = given if asks == "nobody" else [n for n in given if n == "tau" and asks == "zoo"]
+    if unheard:
+        raise BadInput(
+            f"{_flag(unheard[0])} concerns the vote, and --method {request.method} holds none: "
+            "leave it out, or use --method mvp"
+        )
+    if asks == "nobody":
         return request.method, (), 0, "as asked"
     others = tuple(e for e in zoo.entries() if e.name != task.name) if zoo else ()
     own = set(task.classes)
@@ -362,12 +364,15 @@ def _voters(
     if request.neighbours is not None and request.neighbours > len(entries):
         raise BadInput(f"--neighbours {request.neighbours}: {where}: ask for fewer, or build more")
     if entries:
-        count = request.neighbours or min(DEFAULT_NEIGHBOURS, len(entries))
+        most = len(entries) if asks == "zoo" else min(DEFAULT_NEIGHBOURS, len(entries))
+        count = request.neighbours or most
         why = f"{count} of the zoo's {_tasks(len(entries))} vote"
-        return "mvp", entries, count, f"as asked; {why}" if request.method == "mvp" else why
-    if request.method == "mvp":
+        if request.method == "auto":
+            return "mvp", entries, count, why
+        return request.method, entries, count, f"as asked; {why}"
+    if request.method != "auto":
         raise BadInput(
-            f"--method mvp needs neighbours, but {where}: use --method auto, or build a zoo"
+            f"--method {request.method} needs neighbours, but {where}: use --method auto, or build a zoo"
         )
     unused = f"; {', '.join(map(_flag, given))} unused" if given else ""
     return FROM_SCRATCH[backbone.family], (), 0, f"from scratch, since {where}{unused}"

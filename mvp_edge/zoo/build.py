@@ -60,7 +60,7 @@ def build_from(
     chosen = policy or POLICIES[loaded.family][0]
     exact_widths(unit_groups(loaded.model, chosen), keep)
     name = method or FROM_SCRATCH[loaded.family]
-    if method_for(name, loaded.family).prune is None:
+    if method_for(name, loaded.family).asks != "nobody":
         raise BadInput(f"--method {name} needs a zoo: build one with {FROM_SCRATCH[loaded.family]}")
     accelerator = choose_accelerator(accelerator)
     recipe = recipe_for(name, loaded.family, steps=steps, augment=augment, accelerator=accelerator)
@@ -137,7 +137,6 @@ def build_zoo(
     zoo.check(backbone)
     name = method or FROM_SCRATCH[backbone.family]
     prune = method_for(name, backbone.family).prune
-    assert prune is not None
     groups = unit_groups(backbone.model, zoo.policy)
     recipe = recipe or recipe_for(name, backbone.family)
     added = []

@@ -48,8 +48,8 @@ class Entry:
         """The model itself; BadInput names the entry when its files are broken."""
         return self._load(self.directory)
 
-    def voter(self, keep: float) -> "Voter":
-        """The entry as it votes for a network of ``keep``.
+    def voter(self, keep: float, similarity: float = 0.0) -> "Voter":
+        """The entry, so similar to the new task, as it votes for a network of ``keep``.
 
         It votes by its own ranking, with the weights of its smallest network that is wide enough (of
         its widest, where none is).
@@ -61,7 +61,7 @@ class Entry:
             enough = [ratio for ratio in self.snapshots if float(ratio) >= keep - 1e-9]
             ratio = min(enough, key=float) if enough else max(self.snapshots, key=float)
             weights = self._load(self.directory / ratio)
-        return Voter(self.name, weights.kept, network.ranking, weights.weights)
+        return Voter(self.name, weights.kept, network.ranking, weights.weights, similarity)
 
     def check(self, backbone: "Backbone") -> None:
         """Read all of it and raise BadInput unless each model is a sound one of ``backbone``."""

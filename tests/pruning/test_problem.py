@@ -153,6 +153,8 @@ def test_a_thin_resnet_is_not_trained_in_channels_last_where_that_corrupts_memor
         ("ahnp", {"snapshots": (0.6,)}),
         ("mvp", {}),
         ("magnitude", {}),
+        ("smsp", {}),
+        ("conventional", {}),
     ],
 )
 def test_a_killed_run_goes_on_to_the_same_bits(
@@ -282,8 +284,8 @@ def test_all_methods_share_what_is_not_their_own() -> None:
 @pytest.mark.parametrize(
     ("name", "family", "culprit"),
     [
-        ("ahnp", "resnet", "ahnp is not for resnet backbones: choose mvp, ifp"),
-        ("ifp", "vit", "ifp is not for vit backbones: choose mvp, ahnp"),
+        ("ahnp", "resnet", "ahnp is not for resnet backbones: choose mvp, smsp, ifp"),
+        ("ifp", "vit", "ifp is not for vit backbones: choose mvp, smsp, ahnp"),
         ("best", "vit", "best: choose one of auto, mvp"),
     ],
 )

@@ -14,7 +14,13 @@ from torch.nn import functional as F
 from mvp_edge.pruning import finetune as train
 from mvp_edge.pruning.finetune import SHRINKING, predict_logits
 from mvp_edge.pruning.problem import Training
-from mvp_edge.pruning.scratch import Meter, drop_schedule, least_important, weight_norms
+from mvp_edge.pruning.scratch import (
+    Meter,
+    drop_schedule,
+    least_important,
+    prepare,
+    weight_norms,
+)
 from mvp_edge.pruning.votes import Voter
 from mvp_edge.subnetwork.budget import exact_widths
 from mvp_edge.subnetwork.units import unit_groups
@@ -232,7 +238,7 @@ def test_weight_norms_are_those_of_the_rows_that_write_a_unit(name: str) -> None
 # The methods.
 
 
-@pytest.mark.parametrize("method", ["ifp", "ifp-taylor", "magnitude", "random"])
+@pytest.mark.parametrize("method", ["ifp", "ifp-taylor", "conventional", "magnitude", "random"])
 def test_the_ranking_is_nested(method: str) -> None:
     """Its last m units are the kept set at any m that the run passed, snapshots included."""
     ratios = (0.7, 0.4) if method.startswith("ifp") else ()
@@ -306,6 +312,21 @@ def test_ifp_keeps_what_is_active(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, units in silent.items():
         group = name.replace("bn1", "conv1") + ".filters"
         assert set(pruned.ranking[group][: len(units)].tolist()) == set(units)
+
+
+def test_conventional_pruning_trains_the_whole_network_and_cuts_it_once() -> None:
+    task = problem(steps=12)
+    whole = Training(task, task.backbone.with_head(3), {})
+    prepare(whole)
+    whole.run(6)
+    norms = weight_norms(whole.model, unit_groups(whole.model))
+    pruned = prune_by("conventional", task)
+    assert [row["units"] for row in pruned.history.steps] == [
+        *[sum(g.size for g in task.groups)] * 6, *[sum(task.widths.values())] * 6
+    ]  # fmt: skip
+    for group in task.groups:
+        largest = np.argsort(norms[group.name], kind="stable")[-task.widths[group.name] :]
+        assert pruned.kept[group.name].tolist() == sorted(largest.tolist())
 
 
 def test_magnitude_and_random_cut_the_backbone_once() -> None:

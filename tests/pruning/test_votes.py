@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from mvp_edge.pruning.mvp import Voting, average_into, draw, hold_vote, mvp
 from mvp_edge.pruning.scratch import weight_norms
-from mvp_edge.pruning.votes import Ballot, Voter, Voting, average_into, draw, hold_vote, mvp
+from mvp_edge.pruning.votes import Ballot, Voter
 from mvp_edge.subnetwork.units import UnitGroup
 from tests.support.networks import backbone, problem, voter
 
@@ -91,7 +92,7 @@ def test_votes_are_counted_at_the_width_asked_for() -> None:
     for keep in (0.25, 0.75):
         task = problem(method="mvp")
         task = replace(task, widths={g.name: int(keep * g.size) for g in task.groups})
-        for ballot in hold_vote(task, voters, Voting()):
+        for ballot in hold_vote(replace(task, voters=voters), Voting()):
             group, width = ballot.group, task.widths[ballot.group.name]
             expected = np.zeros(group.size, int)
             for one in voters:
@@ -104,7 +105,9 @@ def test_votes_are_counted_at_the_width_asked_for() -> None:
 def test_argmax_keeps_the_most_votes_and_breaks_ties_by_weight() -> None:
     task, voters = problem(method="mvp"), three()
     norms = weight_norms(task.backbone.model, task.groups)
-    first, second = (hold_vote(replace(task, seed=seed), voters, Voting(tau=0)) for seed in (0, 1))
+    first, second = (
+        hold_vote(replace(task, seed=seed, voters=voters), Voting(tau=0)) for seed in (0, 1)
+    )
     for a, b in zip(first, second, strict=True):
         assert np.array_equal(a.kept, b.kept)
         others = np.setdiff1d(np.arange(a.group.size), a.kept)
@@ -114,9 +117,11 @@ def test_argmax_keeps_the_most_votes_and_breaks_ties_by_weight() -> None:
 
 def test_a_random_mask_ignores_the_votes_and_seeds_differ() -> None:
     task, voters = problem(method="mvp"), three()
-    lots = [hold_vote(task, v, Voting(units="random")) for v in (voters, voters[:1])]
+    lots = [
+        hold_vote(replace(task, voters=v), Voting(units="random")) for v in (voters, voters[:1])
+    ]
     assert all(np.array_equal(a.kept, b.kept) for a, b in zip(*lots, strict=True))
-    drawn = [hold_vote(replace(task, seed=s), voters, Voting(tau=0.2)) for s in (0, 0, 1)]
+    drawn = [hold_vote(replace(task, seed=s, voters=voters), Voting(tau=0.2)) for s in (0, 0, 1)]
     same, other = (
         [np.array_equal(a.kept, b.kept) for a, b in zip(drawn[0], d, strict=True)]
         for d in drawn[1:]
@@ -233,8 +238,8 @@ def test_neighbours_of_other_head_dims_are_averaged_without_their_temperature() 
 def test_one_neighbours_network_is_taken_over_whole() -> None:
     """With N = 1 and its own votes the draw is its kept set, its weights are kept to the bit."""
     one = voter("resnet18d", 5)
-    pruned, ballots = mvp(problem(method="mvp", steps=0), [one], Voting(tau=0))
-    assert all(np.array_equal(b.kept, one.kept[b.group.name]) for b in ballots)
+    pruned = mvp(problem(method="mvp", steps=0, voters=[one]), Voting(tau=0))
+    assert all(np.array_equal(b.kept, one.kept[b.group.name]) for b in pruned.ballots)
     for name, tensor in pruned.model.state_dict().items():
         if "running" not in name and "num_batches" not in name and not name.startswith("fc."):
             assert torch.equal(tensor, one.weights[name])
@@ -242,9 +247,9 @@ def test_one_neighbours_network_is_taken_over_whole() -> None:
 
 def test_a_unit_without_a_vote_has_the_backbones_weights() -> None:
     """At a high temperature many units are drawn that no neighbour kept."""
-    task = problem(method="mvp", steps=0)
-    pruned, ballots = mvp(task, [voter("resnet18d", 1)], Voting(tau=50.0))
-    (ballot,) = (b for b in ballots if b.group.name == "layer4.0.conv1.filters")
+    task = problem(method="mvp", steps=0, voters=[voter("resnet18d", 1)])
+    pruned = mvp(task, Voting(tau=50.0))
+    (ballot,) = (b for b in pruned.ballots if b.group.name == "layer4.0.conv1.filters")
     assert len(ballot.drawn) >= 2
     rows = torch.from_numpy(np.searchsorted(ballot.kept, ballot.drawn))
     own = task.backbone.model.state_dict()["layer4.0.conv1.weight"]
@@ -254,10 +259,10 @@ def test_a_unit_without_a_vote_has_the_backbones_weights() -> None:
 
 
 def test_backbone_weights_under_the_voted_mask() -> None:
-    task = problem(method="mvp", steps=0)
-    pruned, ballots = mvp(task, three(), Voting(weights="backbone"))
-    averaged, same = mvp(task, three())
-    assert all(np.array_equal(a.kept, b.kept) for a, b in zip(ballots, same, strict=True))
+    task = problem(method="mvp", steps=0, voters=three())
+    pruned, averaged = mvp(task, Voting(weights="backbone")), mvp(task)
+    pairs = zip(pruned.ballots, averaged.ballots, strict=True)
+    assert all(np.array_equal(a.kept, b.kept) for a, b in pairs)
     name, kept = "layer1.0.conv1", pruned.kept
     own = task.backbone.model.state_dict()[f"{name}.weight"]
     expected = own[torch.from_numpy(kept[f"{name}.filters"])][
@@ -269,8 +274,8 @@ def test_backbone_weights_under_the_voted_mask() -> None:
 
 def test_the_voted_networks_ranking_is_nested_and_by_votes() -> None:
     """So that it can itself be a neighbour."""
-    pruned, ballots = mvp(problem(method="mvp", steps=0), three())
-    for ballot in ballots:
+    pruned = mvp(problem(method="mvp", steps=0, voters=three()))
+    for ballot in pruned.ballots:
         order = pruned.ranking[ballot.group.name]
         assert sorted(order.tolist()) == list(range(ballot.group.size))
         width = len(ballot.kept)

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from torch import nn
 from mvp_edge.pruning import ahnp, scratch
 from mvp_edge.pruning.methods import METHODS, recipe_for
 from mvp_edge.pruning.problem import Problem, Pruned
-from mvp_edge.pruning.votes import Voter, mvp
+from mvp_edge.pruning.votes import Voter
 from mvp_edge.subnetwork.backbone import Architecture, Backbone, load_backbone
 from mvp_edge.subnetwork.budget import exact_widths
 from mvp_edge.subnetwork.network import Network
@@ -204,12 +205,9 @@ def network(whole: Backbone, voter: Voter, classes: tuple[str, ...] = ("a", "b",
 
 
 def prune_by(method: str, problem: Problem) -> Pruned:
-    """Run a method by name; mvp with three drawn voters."""
-    prune = METHODS[method].prune
-    if prune is not None:
-        return prune(problem)
+    """Run a method by name; three drawn voters can be asked."""
     voters = [voter(problem.backbone.name, seed) for seed in range(3)]
-    return mvp(problem, voters)[0]
+    return METHODS[method].prune(replace(problem, voters=voters))
 
 
 def leave(pruned: Pruned, place: Path) -> None:
