@@ -119,23 +119,23 @@ def _group(
         ],
     }
     if threads == 1 and plan.processes == 1:
-        widths = {
-            made[subjects[subject]]: (subject.model, cell)
+        widths = [
+            (made[subjects[subject]], subject.model, cell)
             for subject, cell in pairs
             if subject.precision == "fp32" and subjects[subject].round_to == 8
-        }
+        ]
         found |= _against_roofline(widths, shape)
     return found
 
 
 def _against_roofline(
-    networks: Mapping[Made, tuple[Path, Cell]], shape: Sequence[int]
+    networks: Sequence[tuple[Made, Path, Cell]], shape: Sequence[int]
 ) -> dict[str, Any]:
     """What the machine needs at least for each network's layers, and why they take longer."""
     roofline = measure_roofline(this_machine(), 1)
     rows = []
     unpruned: LayerProfile | None = None
-    for one, (model, cell) in networks.items():
+    for one, model, cell in networks:
         profile = layer_profile(model, shape, cell, one.bundle.manifest.cost.flops, roofline)
         rows.append(
             {

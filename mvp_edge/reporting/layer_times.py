@@ -87,7 +87,7 @@ def _row(
 ) -> BarRow:
     bars = []
     for style, found in layers.items():
-        whole = networks[style].whole_ms
+        whole = networks[style].run_ms
         took = _took(found)
         least = min(took, sum(layer.roofline_ms for layer in found))
         bars.append(Bar(style, took / whole, least / whole))

@@ -41,7 +41,7 @@ class LayerTime(BaseModel):
     """The shape that it writes."""
     milliseconds: float
     share: float
-    """Of the whole run without the profile, 0..1."""
+    """Of the run, 0..1: of the whole without the profile, or of all layers where watching made them longer."""
     macs: int
     """Multiply-adds, the runtime's padding included."""
     bytes: int
@@ -96,6 +96,11 @@ class LayerProfile(BaseModel):
         return sum(layer.milliseconds for layer in self.layers)
 
     @property
+    def run_ms(self) -> float:
+        """What shares are of."""
+        return max(self.whole_ms, self.layers_ms)
+
+    @property
     def rest_ms(self) -> float:
         """What the whole takes and no layer does."""
         return max(0.0, self.whole_ms - self.layers_ms)
@@ -128,23 +133,23 @@ class LayerProfile(BaseModel):
             table.add_column(name, justify="right", no_wrap=True)
         heaviest = sorted(self.layers, key=lambda layer: -layer.milliseconds)
         for layer in heaviest[:_LISTED]:
-            table.add_row(*_row(layer.name, layer.op, [layer], self.whole_ms))
+            table.add_row(*_row(layer.name, layer.op, [layer], self.run_ms))
         others = heaviest[_LISTED:]
         if others:
-            table.add_row(*_row(f"{len(others)} other layers", "", others, self.whole_ms))
+            table.add_row(*_row(f"{len(others)} other layers", "", others, self.run_ms))
         rest = self.rest_ms
-        table.add_row("between layers", "", f"{1e3 * rest:.1f}", f"{rest / self.whole_ms:.0%}")
+        table.add_row("between layers", "", f"{1e3 * rest:.1f}", f"{rest / self.run_ms:.0%}")
         return table
 
 
-def _row(name: str, op: str, layers: Sequence[LayerTime], whole: float) -> list[str]:
+def _row(name: str, op: str, layers: Sequence[LayerTime], run: float) -> list[str]:
     took = sum(layer.milliseconds for layer in layers)
     least = sum(layer.roofline_ms for layer in layers)
     return [
         name,
         op,
         f"{1e3 * took:.1f}",
-        f"{took / whole:.0%}",
+        f"{took / run:.0%}",
         f"{sum(layer.macs for layer in layers) / 1e6:.2f}",
         f"{sum(layer.bytes for layer in layers) / 1024:.0f}",
         f"{least / took:.0%}",
@@ -162,6 +167,7 @@ def against_roofline(
         whole_ms: what a run takes.
     """
     layers = list(reported)
+    run_ms = max(whole_ms, sum(layer["ms"] for layer in layers))
     weights = sum(layer["weight_bytes"] for layer in layers)
     for layer in layers:
         # Weights come round once a run, after all the others; activations were just written.
@@ -175,7 +181,7 @@ def against_roofline(
             arithmetic=layer["arithmetic"],
             output=layer["output"],
             milliseconds=layer["ms"],
-            share=layer["ms"] / whole_ms,
+            share=layer["ms"] / run_ms,
             macs=layer["macs"],
             bytes=layer["weight_bytes"] + layer["activation_bytes"],
             roofline_ms=max(moving, computing),
@@ -231,6 +237,7 @@ def _causes(
 ) -> Iterator[tuple[float, str, str]]:
     """Disjoint parts of a run: (share of its time, what goes on in it, what would help)."""
     before = {layer.name: layer for layer in baseline.layers} if baseline else {}
+    pruned = "pruned layers" if baseline else "layers"
     unchanged, moving, memory, compute = [], [], [], []
     for layer in profile.layers:
         if layer.macs == 0:
@@ -268,7 +275,7 @@ def _causes(
     )
     yield (
         share(memory),
-        "goes into pruned layers whose bytes take longer than their multiply-adds",
+        f"goes into {pruned} whose bytes take longer than their multiply-adds",
         "what moves fewer bytes helps (int8), fewer multiply-adds alone do not",
     )
     if compute:
@@ -276,7 +283,7 @@ def _causes(
         reached = least / sum(layer.milliseconds for layer in compute)
         yield (
             share(compute),
-            f"goes into pruned layers that use {reached:.0%} of the machine's arithmetic",
+            f"goes into {pruned} that use {reached:.0%} of the machine's arithmetic",
             "only fewer units make them faster"
             if reached > 0.5
             else "they are too small to fill it, so their time shrinks less than their work",

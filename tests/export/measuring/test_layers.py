@@ -1,6 +1,7 @@
 """Layers: what the runtimes report, held against the networks themselves; and why time goes there."""
 
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,7 +90,7 @@ def test_every_cell_has_its_layers(result: BenchResult) -> None:
         for layer in one.layers:
             assert layer.milliseconds > 0
             assert layer.roofline_ms >= 0
-            assert layer.share == pytest.approx(layer.milliseconds / one.whole_ms)
+            assert layer.share == pytest.approx(layer.milliseconds / one.run_ms)
 
 
 def test_multiply_adds_are_those_of_the_network(
@@ -253,7 +254,8 @@ def layer(name: str, ms: float, macs: int = 0, **changes: Any) -> LayerTime:
 def profile(
     layers: Sequence[LayerTime], whole: float, macs: int, network: str = "pruned"
 ) -> LayerProfile:
-    shared = tuple(one.model_copy(update={"share": one.milliseconds / whole}) for one in layers)
+    run = max(whole, sum(one.milliseconds for one in layers))
+    shared = tuple(one.model_copy(update={"share": one.milliseconds / run}) for one in layers)
     return LayerProfile(
         network=network, runtime="onnxruntime", version="1", precision="fp32", threads=1, runs=100,
         whole_ms=whole, profiled_ms=whole, disturbed=False, network_macs=macs, layers=shared,
@@ -290,6 +292,20 @@ def test_nothing_is_blamed_where_time_follows_the_work() -> None:
 
     assert "100× fewer multiply-adds made it 90.9× faster" in first
     assert "follows its multiply-adds" in second
+
+
+def test_shares_add_up_where_watching_made_layers_longer_than_the_run() -> None:
+    slow = [("a", 0.6, 1000), ("b", 0.9, 3000)]
+    fields = [
+        {"name": name, "op": "Conv", "kernel": "", "arithmetic": "f32", "output": (1, 8, 4, 4),
+         "ms": ms, "macs": macs, "weight_bytes": 10, "activation_bytes": 10}
+        for name, ms, macs in slow
+    ]  # fmt: skip
+    layers = tuple(against_roofline(fields, ROOFLINE, whole_ms=1.0))
+    assert sum(layer.share for layer in layers) == pytest.approx(1)
+    text = " ".join(explain(profile(layers, 1.0, 4000), None, ROOFLINE))
+    assert "goes into layers that use" in text
+    assert not [n for n in re.findall(r"(\d+)% of its time", text) if int(n) > 100]
 
 
 def test_padding_is_told() -> None:
