@@ -6,7 +6,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test test-arm64 lint figures figures-check profiles clean
+.PHONY: demo test test-arm64 lint figures figures-check evidence evidence-quick profiles clean
 
 demo: $(READY)
 	$(BIN)/mvp-edge demo
@@ -32,6 +32,21 @@ figures: $(READY)
 
 figures-check: $(READY)
 	$(BIN)/python -m benchmarks.summary --check
+
+# The studies of benchmarks/README.md, resumable; -quick: a part of them in about 10 minutes. Both need
+# MVP_EDGE_DATA, the folder with the research data.
+evidence-quick: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study benchmarks/plans/quick.yaml
+	$(BIN)/python -m benchmarks.summary
+
+evidence: $(READY)
+	for plan in resnet18-cifar100 resnet18-keep0.32 deit-tiny-imagenet; do \
+	  OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study benchmarks/plans/$$plan.yaml || exit; \
+	done
+	$(BIN)/python -m pip install --quiet torch-pruning
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.small benchmarks/plans/resnet18-cifar100.yaml
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study benchmarks/plans/peers.yaml
+	$(BIN)/python -m benchmarks.summary
 
 profiles: $(READY)
 	$(BIN)/mvp-edge device schema > profiles/schema.json

@@ -17,9 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import timm
 import torch
 import yaml
 
+from benchmarks import peers
+from benchmarks.peers import Outcome
 from mvp_edge.pruning.ahnp import Scores, ahnp
 from mvp_edge.pruning.finetune import Ledger, accuracy, predict_logits
 from mvp_edge.pruning.methods import METHODS, recipe_for
@@ -136,7 +139,7 @@ def run_variant(
     """One row: accuracy on test images and everything it cost."""
     backbone, name = study.backbone, variant["method"]
     clock, cpu, ledger = time.perf_counter(), time.process_time(), Ledger()
-    named = None if name == "unpruned" else name
+    named = name if name in METHODS else None
     recipe = recipe_for(named, backbone.family, steps=variant["steps"], lr=variant.get("lr"))
     own = {key: variant[key] for key in ("head", "statistics", "augment") if key in variant}
     recipe = replace(recipe, **own)
@@ -169,9 +172,9 @@ def run_variant(
         problem = replace(problem, voters=voters[1])
         row["zoo"] = len(entries)
         row["neighbours"] = [{"task": c.task, "score": c.score} for c in chosen]
-        pruned = _method(variant, voters[0])(problem)
+        pruned: Pruned | Outcome = _method(variant, voters[0])(problem)
     else:
-        pruned = _method(variant)(problem)
+        pruned = _method(variant)(problem) if named else _peer(study, variant, problem)
     seconds, cpu = time.perf_counter() - clock, time.process_time() - cpu
     test = task.images("test", backbone.preprocess)
     top1 = accuracy(predict_logits(pruned.model, test.pixels, backbone.preprocess), test.labels)
@@ -208,10 +211,6 @@ def asked(ranked: Sequence[Candidate], variant: dict[str, Any], seed: int) -> Se
 def _method(variant: dict[str, Any], zoo: Sequence[Voter] = ()) -> Callable[[Problem], Pruned]:
     """The product's function with what a variant sets otherwise."""
     name = variant["method"]
-    if name == "unpruned":
-        return lambda problem: fine_tune(
-            replace(problem, widths={}), problem.backbone.with_head(problem.classes), {}
-        )
     if name == "mvp":
         voting = Voting(
             tau=variant.get("tau", Voting.tau),
@@ -227,7 +226,34 @@ def _method(variant: dict[str, Any], zoo: Sequence[Voter] = ()) -> Callable[[Pro
     return METHODS[name].prune
 
 
-def _spent(study: Study, pruned: Pruned, similarity: Ledger, batch: int) -> dict[str, Any]:
+def _peer(study: Study, variant: dict[str, Any], problem: Problem) -> Pruned | Outcome:
+    """What is no method of the product."""
+    name = variant["method"]
+    if name == "unpruned":
+        whole = problem.backbone.with_head(problem.classes)
+        return fine_tune(replace(problem, widths={}), whole, {})
+    if name == "probe":
+        return peers.probe(problem)
+    if name == "torch-pruning":
+        how = {key: variant[key] for key in ("importance", "everywhere", "rounds")}
+        return peers.torch_pruning(problem, **how)
+    from benchmarks import small
+
+    if name == "small":
+        return small.tuned(study, problem)
+    if name == "distilled":
+        student = (
+            timm.create_model(variant["student"], num_classes=problem.classes)
+            if "student" in variant
+            else small.blank(problem)
+        )
+        return peers.distilled(problem, student, share=variant["share"], warmth=variant["warmth"])
+    sys.exit(f"method {name}: no such method or peer")
+
+
+def _spent(
+    study: Study, pruned: Pruned | Outcome, similarity: Ledger, batch: int
+) -> dict[str, Any]:
     dense = forward_macs(study.backbone.outline(5), study.backbone.shape)
     return {
         "similarity_flops": similarity.similarity_flops,

@@ -49,6 +49,7 @@ STUDIES = {
     "tuning": "base",
     "tuning-deit": "base",
     "wider": "keep0.18",
+    "quick": "ifp@1000",
 }
 """Study → the variant that its table compares with."""
 

@@ -1,0 +1,264 @@
+"""What a user could do instead: functions ``Problem → Outcome``, at the multiply-adds of the problem's widths.
+
+    torch_pruning   DepGraph's groups, several importances, at once or in rounds (pip install torch-pruning)
+    distilled       a small timm network, or the backbone's own architecture thin, taught by the backbone
+    probe           a linear classifier on the frozen backbone: what no work at all gives, unpruned
+
+Every one has the same batches, augmentation, optimiser and schedule as the methods of the product.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from mvp_edge.pruning.finetune import (
+    Ledger,
+    compute,
+    estimate_statistics,
+    initialise_head,
+    lay_out,
+    make_optimizer,
+    to_input,
+    train_step,
+    worthwhile_threads,
+)
+from mvp_edge.pruning.problem import Problem
+from mvp_edge.subnetwork.backbone import heads
+from mvp_edge.subnetwork.cost import forward_macs
+from mvp_edge.subnetwork.subnet import resize
+
+Importance = Literal["magnitude", "taylor", "bn-scale"]
+WORTH_LOOKING = 512
+"""Training images that a Taylor importance is taken from."""
+
+
+@dataclass
+class Outcome:
+    """A network that a peer made, and what it cost."""
+
+    model: nn.Module
+    ledger: Ledger = field(default_factory=Ledger)
+
+
+def allowed(problem: Problem) -> int:
+    """Multiply-adds of the network that the problem's widths make."""
+    outline = problem.backbone.outline(problem.classes)
+    return forward_macs(resize(outline, problem.widths, problem.policy), problem.backbone.shape)
+
+
+def torch_pruning(
+    problem: Problem, importance: Importance, *, everywhere: bool, rounds: int
+) -> Outcome:
+    """Prune by Torch-Pruning down to the same multiply-adds, and fine-tune.
+
+    Args:
+        problem: its widths only say how many multiply-adds are allowed.
+        importance: of a group of coupled channels.
+        everywhere: whether channels of all layers are ranked together ("global pruning").
+        rounds: cuts, in equal shares of what remains, evenly over the first 0.8 of the steps; 1: at once.
+    """
+    model = problem.backbone.with_head(problem.classes)
+    outcome = Outcome(model)
+    if rounds > 1 or importance == "taylor":  # else the whole network is never run
+        _begin(outcome, problem)
+    dense = forward_macs(model, problem.backbone.shape)
+    target, steps = allowed(problem), problem.recipe.steps
+    done = 0
+    for number in range(1, rounds + 1):
+        within = int(dense * (target / dense) ** (number / rounds)) if number < rounds else target
+        if importance == "taylor":
+            _gradients(outcome, problem)
+        _cut(outcome.model, problem, importance, everywhere, within)
+        until = steps if number == rounds else round(0.8 * steps * number / rounds)
+        if rounds == 1:  # thin from the first step: as the product's own one-shot methods
+            _begin(outcome, problem)
+        _train(outcome, problem, done, until)
+        done = until
+    return outcome
+
+
+def _cut(
+    model: nn.Module, problem: Problem, importance: Importance, everywhere: bool, within: int
+) -> None:
+    """Prune in place by the least ratio whose network has at most ``within`` multiply-adds."""
+    import torch_pruning as tp
+
+    measures: Mapping[str, Callable[[], Any]] = {
+        "magnitude": lambda: tp.importance.GroupMagnitudeImportance(p=2),
+        "taylor": lambda: tp.importance.GroupTaylorImportance(),
+        "bn-scale": lambda: tp.importance.BNScaleImportance(),
+    }
+    example = torch.zeros(1, *problem.backbone.shape)
+
+    def pruned(one: nn.Module, ratio: float) -> nn.Module:
+        tp.pruner.BasePruner(
+            one,
+            example,
+            importance=measures[importance](),
+            global_pruning=everywhere,
+            pruning_ratio=ratio,
+            max_pruning_ratio=0.98,
+            ignored_layers=list(heads(one).values()),
+        ).step()
+        return one
+
+    low, high = 0.0, 0.995
+    for _ in range(10):
+        middle = (low + high) / 2
+        macs = forward_macs(pruned(_copied(model), middle), problem.backbone.shape)
+        low, high = (low, middle) if macs <= within else (middle, high)
+    pruned(model, high)
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """With the gradients, which a deep copy leaves out."""
+    other = copy.deepcopy(model)
+    for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        theirs.grad = None if mine.grad is None else mine.grad.clone()
+    return other
+
+
+def _gradients(outcome: Outcome, problem: Problem) -> None:
+    """Leave the gradients of the loss on some training images in the parameters; counted."""
+    model = outcome.model.eval()
+    model.zero_grad()
+    macs = forward_macs(model, problem.backbone.shape)
+    for x, y in problem.batches.plain(WORTH_LOOKING):
+        with compute(problem.recipe.accelerator):
+            loss = F.cross_entropy(model(x), y)
+        loss.backward()  # type: ignore[no-untyped-call]
+        outcome.ledger.statistics_flops += 3 * macs * len(x)
+
+
+def _begin(outcome: Outcome, problem: Problem) -> None:
+    estimate_statistics(outcome.model, problem.batches, outcome.ledger)
+    initialise_head(outcome.model, problem.batches, problem.classes, outcome.ledger)
+
+
+def _train(
+    outcome: Outcome,
+    problem: Problem,
+    first: int,
+    until: int,
+    step: Callable[..., Any] = train_step,
+) -> None:
+    """The steps from ``first`` to ``until`` at the network's present size."""
+    recipe, batches = problem.recipe, problem.batches
+    macs = forward_macs(outcome.model, problem.backbone.shape)
+    dense = forward_macs(problem.backbone.outline(problem.classes), problem.backbone.shape)
+    with worthwhile_threads(macs * batches.size, recipe.accelerator):
+        model = lay_out(outcome.model, recipe.accelerator).train()
+        optimizer = make_optimizer(model, recipe)
+        for number in range(first, until):
+            step(model, optimizer, batches.batch(number), recipe.rate(number), recipe.accelerator)
+            outcome.ledger.training(macs, batches.size, macs / dense)
+    outcome.model = model.eval()
+
+
+def distilled(problem: Problem, student: nn.Module, *, share: float, warmth: float) -> Outcome:
+    """Train a network of its own, taught by the unpruned backbone on the images as they are.
+
+    Args:
+        problem: its recipe, images and backbone; the widths are not used.
+        student: any classifier of the task's classes and image size.
+        share: of the loss that is the backbone's opinion; 0: the labels alone.
+        warmth: temperature of that opinion.
+    """
+    outcome = Outcome(student)
+    opinions = _opinions(problem, outcome.ledger) if share else None
+    batches = problem.batches
+
+    def rows(number: int) -> list[int]:
+        return [
+            batches._at(place)
+            for place in range(number * batches.size, (number + 1) * batches.size)
+        ]
+
+    counter = iter(range(problem.recipe.steps))
+
+    def step(
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        batch: Any,
+        rate: float,
+        accelerator: str,
+    ) -> None:
+        x, y = batch
+        for parameters in optimizer.param_groups:
+            parameters["lr"] = rate
+        with compute(accelerator):
+            logits = model(x)
+        logits = logits.float()
+        loss = (1 - share) * F.cross_entropy(logits, y)
+        if opinions is not None:
+            target = F.softmax(opinions[rows(next(counter))] / warmth, 1)
+            ours = F.log_softmax(logits / warmth, 1)
+            loss = loss + share * warmth**2 * F.kl_div(ours, target, reduction="batchmean")
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    _train(outcome, problem, 0, problem.recipe.steps, step)
+    return outcome
+
+
+def probe(problem: Problem) -> Outcome:
+    """The frozen backbone under a logistic regression on its features, its strength found on a fifth of them."""
+    from sklearn.linear_model import LogisticRegressionCV
+
+    model = problem.backbone.with_head(problem.classes).eval()
+    outcome = Outcome(model)
+    features, labels = _features(problem, outcome.ledger)
+    fitted = LogisticRegressionCV(
+        Cs=8,
+        l1_ratios=(0,),
+        cv=5,
+        scoring="accuracy",
+        max_iter=2000,
+        random_state=problem.seed,
+        use_legacy_attributes=False,
+    )
+    fitted.fit(features.numpy(), labels)
+    (head,) = heads(model).values()
+    with torch.no_grad():
+        head.weight.copy_(torch.from_numpy(fitted.coef_))
+        head.bias.copy_(torch.from_numpy(fitted.intercept_))
+    return outcome
+
+
+def _opinions(problem: Problem, ledger: Ledger) -> torch.Tensor:
+    """The backbone's logits of the training images [N, C], its head by class means."""
+    from mvp_edge.pruning.finetune import class_means
+
+    features, labels = _features(problem, ledger)
+    weight, bias = class_means(features, torch.from_numpy(labels), problem.classes)
+    return features @ weight.T + bias
+
+
+@torch.no_grad()
+def _features(problem: Problem, ledger: Ledger) -> tuple[torch.Tensor, Any]:
+    """What the backbone's classifier sees of every training image [N, D], and the labels."""
+    model = problem.backbone.with_head(problem.classes).eval()
+    seen: list[torch.Tensor] = []
+    with _seen_by(next(iter(heads(model).values())), seen):
+        for start in range(0, len(problem.train.labels), 250):
+            pixels = torch.from_numpy(np.array(problem.train.pixels[start : start + 250]))
+            with compute("cpu"):
+                model(to_input(pixels, problem.backbone.preprocess))
+    macs = forward_macs(model, problem.backbone.shape)
+    ledger.statistics_flops += macs * len(problem.train.labels)
+    return torch.cat(seen), problem.train.labels
+
+
+@contextmanager
+def _seen_by(head: nn.Module, into: list[torch.Tensor]) -> Any:
+    hook = head.register_forward_pre_hook(lambda _module, inputs: into.append(inputs[0].float()))
+    yield
+    hook.remove()

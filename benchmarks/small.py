@@ -1,0 +1,116 @@
+"""A small network that is not pruned at all: the shape of the pruned ones, trained on all of the backbone's data.
+
+    python -m benchmarks.small benchmarks/plans/resnet18-cifar100.yaml [--epochs 40]
+
+What a user would take off the shelf instead of pruning, if somebody had trained it. It starts from random
+weights and sees every training image of every class; what that costs is in its row. Resumable. Its weights
+stay below `zoos/` and are fine-tuned for a target by the study's method `small`.
+"""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from benchmarks.study import HERE, Study
+from mvp_edge.pruning.finetune import Recipe, accuracy, predict_logits
+from mvp_edge.pruning.problem import Problem, Pruned
+from mvp_edge.pruning.scratch import fine_tune
+from mvp_edge.runs.rundir import machine, versions
+from mvp_edge.subnetwork.backbone import heads
+from mvp_edge.subnetwork.budget import exact_widths
+from mvp_edge.subnetwork.subnet import resize
+from mvp_edge.subnetwork.units import unit_groups
+from mvp_edge.tasks.task import Task
+from mvp_edge_export.storage import atomic_file, write_json
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("plan", type=Path)
+    arguments.add_argument("--epochs", type=int, default=40)
+    arguments.add_argument("--threads", type=int, default=1)
+    options = arguments.parse_args()
+    torch.set_num_threads(options.threads)
+    study = Study.open(options.plan)
+    task = Task.open(Path(os.environ["MVP_EDGE_DATA"]) / study.plan["images"])
+    images = task.images("train", study.backbone.preprocess)
+    batch = 256
+    recipe = Recipe(
+        steps=options.epochs * len(images) // batch,
+        batch=batch,
+        lr=0.2,
+        head="random",
+        statistics=False,
+    )
+    weights = place(study)
+    problem = Problem(
+        backbone=study.backbone,
+        policy=study.zoo.policy,
+        classes=len(task.classes),
+        train=images,
+        validation=None,
+        widths=exact_widths(unit_groups(study.backbone.model, study.zoo.policy), study.zoo.keep),
+        recipe=recipe,
+        checkpoint=weights.with_suffix(".checkpoint"),
+        progress=_said,
+    )
+    made = fine_tune(problem, blank(problem), first_units(problem))
+    with atomic_file(weights) as partial:
+        save_file(made.model.state_dict(), partial)
+    test = task.images("test", study.backbone.preprocess)
+    logits = predict_logits(made.model, test.pixels, study.backbone.preprocess)
+    row: dict[str, Any] = {
+        "schema": 1,
+        "study": study.plan["study"],
+        "epochs": options.epochs,
+        "classes": len(task.classes),
+        "accuracy": accuracy(logits, test.labels),
+        "total_flops": made.ledger.total_flops,
+        "seconds": made.seconds,
+        "machine": machine(),
+        "versions": versions(),
+    }
+    write_json(HERE / "results" / f"small-{study.plan['study']}.json", row)
+    print(f"{100 * row['accuracy']:.1f} % of {len(task.classes)} classes")
+
+
+def blank(problem: Problem) -> nn.Module:
+    """The shape of the problem's widths with random weights, as the architecture draws them."""
+    torch.manual_seed(problem.seed)
+    whole = problem.backbone.architecture.build(problem.classes)
+    return resize(whole, problem.widths, problem.policy)
+
+
+def first_units(problem: Problem) -> dict[str, NDArray[np.int64]]:
+    """Which units of the whole architecture it has, as far as its shape is concerned."""
+    return {name: np.arange(width) for name, width in problem.widths.items()}
+
+
+def place(study: Study) -> Path:
+    """Where the trained weights lie."""
+    return HERE / "zoos" / f"small-{study.plan['study']}.safetensors"
+
+
+def tuned(study: Study, problem: Problem) -> Pruned:
+    """The small network fine-tuned for a target, its head by class means as every method's."""
+    model = blank(problem)
+    tensors = load_file(place(study))
+    own = tuple(f"{name}." for name in heads(model))
+    model.load_state_dict({n: t for n, t in tensors.items() if not n.startswith(own)}, strict=False)
+    return fine_tune(problem, model, first_units(problem))
+
+
+def _said(phase: str, done: int, total: int) -> None:
+    if done % 200 == 0:
+        print(f"{phase} {done}/{total}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

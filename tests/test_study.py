@@ -1,0 +1,45 @@
+"""Whose networks a study's variant uses."""
+
+from typing import Any
+
+import pytest
+
+from benchmarks.study import asked
+from mvp_edge.zoo.similarity import Candidate
+
+RANKED = [Candidate(f"task-{number}", -float(number), ("a", "b")) for number in range(20)]
+
+
+def names(**variant: Any) -> list[int]:
+    found = asked(RANKED, {"method": "mvp", **variant}, seed=3)
+    return [int(one.task.removeprefix("task-")) for one in found]
+
+
+@pytest.mark.parametrize(
+    ("variant", "expected"),
+    [
+        ({}, [0, 1, 2]),
+        ({"neighbours": 1}, [0]),
+        ({"who": "farthest"}, [17, 18, 19]),
+        ({"who": "farthest", "neighbours": 1}, [19]),
+        ({"who": "zoo"}, list(range(20))),
+        ({"who": "fifth-1"}, [0, 1, 2]),
+        ({"who": "fifth-4", "neighbours": 2}, [12, 13]),
+        ({"method": "smsp"}, list(range(20))),
+        ({"method": "smsp", "neighbours": 5}, [0, 1, 2, 3, 4]),
+    ],
+)
+def test_who_is_asked(variant: dict[str, Any], expected: list[int]) -> None:
+    assert names(**variant) == expected
+
+
+def test_random_neighbours_are_ranked_seeded_and_without_regard_to_similarity() -> None:
+    drawn = [asked(RANKED, {"method": "mvp", "who": "random"}, seed) for seed in range(200)]
+    again = asked(RANKED, {"method": "mvp", "who": "random"}, 5)
+    assert again == drawn[5]
+    for some in drawn:
+        assert [one.score for one in some] == sorted((one.score for one in some), reverse=True)
+        assert len(some) == 3
+    counts = [sum(one in some for some in drawn) for one in RANKED]
+    assert min(counts) > 10
+    assert max(counts) < 60
