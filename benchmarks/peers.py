@@ -2,6 +2,7 @@
 
     torch_pruning   DepGraph's groups, several importances, at once or in rounds (pip install torch-pruning)
     distilled       a small timm network, or the backbone's own architecture thin, taught by the backbone
+    small           a network of that shape that somebody trained on all of the backbone's data, fine-tuned
     probe           a linear classifier on the frozen backbone: what no work at all gives, unpruned
 
 Every one has the same batches, augmentation, optimiser and schedule as the methods of the product.
@@ -11,10 +12,13 @@ import copy
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -29,7 +33,8 @@ from mvp_edge.pruning.finetune import (
     train_step,
     worthwhile_threads,
 )
-from mvp_edge.pruning.problem import Problem
+from mvp_edge.pruning.problem import Problem, Pruned
+from mvp_edge.pruning.scratch import fine_tune
 from mvp_edge.subnetwork.backbone import heads
 from mvp_edge.subnetwork.cost import forward_macs
 from mvp_edge.subnetwork.subnet import resize
@@ -207,6 +212,27 @@ def distilled(problem: Problem, student: nn.Module, *, share: float, warmth: flo
 
     _train(outcome, problem, 0, problem.recipe.steps, step)
     return outcome
+
+
+def small(problem: Problem, weights: Path) -> Pruned:
+    """A network of the pruned ones' shape that `benchmarks.small` trained on all data, fine-tuned for the task."""
+    model = thin(problem)
+    own = tuple(f"{name}." for name in heads(model))
+    body = {n: t for n, t in load_file(weights).items() if not n.startswith(own)}
+    model.load_state_dict(body, strict=False)
+    return fine_tune(problem, model, first_units(problem))
+
+
+def thin(problem: Problem) -> nn.Module:
+    """The shape of the problem's widths with random weights, as the architecture draws them."""
+    torch.manual_seed(problem.seed)
+    whole = problem.backbone.architecture.build(problem.classes)
+    return resize(whole, problem.widths, problem.policy)
+
+
+def first_units(problem: Problem) -> dict[str, NDArray[np.int64]]:
+    """Which units of the whole architecture it has, as far as its shape is concerned."""
+    return {name: np.arange(width) for name, width in problem.widths.items()}
 
 
 def probe(problem: Problem) -> Outcome:

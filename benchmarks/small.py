@@ -12,20 +12,16 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors.torch import save_file
 
+from benchmarks.peers import first_units, thin
 from benchmarks.study import HERE, Study
 from mvp_edge.pruning.finetune import Recipe, accuracy, predict_logits
-from mvp_edge.pruning.problem import Problem, Pruned
+from mvp_edge.pruning.problem import Problem
 from mvp_edge.pruning.scratch import fine_tune
 from mvp_edge.runs.rundir import machine, versions
-from mvp_edge.subnetwork.backbone import heads
 from mvp_edge.subnetwork.budget import exact_widths
-from mvp_edge.subnetwork.subnet import resize
 from mvp_edge.subnetwork.units import unit_groups
 from mvp_edge.tasks.task import Task
 from mvp_edge_export.storage import atomic_file, write_json
@@ -49,7 +45,7 @@ def main() -> None:
         head="random",
         statistics=False,
     )
-    weights = place(study)
+    weights = study.small
     problem = Problem(
         backbone=study.backbone,
         policy=study.zoo.policy,
@@ -61,7 +57,7 @@ def main() -> None:
         checkpoint=weights.with_suffix(".checkpoint"),
         progress=_said,
     )
-    made = fine_tune(problem, blank(problem), first_units(problem))
+    made = fine_tune(problem, thin(problem), first_units(problem))
     with atomic_file(weights) as partial:
         save_file(made.model.state_dict(), partial)
     test = task.images("test", study.backbone.preprocess)
@@ -79,32 +75,6 @@ def main() -> None:
     }
     write_json(HERE / "results" / f"small-{study.plan['study']}.json", row)
     print(f"{100 * row['accuracy']:.1f} % of {len(task.classes)} classes")
-
-
-def blank(problem: Problem) -> nn.Module:
-    """The shape of the problem's widths with random weights, as the architecture draws them."""
-    torch.manual_seed(problem.seed)
-    whole = problem.backbone.architecture.build(problem.classes)
-    return resize(whole, problem.widths, problem.policy)
-
-
-def first_units(problem: Problem) -> dict[str, NDArray[np.int64]]:
-    """Which units of the whole architecture it has, as far as its shape is concerned."""
-    return {name: np.arange(width) for name, width in problem.widths.items()}
-
-
-def place(study: Study) -> Path:
-    """Where the trained weights lie."""
-    return HERE / "zoos" / f"small-{study.plan['study']}.safetensors"
-
-
-def tuned(study: Study, problem: Problem) -> Pruned:
-    """The small network fine-tuned for a target, its head by class means as every method's."""
-    model = blank(problem)
-    tensors = load_file(place(study))
-    own = tuple(f"{name}." for name in heads(model))
-    model.load_state_dict({n: t for n, t in tensors.items() if not n.startswith(own)}, strict=False)
-    return fine_tune(problem, model, first_units(problem))
 
 
 def _said(phase: str, done: int, total: int) -> None:

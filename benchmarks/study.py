@@ -75,6 +75,11 @@ class Study:
         zoo = Zoo.create(HERE / "zoos" / name, backbone, plan["policy"], plan["keep"])
         return cls(plan, backbone, tasks, zoo)
 
+    @property
+    def small(self) -> Path:
+        """Where the weights of `benchmarks.small` lie, of the study whose zoo is used."""
+        return HERE / "zoos" / f"small-{self.zoo.path.name}.safetensors"
+
     def rows(self, task: Task) -> Path:
         return HERE / "results" / str(self.plan["study"]) / f"{task.name}.json"
 
@@ -237,15 +242,13 @@ def _peer(study: Study, variant: dict[str, Any], problem: Problem) -> Pruned | O
     if name == "torch-pruning":
         how = {key: variant[key] for key in ("importance", "everywhere", "rounds")}
         return peers.torch_pruning(problem, **how)
-    from benchmarks import small
-
     if name == "small":
-        return small.tuned(study, problem)
+        return peers.small(problem, study.small)
     if name == "distilled":
         student = (
             timm.create_model(variant["student"], num_classes=problem.classes)
             if "student" in variant
-            else small.blank(problem)
+            else peers.thin(problem)
         )
         return peers.distilled(problem, student, share=variant["share"], warmth=variant["warmth"])
     sys.exit(f"method {name}: no such method or peer")
