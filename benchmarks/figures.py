@@ -49,7 +49,6 @@ def headline() -> list[Figure]:
     ]
     for name, figures in (
         ("speed", speed_figures),
-        *([] if grids() else [("latency", latency_figures)]),
         ("step", step_figures),
     ):
         path = RESULTS / f"{name}.json"
@@ -164,28 +163,6 @@ def speed_figures(facts: Mapping[str, Any], source: str) -> list[Figure]:
     ]  # fmt: skip
     if walls:
         found.append(figure("P3-wall-ratio", walls, "×", "≥ 20", f"{where}, IFP@1000 over MVP@100"))
-    return found
-
-
-def latency_figures(facts: Mapping[str, Any], source: str) -> list[Figure]:
-    """P5: a figure for each network, keep ratio and runtime that `latency.py` timed."""
-    found = []
-    for row in facts["rows"]:
-        for runtime, (value, low, high) in speedups(row).items():
-            # The plain ids are ResNet-18's in ONNX Runtime.
-            slug = "" if "ResNet" in row["network"] else "-deit-tiny"
-            slug += "" if runtime == "onnxruntime" else f"-{runtime}"
-            text = f"{row['network']}, keep {row['keep']}, {runtime}, 1 thread, device widths"
-            flops = row["flops_ratio"]
-            if row["keep"] == 0.5:
-                name, goal = f"P5-keep0.5-latency-over-flops{slug}", "≤ 1.5"
-                value, low, high = flops / value, flops / high, flops / low
-                text = f"{text}; FLOPs ratio {flops:.1f} over latency ratio"
-            else:
-                name = f"P5-keep{row['keep']}-speedup{slug}"
-                goal = "≥ 10" if "ResNet" in row["network"] else f"FLOPs: {flops:.1f}"
-            command = "python -m benchmarks.latency"
-            found.append(Figure(name, value, low, high, "×", goal, text, source, command))
     return found
 
 

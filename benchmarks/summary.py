@@ -187,7 +187,8 @@ def main() -> None:
     summary = json.dumps(
         {"schema": 1, "figures": [asdict(f) for f in found]}, indent=1, ensure_ascii=False
     )
-    tables = {"headline": headline_table(found)}
+    aimed = [figure for figure in found if not figure.goal.startswith(("stated", "FLOPs"))]
+    tables = {"headline": headline_table(aimed), "figures": headline_table(found)}
     if (RESULTS / "leep.json").exists():
         tables["leep"] = leep_table(json.loads((RESULTS / "leep.json").read_text()))
     if (RESULTS / "photos.json").exists():

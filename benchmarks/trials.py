@@ -47,7 +47,7 @@ from mvp_edge.runs.rundir import machine, versions
 from mvp_edge.subnetwork.backbone import heads
 from mvp_edge.subnetwork.budget import exact_widths
 from mvp_edge.subnetwork.cost import forward_macs
-from mvp_edge.subnetwork.subnet import extract, full_coordinates
+from mvp_edge.subnetwork.subnet import extract, full_coordinates, kept_axes
 from mvp_edge.subnetwork.units import unit_groups
 from mvp_edge.tasks.task import Task
 from mvp_edge.zoo.build import claim
@@ -72,6 +72,9 @@ class Trial:
     widen: float = 1.0
     """Begin so many times as wide; after a fifth of the steps the least by Taylor go."""
     weights: Literal["average", "vectors"] = "average"
+    rebuilt: float = 0.0
+    """Each convolution is moved so far (1: all the way) towards the least-squares fit of what the backbone's
+    gives at the kept channels, from what the thin network feeds it."""
     head: Literal["means", "lda", "ridge"] = "means"
     distil: float = 0.0
     """Share of the loss that is the unpruned backbone's opinion, its head by class means on the task."""
@@ -100,6 +103,8 @@ TRIALS: dict[str, Trial] = {
     "draws-8": Trial(draws=8),
     "widen-2": Trial(widen=2.0),
     "vectors": Trial(weights="vectors"),
+    "rebuilt-1": Trial(rebuilt=1.0),
+    "rebuilt-0.5": Trial(rebuilt=0.5),
     "lda": Trial(head="lda"),
     "ridge": Trial(head="ridge"),
     "distil-0.5": Trial(distil=0.5),
@@ -291,11 +296,59 @@ def add_vectors(full: nn.Module, voters: Sequence[Voter], policy: str) -> None:
 def begin(problem: Problem, full: nn.Module, kept: Kept, trial: Trial) -> Training:
     """A network before its first step."""
     training = Training(problem, extract(full, kept, problem.policy), kept)
+    if trial.rebuilt:
+        rebuild(training, trial.rebuilt)
     estimate_statistics(training.model, training.batches, training.ledger)
     initialise_head(training.model, training.batches, problem.classes, training.ledger)
     if trial.head != "means":
         _closed_form(training, problem.classes, trial.head)
     return training
+
+
+@torch.no_grad()
+def rebuild(training: Training, share: float, images: int = 256, places: int = 16) -> None:
+    """Fit each convolution, first to last, to the backbone's own outputs at some places of some images; counted."""
+    problem = training.problem
+    whole, thin = problem.backbone.with_head(problem.classes), training.model
+    estimate_statistics(thin, training.batches, training.ledger)
+    axes = kept_axes(problem.groups, training.kept, dict(whole.named_parameters()))
+    x = torch.cat([x for x, _ in training.batches.plain(images)])
+    rng = torch.Generator().manual_seed(problem.seed)
+    for name, conv in thin.named_modules():
+        if not isinstance(conv, nn.Conv2d):
+            continue
+        own = whole.get_submodule(name)
+        inputs, target = _seen(thin, conv, x)[0], _seen(whole, own, x)[1]
+        rows = axes.get((f"{name}.weight", 0), np.arange(target.shape[1]))
+        target = target[:, torch.from_numpy(rows)].flatten(2)
+        assert not isinstance(conv.padding, str)
+        patches = F.unfold(inputs, conv.kernel_size, conv.dilation, conv.padding, conv.stride)
+        at = torch.randperm(patches.shape[2], generator=rng)[:places]
+        a = patches[:, :, at].permute(0, 2, 1).flatten(0, 1).double()
+        b = target[:, :, at].permute(0, 2, 1).flatten(0, 1).double()
+        b = b - b.mean(0)
+        a = a - a.mean(0)
+        gram = a.T @ a
+        gram += 1e-2 * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
+        fitted = (
+            torch.linalg.solve(gram, a.T @ b).T.reshape(conv.weight.shape).to(conv.weight.dtype)
+        )
+        conv.weight.lerp_(fitted, share)
+        estimate_statistics(thin, training.batches, training.ledger, images)
+    dense = forward_macs(problem.backbone.outline(problem.classes), problem.backbone.shape)
+    training.ledger.statistics_flops += len(x) * dense
+
+
+def _seen(
+    model: nn.Module, module: nn.Module, x: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Input and output of a module when the network sees ``x``."""
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+    hook = module.register_forward_hook(lambda _m, i, o: found.append((i[0].float(), o.float())))
+    model.eval()
+    model(x)
+    hook.remove()
+    return found[0]
 
 
 def best_of(candidates: Sequence[Training], problem: Problem) -> Training:
