@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def accuracy_against_cost(axes: Axes, rows: Mapping[str, Mapping[str, Any]]) -> None:
-    """Mean top-1 with its 95 % interval against the mean training cost: a line a method, a point a number of steps."""
+    """Mean top-1 with its 95 % interval against the mean cost: a line a method, a point a number of steps."""
     targets = list(rows.values())
     for method, (label, colour, marker) in STYLES.items():
         points = []
