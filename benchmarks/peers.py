@@ -10,7 +10,6 @@ Every one has the same batches, augmentation, optimiser and schedule as the meth
 
 import copy
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,14 +21,15 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
+from benchmarks.teaching import Step, Taught, backbone_features, teaching_step
 from mvp_edge.pruning.finetune import (
+    Batches,
     Ledger,
     compute,
     estimate_statistics,
     initialise_head,
     lay_out,
     make_optimizer,
-    to_input,
     train_step,
     worthwhile_threads,
 )
@@ -84,7 +84,7 @@ def torch_pruning(
         until = steps if number == rounds else round(0.8 * steps * number / rounds)
         if rounds == 1:  # thin from the first step: as the product's own one-shot methods
             _begin(outcome, problem)
-        _train(outcome, problem, done, until)
+        _train(outcome, problem, done, until, problem.batches)
         done = until
     return outcome
 
@@ -152,10 +152,11 @@ def _train(
     problem: Problem,
     first: int,
     until: int,
-    step: Callable[..., Any] = train_step,
+    batches: Batches,
+    step: Step = train_step,
 ) -> None:
     """The steps from ``first`` to ``until`` at the network's present size."""
-    recipe, batches = problem.recipe, problem.batches
+    recipe = problem.recipe
     macs = forward_macs(outcome.model, problem.backbone.shape)
     dense = forward_macs(problem.backbone.outline(problem.classes), problem.backbone.shape)
     with worthwhile_threads(macs * batches.size, recipe.accelerator):
@@ -177,40 +178,8 @@ def distilled(problem: Problem, student: nn.Module, *, share: float, warmth: flo
         warmth: temperature of that opinion.
     """
     outcome = Outcome(student)
-    opinions = _opinions(problem, outcome.ledger) if share else None
-    batches = problem.batches
-
-    def rows(number: int) -> list[int]:
-        return [
-            batches._at(place)
-            for place in range(number * batches.size, (number + 1) * batches.size)
-        ]
-
-    counter = iter(range(problem.recipe.steps))
-
-    def step(
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        batch: Any,
-        rate: float,
-        accelerator: str,
-    ) -> None:
-        x, y = batch
-        for parameters in optimizer.param_groups:
-            parameters["lr"] = rate
-        with compute(accelerator):
-            logits = model(x)
-        logits = logits.float()
-        loss = (1 - share) * F.cross_entropy(logits, y)
-        if opinions is not None:
-            target = F.softmax(opinions[rows(next(counter))] / warmth, 1)
-            ours = F.log_softmax(logits / warmth, 1)
-            loss = loss + share * warmth**2 * F.kl_div(ours, target, reduction="batchmean")
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    _train(outcome, problem, 0, problem.recipe.steps, step)
+    batches = Taught(problem, outcome.ledger) if share else problem.batches
+    _train(outcome, problem, 0, problem.recipe.steps, batches, teaching_step(share, warmth))
     return outcome
 
 
@@ -241,7 +210,7 @@ def probe(problem: Problem) -> Outcome:
 
     model = problem.backbone.with_head(problem.classes).eval()
     outcome = Outcome(model)
-    features, labels = _features(problem, outcome.ledger)
+    features = backbone_features(problem, outcome.ledger)
     fitted = LogisticRegressionCV(
         Cs=8,
         l1_ratios=(0,),
@@ -251,40 +220,9 @@ def probe(problem: Problem) -> Outcome:
         random_state=problem.seed,
         use_legacy_attributes=False,
     )
-    fitted.fit(features.numpy(), labels)
+    fitted.fit(features.numpy(), problem.train.labels)
     (head,) = heads(model).values()
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(fitted.coef_))
         head.bias.copy_(torch.from_numpy(fitted.intercept_))
     return outcome
-
-
-def _opinions(problem: Problem, ledger: Ledger) -> torch.Tensor:
-    """The backbone's logits of the training images [N, C], its head by class means."""
-    from mvp_edge.pruning.finetune import class_means
-
-    features, labels = _features(problem, ledger)
-    weight, bias = class_means(features, torch.from_numpy(labels), problem.classes)
-    return features @ weight.T + bias
-
-
-@torch.no_grad()
-def _features(problem: Problem, ledger: Ledger) -> tuple[torch.Tensor, Any]:
-    """What the backbone's classifier sees of every training image [N, D], and the labels."""
-    model = problem.backbone.with_head(problem.classes).eval()
-    seen: list[torch.Tensor] = []
-    with _seen_by(next(iter(heads(model).values())), seen):
-        for start in range(0, len(problem.train.labels), 250):
-            pixels = torch.from_numpy(np.array(problem.train.pixels[start : start + 250]))
-            with compute("cpu"):
-                model(to_input(pixels, problem.backbone.preprocess))
-    macs = forward_macs(model, problem.backbone.shape)
-    ledger.statistics_flops += macs * len(problem.train.labels)
-    return torch.cat(seen), problem.train.labels
-
-
-@contextmanager
-def _seen_by(head: nn.Module, into: list[torch.Tensor]) -> Any:
-    hook = head.register_forward_pre_hook(lambda _module, inputs: into.append(inputs[0].float()))
-    yield
-    hook.remove()

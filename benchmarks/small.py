@@ -18,11 +18,8 @@ from safetensors.torch import save_file
 from benchmarks.peers import first_units, thin
 from benchmarks.study import HERE, Study
 from mvp_edge.pruning.finetune import Recipe, accuracy, predict_logits
-from mvp_edge.pruning.problem import Problem
 from mvp_edge.pruning.scratch import fine_tune
 from mvp_edge.runs.rundir import machine, versions
-from mvp_edge.subnetwork.budget import exact_widths
-from mvp_edge.subnetwork.units import unit_groups
 from mvp_edge.tasks.task import Task
 from mvp_edge_export.storage import atomic_file, write_json
 
@@ -46,14 +43,11 @@ def main() -> None:
         statistics=False,
     )
     weights = study.small
-    problem = Problem(
-        backbone=study.backbone,
-        policy=study.zoo.policy,
-        classes=len(task.classes),
-        train=images,
-        validation=None,
-        widths=exact_widths(unit_groups(study.backbone.model, study.zoo.policy), study.zoo.keep),
-        recipe=recipe,
+    problem = study.problem(
+        task,
+        images,
+        recipe,
+        study.zoo.keep,
         checkpoint=weights.with_suffix(".checkpoint"),
         progress=_said,
     )

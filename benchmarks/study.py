@@ -24,7 +24,7 @@ import yaml
 from benchmarks import peers
 from benchmarks.peers import Outcome
 from mvp_edge.pruning.ahnp import Scores, ahnp
-from mvp_edge.pruning.finetune import Ledger, accuracy, predict_logits
+from mvp_edge.pruning.finetune import LabelledImages, Ledger, Recipe, accuracy, predict_logits
 from mvp_edge.pruning.methods import METHODS, recipe_for
 from mvp_edge.pruning.mvp import Voting, mvp
 from mvp_edge.pruning.problem import Problem, Pruned
@@ -74,6 +74,22 @@ class Study:
         )  # a plan may use another study's zoo, which it does not build
         zoo = Zoo.create(HERE / "zoos" / name, backbone, plan["policy"], plan["keep"])
         return cls(plan, backbone, tasks, zoo)
+
+    def problem(
+        self, task: Task, images: LabelledImages, recipe: Recipe, keep: float, **more: Any
+    ) -> Problem:
+        """A task's problem at exact widths, without validation; ``more`` of Problem's fields."""
+        backbone, policy = self.backbone, self.zoo.policy
+        return Problem(
+            backbone=backbone,
+            policy=policy,
+            classes=len(task.classes),
+            train=images,
+            validation=None,
+            widths=exact_widths(unit_groups(backbone.model, policy), keep),
+            recipe=recipe,
+            **more,
+        )
 
     @property
     def small(self) -> Path:
@@ -150,16 +166,7 @@ def run_variant(
     recipe = replace(recipe, **own)
     images = task.images("train", backbone.preprocess)
     keep = variant.get("keep", study.zoo.keep)
-    problem = Problem(
-        backbone=backbone,
-        policy=study.zoo.policy,
-        classes=len(task.classes),
-        train=images,
-        validation=None,
-        widths=exact_widths(unit_groups(backbone.model, study.zoo.policy), keep),
-        recipe=recipe,
-        seed=variant.get("seed", 0),
-    )
+    problem = study.problem(task, images, recipe, keep, seed=variant.get("seed", 0))
     row: dict[str, Any] = {}
     if named and METHODS[named].asks != "nobody":
         subset = images.take(task.subsample("train", LEEP_IMAGES, 0))

@@ -25,19 +25,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.study import HERE, Study
+from benchmarks.teaching import Taught, teaching_step
 from mvp_edge.pruning import problem as problems
 from mvp_edge.pruning.finetune import (
-    Batches,
     Ledger,
     Recipe,
     accuracy,
-    class_means,
     compute,
     estimate_statistics,
     initialise_head,
     predict_logits,
-    to_input,
-)  # fmt: skip
+)
 from mvp_edge.pruning.methods import recipe_for
 from mvp_edge.pruning.mvp import Voting, average_into, hold_vote
 from mvp_edge.pruning.problem import Problem, Pruned, Training
@@ -45,7 +43,6 @@ from mvp_edge.pruning.scratch import Meter, least_important, weight_norms
 from mvp_edge.pruning.votes import Ballot, Voter
 from mvp_edge.runs.rundir import machine, versions
 from mvp_edge.subnetwork.backbone import heads
-from mvp_edge.subnetwork.budget import exact_widths
 from mvp_edge.subnetwork.cost import forward_macs
 from mvp_edge.subnetwork.subnet import extract, full_coordinates, kept_axes
 from mvp_edge.subnetwork.units import unit_groups
@@ -193,16 +190,7 @@ def run(
     )
     by_name = {entry.name: entry for entry in entries}
     zoo = [by_name[one.task].voter(keep, one.score) for one in found.candidates]
-    problem = Problem(
-        backbone=backbone,
-        policy=study.zoo.policy,
-        classes=len(task.classes),
-        train=images,
-        validation=None,
-        widths=exact_widths(unit_groups(backbone.model, study.zoo.policy), keep),
-        recipe=recipe,
-        voters=zoo[: trial.neighbours],
-    )
+    problem = study.problem(task, images, recipe, keep, voters=zoo[: trial.neighbours])
     pruned = pruned_by(problem, trial, zoo)
     pruned.ledger.similarity_flops += ledger.similarity_flops
     scores = {}
@@ -408,19 +396,6 @@ def _closed_form(training: Training, classes: int, kind: str) -> None:
     head.bias.copy_(scale * bias)
 
 
-class Taught(Batches):
-    """Batches whose labels come with a teacher's logits of the image as it is, before it is augmented."""
-
-    opinions: torch.Tensor
-
-    def batch(self, step: int) -> Any:
-        """(images, (labels, logits))."""
-        first = step * self.size
-        rows = [self._at(position) for position in range(first, first + self.size)]
-        x, y = super().batch(step)
-        return x, (y, self.opinions[rows])
-
-
 @contextmanager
 def loss_of(training: Training, trial: Trial) -> Iterator[None]:
     """Within this block steps use the trial's loss."""
@@ -428,60 +403,10 @@ def loss_of(training: Training, trial: Trial) -> Iterator[None]:
         yield
         return
     if trial.distil:
-        problem = training.problem
-        batches = Taught(problem.train, problem.backbone.preprocess, problem.recipe, problem.seed)
-        batches.opinions = opinions(training)
-        training.batches = batches
-
-    def step(
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        batch: Any,
-        rate: float,
-        accelerator: str,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        x, y = batch
-        y, theirs = y if isinstance(y, tuple) else (y, None)
-        for parameters in optimizer.param_groups:
-            parameters["lr"] = rate
-        with compute(accelerator):
-            logits = model(x)
-        logits = logits.float()
-        loss = (1 - trial.distil) * F.cross_entropy(logits, y, label_smoothing=trial.smooth)
-        if theirs is not None:
-            ours = F.log_softmax(logits / trial.warmth, 1)
-            target = F.softmax(theirs / trial.warmth, 1)
-            loss = loss + trial.distil * trial.warmth**2 * F.kl_div(
-                ours, target, reduction="batchmean"
-            )
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return loss.detach(), (logits.detach().argmax(1) == y).sum()
-
+        training.batches = Taught(training.problem, training.ledger)
+    step = teaching_step(trial.distil, trial.warmth, trial.smooth)
     with patch.object(problems, "train_step", step):
         yield
-
-
-@torch.no_grad()
-def opinions(training: Training) -> torch.Tensor:
-    """The unpruned backbone's logits of the training images [N, C], its head by class means; counted."""
-    problem = training.problem
-    whole = problem.backbone.with_head(problem.classes)
-    (head,) = heads(whole).values()
-    seen: list[torch.Tensor] = []
-    hook = head.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].float()))
-    whole.eval()
-    for start in range(0, len(problem.train.labels), 250):
-        pixels = torch.from_numpy(np.array(problem.train.pixels[start : start + 250]))
-        with compute("cpu"):
-            whole(to_input(pixels, problem.backbone.preprocess))
-    hook.remove()
-    features, labels = torch.cat(seen), torch.from_numpy(problem.train.labels)
-    weight, bias = class_means(features, labels, problem.classes)
-    macs = forward_macs(problem.backbone.outline(problem.classes), problem.backbone.shape)
-    training.ledger.statistics_flops += macs * len(labels)
-    return features @ weight.T + bias
 
 
 def shrink_after(training: Training, step: int) -> None:

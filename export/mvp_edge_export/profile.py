@@ -36,7 +36,7 @@ from mvp_edge_export.profile_sections import (
     Section,
     Source,
     Word,
-)  # fmt: skip
+)
 from mvp_edge_export.quantities import quoted
 from mvp_edge_export.storage import sha256_json
 

@@ -234,11 +234,11 @@ def _voters(settled: Settled, run: RunDirectory) -> list[Voter]:
 
 
 def _prune(settled: Settled, problem: Problem, run: RunDirectory) -> Pruned:
+    if settled.voting:
+        problem = replace(problem, voters=_voters(settled, run))
     if settled.method == "mvp":
-        return mvp(replace(problem, voters=_voters(settled, run)), _voting(settled))
-    voters = _voters(settled, run) if settled.voting else ()
-    method = method_for(settled.method, settled.backbone.family)
-    return method.prune(replace(problem, voters=voters))
+        return mvp(problem, _voting(settled))
+    return method_for(settled.method, settled.backbone.family).prune(problem)
 
 
 def _voting(settled: Settled) -> Voting:

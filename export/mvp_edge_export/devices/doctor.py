@@ -209,10 +209,15 @@ def obstacles(facts: Facts, runtimes: Sequence[str], memory: int) -> tuple[Findi
     return Report(tuple(found)).obstacles
 
 
-def avoided(facts: Facts) -> list[str]:
-    """Requirements that keep pip from the releases that this machine's processor cannot run."""
+def avoided(facts: Facts, denied: Sequence[str]) -> list[str]:
+    """Requirements that keep pip from these releases, and from those that this processor cannot run.
+
+    Args:
+        facts: of the machine.
+        denied: as in a profile's ``runtime.denylist``.
+    """
     rows = (row for row in known().trouble if row.state == "blocked" and row.hits(facts.machine))
-    return [row.avoided for row in rows]
+    return [*(pin.replace("==", "!=") for pin in denied), *(row.avoided for row in rows)]
 
 
 def _system(facts: Facts, table: Known) -> Iterator[Finding]:

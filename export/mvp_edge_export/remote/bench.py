@@ -65,7 +65,6 @@ def bench_on(
             progress(f"{target}: {match[2]}", share)
 
     with connect(target, setting_up) as host, TemporaryDirectory() as scratch:
-        avoid = [pin.replace("==", "!=") for pin in device.runtime.denylist]
         host.require()
         facts = look_at(host)
         wanted = usable(host, facts, candidates, _memory(bundle), all_of_them=runtimes is not None)
@@ -75,7 +74,7 @@ def bench_on(
             files["profile.yaml"] = Path(scratch) / "profile.yaml"
             write_text(files["profile.yaml"], profile.text())
         folder = host.send(files)
-        host.install(wanted, avoid=[*avoid, *avoided(facts)], offline=offline)
+        host.install(wanted, avoid=avoided(facts, device.runtime.denylist), offline=offline)
         words = [word for runtime in wanted for word in ("--runtime", runtime)]
         if profile is not None:
             words += ["--device", f"{folder}/profile.yaml"]

@@ -90,6 +90,7 @@ class Host:
         self._step("looking at it")
         self.facts = Facts.model_validate(channel.ask("probe"))
         self._python = self._package = ""
+        self._laid: dict[str, list[str]] = {}
 
     def require(self, disk: int = 0) -> None:
         """Say what stands in the way of an environment, or of so many bytes, before anything is copied.
@@ -135,12 +136,13 @@ class Host:
                 self._channel.ask("put", pieces=pieces, sha256=sha256, size=sizes[sha256])
                 done += sizes[sha256]
                 self._progress(f"{self.target}: {what}", done / total)
-        return str(self._channel.ask("lay", files=hashes)["folder"])
+        folder = str(self._channel.ask("lay", files=hashes)["folder"])
+        self._laid[folder] = sorted(set(hashes.values()))
+        return folder
 
-    def forget(self, files: Mapping[str, Path], folder: str) -> None:
-        """Remove files that will not be needed again there, and the folder that ``send`` laid them in."""
-        hashes = sorted({sha256_file(file) for file in files.values()})
-        self._channel.ask("forget", files=hashes, folder=folder)
+    def forget(self, folder: str) -> None:
+        """Remove a folder that ``send`` laid files in, and the files, which will not be needed again there."""
+        self._channel.ask("forget", files=self._laid.pop(folder), folder=folder)
 
     def install(
         self, runtimes: Sequence[str], *, avoid: Sequence[str] = (), offline: bool = False

@@ -55,7 +55,7 @@ class ThatHost:
         ready = usable(
             self._host, self._facts, asked or offered, _MOST_MEMORY, all_of_them=bool(asked)
         )
-        avoid = [pin.replace("==", "!=") for pin in denied] + avoided(self._facts)
+        avoid = avoided(self._facts, denied)
         self._host.install(ready, avoid=avoid, offline=self._offline)
         return ready
 
@@ -95,7 +95,7 @@ class ThatHost:
                     ["device", "time", f"{folder}/jobs.json", "--json"], hear=hear
                 )
             finally:
-                self._host.forget(files, folder)
+                self._host.forget(folder)
         where = f"device time on {self.name}"
         return parse(_Timings, json.loads(printed), where, Path("stdout")).timings
 
