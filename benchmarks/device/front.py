@@ -4,7 +4,7 @@
     python -m benchmarks.device.front time --family resnet18                        (on an idle machine)
     python -m benchmarks.device.front cost --family resnet18 --targets 0            (on an idle machine)
 
-`make` runs `prune --front 5 --reference` for each target, leave-one-out, and adds its rows to front.json.
+`make` runs `prune --front 5 --reference` for each target, leave-one-out, and adds its rows to front.json (--rows).
 `time` measures the latency of what was made; `cost` the wall time of a front and of the same five as single
 runs, by the commands that a user types. Needs MVP_EDGE_DATA; DeiT's zoo is not committed: --zoo names one.
 """
@@ -68,13 +68,14 @@ def main() -> None:
     arguments.add_argument("--zoo", type=Path, default=HERE.parent / "zoos" / "resnet18-cifar100")
     arguments.add_argument("--targets", default="0,1,2,3")
     arguments.add_argument("--work", type=Path, default=Path("fronts"))
+    arguments.add_argument("--rows", type=Path, default=ROWS, help="one writer at a time")
     options = arguments.parse_args()
     torch.set_num_threads(1)
     family, data = FAMILIES[options.family], Path(os.environ["MVP_EDGE_DATA"])
     tasks = sample_tasks(data / family.images, family.targets, 5, 0)
     chosen = [tasks[int(number)] for number in options.targets.split(",")]
     rows: dict[str, Any] = {"schema": 1, "fronts": [], "costs": []}
-    rows |= read_json(ROWS, "rows") if ROWS.exists() else {}
+    rows |= read_json(options.rows, "rows") if options.rows.exists() else {}
     rows |= {"max_drop": MAX_DROP, "machine": machine(), "versions": versions()}
     for task in chosen:
         where = options.work / options.family / task.name
@@ -94,7 +95,7 @@ def main() -> None:
         if options.which == "cost":
             cost = _cost(options.family, options.zoo, task, data)
             rows["costs"].append({"family": options.family, **cost})
-        write_json(ROWS, rows)
+        write_json(options.rows, rows)
 
 
 def _profile() -> DeviceProfile:

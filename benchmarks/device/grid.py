@@ -60,12 +60,16 @@ def main() -> None:
     protocol = "full" if options.full else "grid"
     plan = Plan(options.seconds) if options.seconds else PLANS[protocol]
     for name in options.networks or ARCHITECTURES:
-        networks = [make(name, variant, formats, options.work) for variant, formats in ALL.items()]
+        wanted = HEADLINE if options.full else ALL
+        networks = [
+            make(name, variant, formats, options.work) for variant, formats in wanted.items()
+        ]
         if options.make:
             continue
         file = options.out / f"{name}.json"
         facts = read_json(file, "grid") if file.exists() else _facts(name)
-        facts["made"] = [one.facts() for one in networks]
+        known = {row["variant"] for row in facts["made"]}
+        facts["made"] += [one.facts() for one in networks if one.variant.name not in known]
         for runtime in RUNTIMES:
             for threads in (1,) if options.full else THREADS:
                 group = f"{runtime} x{threads}"
@@ -88,6 +92,7 @@ def _facts(name: str) -> dict[str, Any]:
         "size": architecture.size,
         "weights": weights,
         "steps": architecture.steps,
+        "made": [],
         "grid": {},
         "full": {},
     }

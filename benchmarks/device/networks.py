@@ -9,6 +9,7 @@ What was made stays below a work folder and is not made again. Needs MVP_EDGE_DA
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,7 @@ def make(
     bundle = folder / "bundle"
     asked = folder / "asked.json"
     question = {"keep": variant.keep, "round_to": variant.round_to, "precisions": list(precisions)}
-    if not asked.exists() or read_json(asked, "network") != question:
+    if not _answered(asked, question):
         folder.mkdir(parents=True, exist_ok=True)
         _profile(folder / "device.yaml", variant.round_to)
         prune = ["prune", "--device", "device.yaml", "--task", str(data / architecture.task)]
@@ -143,6 +144,15 @@ def make(
             )
         write_json(asked, question)
     return Made(variant, load_bundle(bundle))
+
+
+def _answered(asked: Path, question: Mapping[str, Any]) -> bool:
+    """Whether this network was made already, in these precisions at least."""
+    if not asked.exists():
+        return False
+    known = read_json(asked, "network")
+    more = set(known.pop("precisions")) >= set(question["precisions"])
+    return more and known == {key: question[key] for key in known}
 
 
 def _backbone(architecture: Architecture, data: Path, folder: Path) -> str:
