@@ -1,7 +1,7 @@
 """The tables and figures of the latency grid, from the committed rows of each network."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -47,14 +47,13 @@ class Grid:
         runtime: str,
         threads: int,
         precision: str = "fp32",
-        protocols: Sequence[str] = ("grid",),
+        protocol: str = "grid",
     ) -> Row | None:
-        """A cell's row, of the first of these protocols that has it."""
-        for protocol in protocols:
-            for row in self.facts[protocol].get(f"{runtime} x{threads}", {}).get("cells", ()):
-                if (row["variant"], row["precision"]) == (variant, precision):
-                    found: Row = row
-                    return found
+        """A cell's row by a protocol, if it was measured."""
+        for row in self.facts[protocol].get(f"{runtime} x{threads}", {}).get("cells", ()):
+            if (row["variant"], row["precision"]) == (variant, precision):
+                found: Row = row
+                return found
         return None
 
     @property
@@ -73,22 +72,28 @@ def grids(results: Path = RESULTS) -> list[Grid]:
 def speed_rows(found: Grid) -> Iterator[dict[str, Any]]:
     """For each device width: unpruned and pruned p50 in both runtimes, one thread, fp32."""
     for variant in found.rounded[1:]:
-        cells = {
-            f"{runtime}/{network}": found.cell(name, runtime, 1, protocols=("full", "grid"))
-            for runtime in RUNTIMES
-            for network, name in (("pruned", variant), ("baseline", UNPRUNED))
-        }
-        if all(cells.values()):
+        pairs = {runtime: _pair(found, variant, runtime) for runtime in RUNTIMES}
+        if all(pairs.values()):
             yield {
                 "network": found.facts["network"],
                 "keep": found.made[variant]["keep"],
                 "flops_ratio": found.flops_ratio[variant],
                 "cells": {
-                    key: {"p50_ms": cell["p50"], "interval": cell["p50_interval"]}
-                    for key, cell in cells.items()
-                    if cell is not None
+                    f"{runtime}/{network}": {"p50_ms": row["p50"], "interval": row["p50_interval"]}
+                    for runtime, pair in pairs.items()
+                    for network, row in zip(("pruned", "baseline"), pair, strict=True)
                 },
             }
+
+
+def _pair(found: Grid, variant: str, runtime: str) -> tuple[Row, ...]:
+    """A pruned network and the unpruned one beside it, by the full protocol where that measured both."""
+    for protocol in ("full", "grid"):
+        rows = [found.cell(name, runtime, 1, protocol=protocol) for name in (variant, UNPRUNED)]
+        both = tuple(row for row in rows if row is not None)
+        if len(both) == len(rows):
+            return both
+    return ()
 
 
 def latency_table(found: Grid) -> str:
@@ -166,9 +171,9 @@ def full_table(found: list[Grid]) -> str:
     ]
     for one in found:
         for runtime, threads in one.groups("full"):
-            base = one.cell(UNPRUNED, runtime, threads, protocols=("full",))
+            base = one.cell(UNPRUNED, runtime, threads, protocol="full")
             for variant in one.rounded:
-                row = one.cell(variant, runtime, threads, protocols=("full",))
+                row = one.cell(variant, runtime, threads, protocol="full")
                 if row is None or base is None:
                     continue
                 low, high = row["p50_interval"]
@@ -178,7 +183,16 @@ def full_table(found: list[Grid]) -> str:
                     f"| {one.facts['network']} | {variant} | {RUNTIMES[runtime]} | "
                     f"{_timed(row, None, True)} ({low:.3g} … {high:.3g}) | {faster} | {ratio} |"
                 )
+    measured = [group for one in found for group in one.facts["full"].values()]
+    arithmetic = {cell["arithmetic"] for group in measured for cell in group["cells"]}
+    for told in sorted({_machine(group["machine"]) for group in measured}):
+        lines += ["", f"On {told}; arithmetic {', '.join(sorted(arithmetic))}."]
     return "\n".join(lines)
+
+
+def _machine(facts: Row) -> str:
+    """The processor, and which vector instructions it has."""
+    return f"{facts['cores']} cores of an {facts['cpu']} with {', '.join(facts['isa'])}"
 
 
 def rounding_table(found: list[Grid]) -> str:

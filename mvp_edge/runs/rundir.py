@@ -153,19 +153,24 @@ def versions() -> dict[str, str]:
     return found
 
 
+VECTORS = (
+    *("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16"),
+    *("asimd", "asimddp", "bf16", "sve"),
+)
+"""The instructions that decide how fast a processor multiplies, and in which precision it is trained on."""
+
+
 def machine() -> dict[str, Any]:
     """What it runs on, without the machine's name."""
-    model = platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        model = next(
-            (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
-            model,
-        )
     except OSError:
-        pass
+        lines = []
+    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    flags = (told.get("flags") or told.get("Features") or "").split()
     return {
-        "cpu": model,
+        "cpu": told.get("model name", platform.machine()),
+        "isa": [flag for flag in VECTORS if flag in flags],
         "cores": os.cpu_count(),
         "os": f"{platform.system()} {platform.release()}",
     }

@@ -319,9 +319,13 @@ def _backbone(request: Request, zoo: Zoo | None) -> Backbone:
     if request.backbone is not None:
         backbone = load_backbone(anchored(request.backbone), size)
     else:
+        source = anchored(zoo.backbone_source)
+        file = Path(source.rpartition("@")[2])
         try:
-            backbone = load_backbone(anchored(zoo.backbone_source), size)
+            backbone = load_backbone(source, size)
         except BadInput as error:
+            if "/" not in source or file.exists():
+                raise
             where = f"if it has moved, say where zoo {zoo.path}'s backbone is with --backbone"
             raise BadInput(f"{error}; {where}") from error
     zoo.check(backbone, request.policy)

@@ -69,6 +69,18 @@ def test_an_option_is_named(case: str, place: Path) -> None:
     refused(prune(place, **changed), place, culprit, before=before)
 
 
+def test_a_zoo_whose_backbone_is_gone_or_damaged(place: Path) -> None:
+    hint = "if it has moved, say where zoo zoo's backbone is with --backbone"
+    (place / "backbone.json").rename(place / "elsewhere.json")
+    before = tree(place)
+    refused(prune(place), place, "backbone.json", hint, before=before)
+    (place / "elsewhere.json").rename(place / "backbone.json")
+    halve(place / "backbone.json")
+    damaged = prune(place)
+    refused(damaged, place, "backbone.json", before={*before, "backbone.json"} - {"elsewhere.json"})
+    assert hint not in damaged.error
+
+
 def test_arguments_that_belong_together(place: Path) -> None:
     before = tree(place)
     alone = prune(place, drop=("--zoo",))
