@@ -179,7 +179,10 @@ def grid_figures(grid: Grid, source: str) -> list[Figure]:
         flops, keep = row["flops_ratio"], row["keep"]
         for runtime, (value, low, high) in speedups(row).items():
             slug = suffix + ("" if runtime == "onnxruntime" else f"-{runtime}")
-            text = f"{row['network']}, keep {keep}, {runtime}, 1 thread, device widths"
+            text = (
+                f"{row['network']}, keep {keep}, {runtime}, 1 thread, device widths, "
+                f"{row['measured'][runtime]}"
+            )
             if keep == 0.5:
                 name, goal = f"P5-keep0.5-latency-over-flops{slug}", "≤ 1.5"
                 value, low, high = flops / value, flops / high, flops / low

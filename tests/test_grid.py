@@ -76,6 +76,10 @@ def test_speed_against_multiply_adds(grid: Grid) -> None:
     # By the full protocol, where there is one: both networks, since the machine may be another.
     assert row["cells"]["openvino/pruned"]["p50_ms"] == 2.4
     assert row["cells"]["openvino/baseline"]["p50_ms"] == 9.0
+    assert row["measured"] == {
+        "onnxruntime": "default protocol",
+        "openvino": "full protocol on avx2",
+    }
     figures = {figure.id: figure for figure in grid_figures(grid, "rows.json")}
     ours = figures["P5-keep0.5-latency-over-flops"]
     assert ours.value == pytest.approx(4 / (8.0 / 2.5))

@@ -73,27 +73,41 @@ def speed_rows(found: Grid) -> Iterator[dict[str, Any]]:
     """For each device width: unpruned and pruned p50 in both runtimes, one thread, fp32."""
     for variant in found.rounded[1:]:
         pairs = {runtime: _pair(found, variant, runtime) for runtime in RUNTIMES}
-        if all(pairs.values()):
+        if all(pair for _, pair in pairs.values()):
             yield {
                 "network": found.facts["network"],
                 "keep": found.made[variant]["keep"],
                 "flops_ratio": found.flops_ratio[variant],
+                "measured": {
+                    runtime: _how(found, protocol, runtime)
+                    for runtime, (protocol, _) in pairs.items()
+                },
                 "cells": {
                     f"{runtime}/{network}": {"p50_ms": row["p50"], "interval": row["p50_interval"]}
-                    for runtime, pair in pairs.items()
+                    for runtime, (_, pair) in pairs.items()
                     for network, row in zip(("pruned", "baseline"), pair, strict=True)
                 },
             }
 
 
-def _pair(found: Grid, variant: str, runtime: str) -> tuple[Row, ...]:
-    """A pruned network and the unpruned one beside it, by the full protocol where that measured both."""
+def _pair(found: Grid, variant: str, runtime: str) -> tuple[str, tuple[Row, ...]]:
+    """A pruned network and the unpruned one beside it, by the full protocol where that measured both.
+
+    The two protocols may have run on different machines; a pair is of one.
+    """
     for protocol in ("full", "grid"):
         rows = [found.cell(name, runtime, 1, protocol=protocol) for name in (variant, UNPRUNED)]
         both = tuple(row for row in rows if row is not None)
         if len(both) == len(rows):
-            return both
-    return ()
+            return protocol, both
+    return "", ()
+
+
+def _how(found: Grid, protocol: str, runtime: str) -> str:
+    """The protocol, and the processor's vector instructions where they were written down."""
+    isa = found.facts[protocol][f"{runtime} x1"].get("machine", {}).get("isa")
+    name = {"full": "full", "grid": "default"}[protocol]
+    return f"{name} protocol" + (f" on {', '.join(isa)}" if isa else "")
 
 
 def latency_table(found: Grid) -> str:
