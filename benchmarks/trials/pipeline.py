@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.teaching import Taught, teaching_step
+from benchmarks.teaching import Taught, backbone_opinions, committee_opinions, teaching_step
 from benchmarks.trials.muon import Muon
 from benchmarks.trials.rebuilding import rebuild
 from mvp_edge.pruning import problem as problems
@@ -51,7 +51,9 @@ class Trial:
     teachers: Literal["backbone", "voters"] = "backbone"
     head: Literal["means", "lda", "ridge"] = "means"
     distil: float = 0.0
-    """Share of the loss that is the unpruned backbone's opinion, its head by class means on the task."""
+    """Share of the loss that is a teacher's opinion."""
+    committee: int = 0
+    """The teacher: so many of the nearest entries' networks together; 0: the unpruned backbone."""
     warmth: float = 2.0
     """Temperature of that opinion."""
     smooth: float = 0.0
@@ -100,7 +102,7 @@ def pruned_by(problem: Problem, trial: Trial, zoo: Sequence[Voter]) -> Pruned:
     if trial.muon:
         training.optimizer = Muon(training.model, trial.muon / problem.recipe.lr)
     steps = problem.recipe.steps
-    with loss_of(training, trial):
+    with loss_of(training, trial, zoo):
         if trial.widen > 1:
             shrink_after(training, steps // 5)
         if trial.averaged:
@@ -239,13 +241,18 @@ def _closed_form(training: Training, classes: int, kind: str) -> None:
 
 
 @contextmanager
-def loss_of(training: Training, trial: Trial) -> Iterator[None]:
+def loss_of(training: Training, trial: Trial, zoo: Sequence[Voter]) -> Iterator[None]:
     """Within this block steps use the trial's loss."""
     if not (trial.distil or trial.smooth):
         yield
         return
     if trial.distil:
-        training.batches = Taught(training.problem, training.ledger)
+        problem, ledger = training.problem, training.ledger
+        if trial.committee:
+            opinions = committee_opinions(problem, zoo[: trial.committee], ledger)
+        else:
+            opinions = backbone_opinions(problem, ledger)
+        training.batches = Taught(problem, opinions)
     step = teaching_step(trial.distil, trial.warmth, trial.smooth)
     with patch.object(problems, "train_step", step):
         yield

@@ -10,12 +10,11 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
+from benchmarks.teaching import as_module
 from mvp_edge.pruning.finetune import estimate_statistics
 from mvp_edge.pruning.problem import Problem, Training
-from mvp_edge.pruning.votes import Voter
-from mvp_edge.subnetwork.backbone import heads
 from mvp_edge.subnetwork.cost import forward_macs
-from mvp_edge.subnetwork.subnet import Kept, kept_axes, resize
+from mvp_edge.subnetwork.subnet import Kept, kept_axes
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def rebuild(
     x = torch.cat([x for x, _ in training.batches.plain(images)])
     models = {"": whole}
     if taught_by == "voters":
-        models = {one.name: _as_module(problem, one) for one in problem.voters}
+        models = {one.name: as_module(problem, one) for one in problem.voters}
     kept = {one.name: one.kept for one in problem.voters}
     teachers = [_teacher(problem, model, x, kept.get(name, {})) for name, model in models.items()]
     shape = problem.backbone.shape
@@ -117,17 +116,6 @@ def _teacher(problem: Problem, model: nn.Module, x: torch.Tensor, kept: Kept) ->
     axes = kept_axes(problem.groups, kept, parameters)
     rows = {n: axes[f"{n}.weight", 0] for n in convolutions if (f"{n}.weight", 0) in axes}
     return Teacher(outputs, rows)
-
-
-def _as_module(problem: Problem, voter: Voter) -> nn.Module:
-    """The voter's own network, with a head that nobody looks at."""
-    full = problem.backbone.with_head(problem.classes)
-    widths = {name: len(units) for name, units in voter.kept.items()}
-    model = resize(full, widths, problem.policy)
-    skipped = tuple(f"{name}." for name in heads(model))
-    own = {n: t for n, t in voter.weights.items() if not n.startswith(skipped)}
-    model.load_state_dict(own, strict=False)
-    return model.eval()
 
 
 def _inputs(model: nn.Module, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
