@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.teaching import Step, Taught, backbone_features, teaching_step
+from benchmarks.teaching import Step, Taught, backbone_features, backbone_opinions, teaching_step
 from mvp_edge.pruning.finetune import (
     Batches,
     Ledger,
@@ -178,7 +178,9 @@ def distilled(problem: Problem, student: nn.Module, *, share: float, warmth: flo
         warmth: temperature of that opinion.
     """
     outcome = Outcome(student)
-    batches = Taught(problem, outcome.ledger) if share else problem.batches
+    batches = (
+        Taught(problem, backbone_opinions(problem, outcome.ledger)) if share else problem.batches
+    )
     _train(outcome, problem, 0, problem.recipe.steps, batches, teaching_step(share, warmth))
     return outcome
 

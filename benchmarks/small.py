@@ -32,7 +32,7 @@ def main() -> None:
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
     study = Study.open(options.plan)
-    task = Task.open(Path(os.environ["MVP_EDGE_DATA"]) / study.plan["images"])
+    task = Task.open(Path(os.environ["MVP_EDGE_DATA"]) / study.plan["draws"][0]["images"])
     images = task.images("train", study.backbone.preprocess)
     batch = 256
     recipe = Recipe(

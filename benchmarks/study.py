@@ -24,7 +24,14 @@ import yaml
 from benchmarks import peers
 from benchmarks.peers import Outcome
 from mvp_edge.pruning.ahnp import Scores, ahnp
-from mvp_edge.pruning.finetune import LabelledImages, Ledger, Recipe, accuracy, predict_logits
+from mvp_edge.pruning.finetune import (
+    LabelledImages,
+    Ledger,
+    Recipe,
+    accuracy,
+    faster_dtype,
+    predict_logits,
+)
 from mvp_edge.pruning.methods import METHODS, recipe_for
 from mvp_edge.pruning.mvp import Voting, mvp
 from mvp_edge.pruning.problem import Problem, Pruned
@@ -65,10 +72,13 @@ class Study:
                 "set MVP_EDGE_DATA to the folder with the research data (see benchmarks/README.md)"
             )
         backbone = load_backbone(_below(data, plan["backbone"]), plan.get("input_size"))
-        drawn = plan["tasks"]
-        tasks = sample_tasks(
-            Path(data) / plan["images"], drawn["count"], drawn["classes"], drawn["seed"]
-        )
+        tasks = [
+            task
+            for draw in plan["draws"]
+            for task in sample_tasks(
+                Path(data) / draw["images"], draw["count"], draw["classes"], draw["seed"]
+            )
+        ]
         name = plan.get(
             "zoo", plan["study"]
         )  # a plan may use another study's zoo, which it does not build
@@ -171,9 +181,8 @@ def run_variant(
     if named and METHODS[named].asks != "nobody":
         subset = images.take(task.subsample("train", LEEP_IMAGES, 0))
         measure = variant.get("similarity", "leep")
-        found = find_neighbours(
-            entries, backbone, subset, task.classes, 1, ledger, similarity=measure
-        )
+        zoo = some_of(entries, variant.get("entries"), study.tasks.index(task))
+        found = find_neighbours(zoo, backbone, subset, task.classes, 1, ledger, similarity=measure)
         row["similarity_seconds"] = time.perf_counter() - clock
         ranked = found.candidates
         if variant.get("disjoint"):
@@ -197,9 +206,21 @@ def run_variant(
         "seconds": seconds,
         "cpu_seconds": cpu,
         "threads": torch.get_num_threads(),
+        "arithmetic": arithmetic(),
         **_spent(study, pruned, ledger, recipe.batch),
         **variant,
     }
+
+
+def arithmetic() -> str:
+    """What this machine trains in: processors differ, and the last digits of a result with them."""
+    return str(faster_dtype("cpu") or torch.float32).removeprefix("torch.")
+
+
+def some_of(entries: Sequence[Entry], count: int | None, target: int) -> Sequence[Entry]:
+    """A smaller zoo: ``count`` of the entries, drawn anew for each target, nested in its larger draws."""
+    drawn = np.random.default_rng([target, 11]).permutation(len(entries))
+    return [entries[i] for i in sorted(drawn[:count])]
 
 
 def asked(ranked: Sequence[Candidate], variant: dict[str, Any], seed: int) -> Sequence[Candidate]:

@@ -8,7 +8,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from benchmarks.device.tables import (
 from benchmarks.figures import (
     RESULTS,
     Figure,
+    Rows,
     difference,
     headline,
     interval,
@@ -42,21 +43,42 @@ from benchmarks.figures import (
 )
 
 HERE = Path(__file__).parent
-STUDIES = {
-    "resnet18-cifar100": "ifp@1000",
-    "resnet18-keep0.32": "ifp@1000",
-    "deit-tiny-imagenet": "ahnp@500",
-    "tuning": "base",
-    "tuning-deit": "base",
-    "wider": "keep0.18",
-    "quick": "ifp@1000",
-}
-"""Study → the variant that its table compares with."""
 
 
-def study_table(study: str, base: str) -> str:
+@dataclass(frozen=True)
+class StudyTable:
+    """One table of a study's variants, at its place in benchmarks/README.md."""
+
+    study: str
+    base: str
+    """The variant that the others are compared with."""
+    targets: str = ""
+    """Only targets whose names begin so."""
+
+    @property
+    def place(self) -> str:
+        """As the README's block is called."""
+        return f"{self.study}-{self.targets}" if self.targets else self.study
+
+
+TABLES = [
+    StudyTable("resnet18-cifar100", "ifp@1000"),
+    StudyTable("resnet18-keep0.32", "ifp@1000"),
+    StudyTable("deit-tiny-imagenet", "ahnp@500"),
+    StudyTable("zoo-size", "mvp@100-n3"),
+    *(StudyTable("classes", "ifp@100", f"cifar100-{n}c") for n in (3, 10, 20)),
+    *(StudyTable("unseen", "ifp@100", name) for name in ("tiny_imagenet_100", "imagenette_photos")),
+    StudyTable("ratios", "mvp@100-keep0.2"),
+    StudyTable("peers", "small@100"),
+    StudyTable("tuning", "base"),
+    StudyTable("tuning-deit", "base"),
+    StudyTable("wider", "keep0.18"),
+    StudyTable("quick", "ifp@1000"),
+]
+
+
+def study_table(rows: Rows, base: str) -> str:
     """Markdown: every variant of a study, mean accuracy, paired difference, cost."""
-    rows = study_rows(study)
     names = list(dict.fromkeys(name for r in rows.values() for name in r))
     names.sort(
         key=lambda name: (
@@ -194,9 +216,11 @@ def main() -> None:
     if (RESULTS / "photos.json").exists():
         tables["photos"] = photos_table(json.loads((RESULTS / "photos.json").read_text()))
     tables |= device_tables()
-    for study, base in STUDIES.items():
-        if study_rows(study):
-            tables[study] = study_table(study, base)
+    for one in TABLES:
+        found_rows = study_rows(one.study)
+        own = {name: row for name, row in found_rows.items() if name.startswith(one.targets)}
+        if own:
+            tables[one.place] = study_table(own, one.base)
     wanted = {HERE / "summary.json": summary + "\n"}
     for path in (HERE.parent / "README.md", HERE / "README.md", HERE / "device" / "README.md"):
         wanted[path] = rendered(path, tables)

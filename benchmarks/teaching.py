@@ -1,6 +1,6 @@
-"""The unpruned backbone as a teacher: what it sees in a task's training images, and a step that heeds it."""
+"""Teachers (the unpruned backbone, or a committee of the zoo's networks) and a training step that heeds them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,10 @@ from torch.nn import functional as F
 
 from mvp_edge.pruning.finetune import Batches, Ledger, class_means, compute, to_input
 from mvp_edge.pruning.problem import Problem
+from mvp_edge.pruning.votes import Voter
 from mvp_edge.subnetwork.backbone import heads
 from mvp_edge.subnetwork.cost import forward_macs
+from mvp_edge.subnetwork.subnet import resize
 
 Step = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
@@ -19,9 +21,9 @@ Step = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 class Taught(Batches):
     """Batches whose labels come with the teacher's logits of the image as it is, before it is augmented."""
 
-    def __init__(self, problem: Problem, ledger: Ledger) -> None:
+    def __init__(self, problem: Problem, opinions: torch.Tensor) -> None:
         super().__init__(problem.train, problem.backbone.preprocess, problem.recipe, problem.seed)
-        self.opinions = _opinions(problem, ledger)
+        self.opinions = opinions
 
     def batch(self, step: int) -> Any:
         """(images, (labels, logits))."""
@@ -66,17 +68,75 @@ def teaching_step(share: float, warmth: float, smooth: float = 0.0) -> Step:
     return step
 
 
-def _opinions(problem: Problem, ledger: Ledger) -> torch.Tensor:
+def backbone_opinions(problem: Problem, ledger: Ledger) -> torch.Tensor:
     """The backbone's logits of the training images [N, C], its head by class means."""
     features = backbone_features(problem, ledger)
     weight, bias = class_means(features, torch.from_numpy(problem.train.labels), problem.classes)
     return features @ weight.T + bias
 
 
-@torch.no_grad()
+FOLDS = 5
+
+
+def committee_opinions(problem: Problem, voters: Sequence[Voter], ledger: Ledger) -> torch.Tensor:
+    """Logits of the training images [N, C] by what all the voters' networks see together; counted.
+
+    Linear discriminant analysis of the concatenated features; each fifth of the images is judged by the
+    other four.
+    """
+    own = [network_features(as_module(problem, voter), problem, ledger) for voter in voters]
+    features = torch.cat(own, 1).double()
+    labels = torch.from_numpy(problem.train.labels)
+    fold = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)) % FOLDS
+    logits = torch.empty(len(labels), problem.classes, dtype=torch.float64)
+    for one in range(FOLDS):
+        rest = fold != one
+        weight, bias = discriminant(features[rest], labels[rest], problem.classes)
+        logits[~rest] = features[~rest] @ weight.T + bias
+    scale = min(
+        (10.0**exponent for exponent in np.arange(-2, 1.01, 0.1)),
+        key=lambda scale: float(F.cross_entropy(scale * logits, labels)),
+    )
+    opinions: torch.Tensor = (scale * logits).float()
+    return opinions
+
+
+def discriminant(
+    features: torch.Tensor, labels: torch.Tensor, classes: int, shrinkage: float = 0.1
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight [C, D] and bias [C] of linear discriminant analysis, of standardised features."""
+    centre, spread = features.mean(0), features.std(0).clamp(min=1e-6)
+    x = (features - centre) / spread
+    onehot = F.one_hot(labels, classes).double()
+    means = (onehot.T @ x) / onehot.sum(0)[:, None]
+    inside = x - means[labels]
+    within = inside.T @ inside / len(labels) + shrinkage * torch.eye(x.shape[1], dtype=x.dtype)
+    weight = torch.linalg.solve(within, means.T).T
+    bias = -(means * weight).sum(1) / 2
+    weight = weight / spread
+    return weight, bias - weight @ centre
+
+
+def as_module(problem: Problem, voter: Voter) -> nn.Module:
+    """The voter's own network, with a head that nobody looks at."""
+    full = problem.backbone.with_head(problem.classes)
+    widths = {name: len(units) for name, units in voter.kept.items()}
+    model = resize(full, widths, problem.policy)
+    skipped = tuple(f"{name}." for name in heads(model))
+    own = {n: t for n, t in voter.weights.items() if not n.startswith(skipped)}
+    model.load_state_dict(own, strict=False)
+    return model.eval()
+
+
 def backbone_features(problem: Problem, ledger: Ledger) -> torch.Tensor:
     """What the backbone's classifier sees of every training image [N, D]; counted."""
-    model = problem.backbone.with_head(problem.classes).eval()
+    return network_features(problem.backbone.with_head(problem.classes), problem, ledger)
+
+
+@torch.no_grad()
+def network_features(model: nn.Module, problem: Problem, ledger: Ledger) -> torch.Tensor:
+    """What a network's classifier sees of every training image [N, D]; counted."""
+    model.eval()
     seen: list[torch.Tensor] = []
     head = next(iter(heads(model).values()))
     hook = head.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].float()))

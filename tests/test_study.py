@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.study import asked
+from benchmarks.study import asked, some_of
 from mvp_edge.zoo.similarity import Candidate
 
 RANKED = [Candidate(f"task-{number}", -float(number), ("a", "b")) for number in range(20)]
@@ -43,3 +43,14 @@ def test_random_neighbours_are_ranked_seeded_and_without_regard_to_similarity() 
     counts = [sum(one in some for some in drawn) for one in RANKED]
     assert min(counts) > 10
     assert max(counts) < 60
+
+
+def test_smaller_zoos_are_nested_and_differ_between_targets() -> None:
+    entries: list[Any] = list(range(39))
+    few, more = (some_of(entries, count, 4) for count in (5, 20))
+    assert set(few) < set(more)
+    assert (len(few), len(more)) == (5, 20)
+    assert some_of(entries, None, 4) == entries
+    assert some_of(entries, 5, 3) != few
+    drawn = [one for target in range(200) for one in some_of(entries, 5, target)]
+    assert set(drawn) == set(entries)

@@ -1,0 +1,1 @@
+"""Ways to better Meta-Vote Pruning (`python -m benchmarks.trials PLAN`)."""

@@ -1,0 +1,102 @@
+"""Ways to better Meta-Vote Pruning, each beside the default on the same targets.
+
+    python -m benchmarks.trials benchmarks/plans/trials.yaml [--only NAME,…] [--steps 20,100] [--targets 8]
+
+The plan's variants say what is done otherwise (`pipeline.Trial`). What won is the product's default now, by
+its own name there; the rows of the others stay (`results/trials-PLAN/`). Resumable; several processes may
+share the work.
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.study import HERE, Study, arithmetic
+from benchmarks.trials.pipeline import Trial, Warm, pruned_by
+from mvp_edge.pruning.finetune import Ledger, accuracy, predict_logits
+from mvp_edge.pruning.methods import recipe_for
+from mvp_edge.runs.rundir import machine, versions
+from mvp_edge.tasks.task import Task
+from mvp_edge.zoo.build import claim
+from mvp_edge.zoo.entries import Entry
+from mvp_edge.zoo.neighbours import LEEP_IMAGES, find_neighbours
+from mvp_edge_export.storage import read_json, write_json
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("plan", type=Path)
+    arguments.add_argument("--only", help="all of the plan's, unless said")
+    arguments.add_argument("--steps", default="100")
+    arguments.add_argument("--targets", type=int, default=8)
+    arguments.add_argument("--threads", type=int, default=1)
+    options = arguments.parse_args()
+    torch.set_num_threads(options.threads)
+    study = Study.open(options.plan)
+    out = HERE / "results" / f"trials-{study.plan['study']}"
+    for name in (options.only or ",".join(study.plan["variants"])).split(","):
+        for steps in map(int, options.steps.split(",")):
+            for task in study.tasks[: options.targets]:
+                _row(study, task, name, steps, out)
+
+
+def _row(study: Study, task: Task, name: str, steps: int, out: Path) -> None:
+    """One target's row of one trial, unless it is there."""
+    key = f"{name}@{steps}"
+    file = out / f"{task.name}.json"
+    with claim(study.zoo.path / ".work", f"trials-{study.plan['study']}-{task.name}") as work:
+        if work is None:
+            return
+        rows: dict[str, Any] = read_json(file, "rows")["rows"] if file.exists() else {}
+        if key in rows:
+            return
+        entries = [entry for entry in study.zoo.entries() if entry.name != task.name]
+        rows[key] = run(study, task, entries, Trial(**(study.plan["variants"][name] or {})), steps)
+        print(f"{task.name} {key}: {100 * rows[key]['accuracy']:.1f} %", flush=True)
+        facts = {"schema": 1, "target": task.name, "machine": machine(), "versions": versions()}
+        write_json(file, {**facts, "rows": rows})
+
+
+def run(
+    study: Study, task: Task, entries: Sequence[Entry], trial: Trial, steps: int
+) -> dict[str, Any]:
+    """Accuracy on test and validation images, and the cost."""
+    backbone, ledger, began = study.backbone, Ledger(), time.perf_counter()
+    images = task.images("train", backbone.preprocess)
+    usual = recipe_for("mvp", backbone.family, steps=steps)
+    recipe = Warm(**{**vars(usual), **trial.recipe}, warmup=trial.warmup)
+    keep = study.zoo.keep
+    found = find_neighbours(
+        entries,
+        backbone,
+        images.take(task.subsample("train", LEEP_IMAGES, 0)),
+        task.classes,
+        1,
+        ledger,
+    )
+    by_name = {entry.name: entry for entry in entries}
+    zoo = [by_name[one.task].voter(keep, one.score) for one in found.candidates]
+    problem = study.problem(task, images, recipe, keep, voters=zoo[: trial.neighbours])
+    pruned = pruned_by(problem, trial, zoo)
+    pruned.ledger.similarity_flops += ledger.similarity_flops
+    scores = {}
+    for split in ("val", "test"):
+        held = task.images(split, backbone.preprocess)
+        logits = predict_logits(pruned.model, held.pixels, backbone.preprocess)
+        scores[split] = accuracy(logits, held.labels)
+    return {
+        "accuracy": scores["test"],
+        "validation": scores["val"],
+        "total_flops": pruned.ledger.total_flops,
+        "seconds": time.perf_counter() - began,
+        "zoo": len(entries),
+        "arithmetic": arithmetic(),
+    }
+
+
+if __name__ == "__main__":
+    main()
