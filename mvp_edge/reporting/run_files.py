@@ -121,7 +121,7 @@ class RunFile(RunJson):
     phases: tuple[Phase, ...] = ()
     training: TrainingFacts
     versions: dict[str, str] = Field(default_factory=dict)
-    machine: dict[str, str | int | float | None] = Field(default_factory=dict)
+    machine: dict[str, str | int | float | list[str] | None] = Field(default_factory=dict)
     finished: Literal[True]
 
 

@@ -418,7 +418,7 @@ def _run(
             "seconds": 13.4,
         },
         "versions": {"python": "3.11.2", "mvp-edge": "0.1.0", "torch": "2.14.1", "timm": "1.0.31"},
-        "machine": {"cpu": "a small processor", "cores": 2, "os": "Linux 6.1"},
+        "machine": {"cpu": "a small processor", "isa": ["avx2"], "cores": 2, "os": "Linux 6.1"},
         "finished": True,
     }
 
