@@ -443,6 +443,12 @@ def test_wilson_interval_against_scipy(right: int, n: int) -> None:
     assert printed.wilson(right / n, n) == pytest.approx((expected.low, expected.high), abs=1e-6)
 
 
+def test_all_right_is_a_hundred_per_cent_and_no_digits_more() -> None:
+    for n in range(1, 400):
+        assert printed.wilson(1.0, n)[1] == 1.0
+        assert printed.wilson(0.0, n)[0] == 0.0
+
+
 @given(st.floats(0, 1), st.integers(0, 2))
 def test_percent_never_rounds_to_the_end(share: float, digits: int) -> None:
     text = printed.percent(share, digits).removesuffix("\N{NARROW NO-BREAK SPACE}%")
