@@ -13,7 +13,8 @@ demo: $(READY)
 	@echo "open demo/run/report.html in a browser"
 
 test: lint
-	@PATH="$$PATH:/usr/sbin" command -v sshd >/dev/null || $(MAKE) --no-print-directory sshd-package
+	@PATH="$$PATH:/usr/sbin" command -v sshd >/dev/null && test -d /usr/share/wordnet || \
+	  $(MAKE) --no-print-directory test-packages
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=10
 
 # The light half on emulated arm64 boards, with the demo's bundle and images: as root, with
@@ -66,14 +67,16 @@ venv-package:
 	  { echo "Python's venv module is missing: sudo apt install python3-venv"; exit 2; }
 	apt-get update -qq && apt-get install -y -qq python3-venv
 
-# The tests of `bench --on` talk to a real sshd. Where installing it would start a server (an init
-# is running), that is left to you; without it those tests are skipped.
-.PHONY: sshd-package
-sshd-package:
-	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && [ ! -d /run/systemd/system ]; then \
-	  apt-get update -qq && apt-get install -y -qq openssh-server; \
+# The tests of `bench --on` talk to a real sshd, those of `--similarity wordnet` read a real WordNet. Where
+# installing sshd would start a server (an init is running), that is left to you; what is missing is skipped.
+.PHONY: test-packages
+test-packages:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  packages=wordnet-base; \
+	  [ -d /run/systemd/system ] || packages="$$packages openssh-server"; \
+	  apt-get update -qq && apt-get install -y -qq $$packages; \
 	else \
-	  echo "sshd is missing, the tests of bench --on are skipped: sudo apt install openssh-server"; \
+	  echo "tests that need sshd or WordNet are skipped: sudo apt install openssh-server wordnet-base"; \
 	fi
 
 clean:
