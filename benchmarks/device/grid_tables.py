@@ -197,10 +197,12 @@ def full_table(found: list[Grid]) -> str:
                     f"| {one.facts['network']} | {variant} | {RUNTIMES[runtime]} | "
                     f"{_timed(row, None, True)} ({low:.3g} … {high:.3g}) | {faster} | {ratio} |"
                 )
-    measured = [group for one in found for group in one.facts["full"].values()]
-    arithmetic = {cell["arithmetic"] for group in measured for cell in group["cells"]}
-    for told in sorted({_machine(group["machine"]) for group in measured}):
-        lines += ["", f"On {told}; arithmetic {', '.join(sorted(arithmetic))}."]
+    arithmetic: dict[str, set[str]] = {}
+    for group in (group for one in found for group in one.facts["full"].values()):
+        own = arithmetic.setdefault(_machine(group["machine"]), set())
+        own |= {cell["arithmetic"] for cell in group["cells"]}
+    for told, own in sorted(arithmetic.items()):
+        lines += ["", f"On {told}; arithmetic {', '.join(sorted(own))}."]
     return "\n".join(lines)
 
 
