@@ -159,11 +159,14 @@ def _train(
     recipe = problem.recipe
     macs = forward_macs(outcome.model, problem.backbone.shape)
     dense = forward_macs(problem.backbone.outline(problem.classes), problem.backbone.shape)
-    with worthwhile_threads(macs * batches.size, recipe.accelerator):
+    with worthwhile_threads(macs * batches.size // recipe.updates, recipe.accelerator):
         model = lay_out(outcome.model, recipe.accelerator).train()
         optimizer = make_optimizer(model, recipe)
         for number in range(first, until):
-            step(model, optimizer, batches.batch(number), recipe.rate(number), recipe.accelerator)
+            shares = batches.shares(number)
+            for part, batch in enumerate(shares):
+                rate = recipe.rate(number + part / len(shares))
+                step(model, optimizer, batch, rate, recipe.accelerator)
             outcome.ledger.training(macs, batches.size, macs / dense)
     outcome.model = model.eval()
 

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,11 +47,26 @@ from mvp_edge.subnetwork.units import unit_groups
 from mvp_edge.tasks.task import Task, sample_tasks
 from mvp_edge.zoo.build import build_zoo, claim
 from mvp_edge.zoo.entries import Entry, Zoo
-from mvp_edge.zoo.neighbours import LEEP_IMAGES, find_neighbours
+from mvp_edge.zoo.neighbours import LEEP_IMAGES, Similarity, find_neighbours
 from mvp_edge.zoo.similarity import Candidate
 from mvp_edge_export.storage import read_json, write_json
 
 HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """A zoo's entries by similarity to a target, and what that cost."""
+
+    candidates: tuple[Candidate, ...]
+    flops: int
+    seconds: float
+
+    def among(self, entries: Sequence[Entry]) -> "Ranking":
+        """Of some of the entries alone, whose scores are the same, at their share of the cost."""
+        names, share = {one.name for one in entries}, len(entries) / len(self.candidates)
+        some = tuple(one for one in self.candidates if one.task in names)
+        return Ranking(some, round(self.flops * share), self.seconds * share)
 
 
 @dataclass(frozen=True)
@@ -62,6 +77,8 @@ class Study:
     backbone: Backbone
     tasks: list[Task]
     zoo: Zoo
+    rankings: dict[tuple[str, str, int], "Ranking"] = field(default_factory=dict)
+    """What was found already, by (target, measure, entries)."""
 
     @classmethod
     def open(cls, path: Path) -> "Study":
@@ -101,6 +118,30 @@ class Study:
             **more,
         )
 
+    def entries(self, task: Task) -> list[Entry]:
+        """The zoo that a target sees: leave-one-out, and no more than the plan's ``first`` tasks."""
+        entries = self.zoo.entries()
+        return [one for one in entries[: self.plan.get("first")] if one.name != task.name]
+
+    def ranking(self, task: Task, entries: Sequence[Entry], measure: Similarity) -> "Ranking":
+        """The entries by similarity to a target, as `prune` finds it; found once a process."""
+        key = (task.name, measure, len(entries))
+        if key not in self.rankings:
+            began, ledger = time.perf_counter(), Ledger()
+            images = task.images("train", self.backbone.preprocess)
+            found = find_neighbours(
+                entries,
+                self.backbone,
+                images.take(task.subsample("train", LEEP_IMAGES, 0)),
+                task.classes,
+                1,
+                ledger,
+                similarity=measure,
+            )
+            seconds = time.perf_counter() - began
+            self.rankings[key] = Ranking(found.candidates, ledger.similarity_flops, seconds)
+        return self.rankings[key]
+
     @property
     def small(self) -> Path:
         """Where the weights of `benchmarks.small` lie, of the study whose zoo is used."""
@@ -131,7 +172,7 @@ def main() -> None:
 
 def run_variants(study: Study, task: Task) -> None:
     """All rows of one target; those that exist are kept."""
-    entries = [entry for entry in study.zoo.entries() if entry.name != task.name]
+    entries = study.entries(task)
     own = next((e for e in study.zoo.entries() if e.name == task.name), None)
     if own is None and "zoo" not in study.plan:
         return  # its baseline is not there yet
@@ -169,7 +210,7 @@ def run_variant(
 ) -> dict[str, Any]:
     """One row: accuracy on test images and everything it cost."""
     backbone, name = study.backbone, variant["method"]
-    clock, cpu, ledger = time.perf_counter(), time.process_time(), Ledger()
+    clock, cpu, similarity_flops = time.perf_counter(), time.process_time(), 0
     named = name if name in METHODS else None
     recipe = recipe_for(named, backbone.family, steps=variant["steps"], lr=variant.get("lr"))
     own = {key: variant[key] for key in ("head", "statistics", "augment") if key in variant}
@@ -179,11 +220,11 @@ def run_variant(
     problem = study.problem(task, images, recipe, keep, seed=variant.get("seed", 0))
     row: dict[str, Any] = {}
     if named and METHODS[named].asks != "nobody":
-        subset = images.take(task.subsample("train", LEEP_IMAGES, 0))
-        measure = variant.get("similarity", "leep")
+        whole = study.ranking(task, entries, variant.get("similarity", "leep"))
         zoo = some_of(entries, variant.get("entries"), study.tasks.index(task))
-        found = find_neighbours(zoo, backbone, subset, task.classes, 1, ledger, similarity=measure)
-        row["similarity_seconds"] = time.perf_counter() - clock
+        found = whole.among(zoo)
+        similarity_flops, row["similarity_seconds"] = found.flops, found.seconds
+        clock, cpu = time.perf_counter() - found.seconds, time.process_time() - found.seconds
         ranked = found.candidates
         if variant.get("disjoint"):
             ranked = tuple(one for one in ranked if not set(one.classes) & set(task.classes))
@@ -207,7 +248,7 @@ def run_variant(
         "cpu_seconds": cpu,
         "threads": torch.get_num_threads(),
         "arithmetic": arithmetic(),
-        **_spent(study, pruned, ledger, recipe.batch),
+        **_spent(study, pruned, similarity_flops, recipe.batch),
         **variant,
     }
 
@@ -283,14 +324,14 @@ def _peer(study: Study, variant: dict[str, Any], problem: Problem) -> Pruned | O
 
 
 def _spent(
-    study: Study, pruned: Pruned | Outcome, similarity: Ledger, batch: int
+    study: Study, pruned: Pruned | Outcome, similarity_flops: int, batch: int
 ) -> dict[str, Any]:
     dense = forward_macs(study.backbone.outline(5), study.backbone.shape)
     return {
-        "similarity_flops": similarity.similarity_flops,
+        "similarity_flops": similarity_flops,
         "statistics_flops": pruned.ledger.statistics_flops,
         "training_flops": pruned.ledger.training_flops,
-        "total_flops": similarity.similarity_flops + pruned.ledger.total_flops,
+        "total_flops": similarity_flops + pruned.ledger.total_flops,
         "paper_flops": paper_cost(dense, batch, [pruned.ledger.density_steps]),
         "forward_flops": forward_macs(pruned.model, study.backbone.shape),
     }

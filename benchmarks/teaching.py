@@ -25,12 +25,13 @@ class Taught(Batches):
         super().__init__(problem.train, problem.backbone.preprocess, problem.recipe, problem.seed)
         self.opinions = opinions
 
-    def batch(self, step: int) -> Any:
-        """(images, (labels, logits))."""
+    def shares(self, step: int) -> list[Any]:
+        """(images, (labels, logits)) of each update."""
         first = step * self.size
-        rows = [self._at(position) for position in range(first, first + self.size)]
-        x, y = super().batch(step)
-        return x, (y, self.opinions[rows])
+        opinions = self.opinions[[self._at(place) for place in range(first, first + self.size)]]
+        parts = super().shares(step)
+        taught = zip(parts, opinions.tensor_split(len(parts)), strict=True)
+        return [(x, (y, theirs)) for (x, y), theirs in taught]
 
 
 def teaching_step(share: float, warmth: float, smooth: float = 0.0) -> Step:

@@ -10,6 +10,7 @@ share the work.
 import argparse
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,12 @@ import torch
 
 from benchmarks.study import HERE, Study, arithmetic
 from benchmarks.trials.pipeline import Trial, Warm, pruned_by
-from mvp_edge.pruning.finetune import Ledger, accuracy, predict_logits
+from mvp_edge.pruning.finetune import accuracy, predict_logits
 from mvp_edge.pruning.methods import recipe_for
 from mvp_edge.runs.rundir import machine, versions
 from mvp_edge.tasks.task import Task
 from mvp_edge.zoo.build import claim
 from mvp_edge.zoo.entries import Entry
-from mvp_edge.zoo.neighbours import LEEP_IMAGES, find_neighbours
 from mvp_edge_export.storage import read_json, write_json
 
 
@@ -54,8 +54,9 @@ def _row(study: Study, task: Task, name: str, steps: int, out: Path) -> None:
         rows: dict[str, Any] = read_json(file, "rows")["rows"] if file.exists() else {}
         if key in rows:
             return
-        entries = [entry for entry in study.zoo.entries() if entry.name != task.name]
-        rows[key] = run(study, task, entries, Trial(**(study.plan["variants"][name] or {})), steps)
+        rows[key] = run(
+            study, task, study.entries(task), Trial(**(study.plan["variants"][name] or {})), steps
+        )
         print(f"{task.name} {key}: {100 * rows[key]['accuracy']:.1f} %", flush=True)
         facts = {"schema": 1, "target": task.name, "machine": machine(), "versions": versions()}
         write_json(file, {**facts, "rows": rows})
@@ -65,24 +66,18 @@ def run(
     study: Study, task: Task, entries: Sequence[Entry], trial: Trial, steps: int
 ) -> dict[str, Any]:
     """Accuracy on test and validation images, and the cost."""
-    backbone, ledger, began = study.backbone, Ledger(), time.perf_counter()
+    backbone, began = study.backbone, time.perf_counter()
     images = task.images("train", backbone.preprocess)
-    usual = recipe_for("mvp", backbone.family, steps=steps)
+    usual = recipe_for("mvp", backbone.family, steps=steps * trial.finer)
+    usual = replace(usual, batch=usual.batch // trial.finer)
     recipe = Warm(**{**vars(usual), **trial.recipe}, warmup=trial.warmup)
     keep = study.zoo.keep
-    found = find_neighbours(
-        entries,
-        backbone,
-        images.take(task.subsample("train", LEEP_IMAGES, 0)),
-        task.classes,
-        1,
-        ledger,
-    )
+    found = study.ranking(task, entries, "leep")
     by_name = {entry.name: entry for entry in entries}
     zoo = [by_name[one.task].voter(keep, one.score) for one in found.candidates]
     problem = study.problem(task, images, recipe, keep, voters=zoo[: trial.neighbours])
     pruned = pruned_by(problem, trial, zoo)
-    pruned.ledger.similarity_flops += ledger.similarity_flops
+    pruned.ledger.similarity_flops += found.flops
     scores = {}
     for split in ("val", "test"):
         held = task.images(split, backbone.preprocess)

@@ -69,6 +69,10 @@ class Trial:
     """The network's weights are averaged over this last share of the steps."""
     afterwards: bool = False
     """BatchNorm's statistics are re-estimated after the last step, too."""
+    closing: Literal["nothing", "lda"] = "nothing"
+    """The head is fitted anew, in closed form, after the last step."""
+    finer: int = 1
+    """So many times the steps, each on so many times fewer images: the same images, the same cost."""
     recipe: Mapping[str, Any] = field(default_factory=dict)
     """What is set otherwise in the recipe."""
 
@@ -79,7 +83,7 @@ class Warm(Recipe):
 
     warmup: float = 0.0
 
-    def rate(self, step: int) -> float:
+    def rate(self, step: float) -> float:
         """Linear to the usual rate over the first share of the steps."""
         rise = self.warmup * self.steps
         return super().rate(step) * min(1.0, (step + 1) / (rise + 1))
@@ -110,6 +114,8 @@ def pruned_by(problem: Problem, trial: Trial, zoo: Sequence[Voter]) -> Pruned:
         training.run(steps)
     if trial.afterwards:
         estimate_statistics(training.model, training.batches, training.ledger)
+    if trial.closing != "nothing":
+        _closed_form(training, problem.classes, trial.closing, len(problem.train.labels))
     return training.finished({})
 
 
@@ -202,16 +208,17 @@ def best_of(candidates: Sequence[Training], problem: Problem) -> Training:
 
 
 @torch.no_grad()
-def _closed_form(training: Training, classes: int, kind: str) -> None:
+def _closed_form(training: Training, classes: int, kind: str, limit: int = 1024) -> None:
     """Linear discriminant analysis, or ridge regression to the one-hot labels, of the network's features."""
     (head,) = heads(training.model).values()
     seen: list[torch.Tensor] = []
     hook = head.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].float()))
     labels = []
     training.model.eval()
-    for x, y in training.batches.plain(1024):
+    for x, y in training.batches.plain(limit):
         with compute("cpu"):
             training.model(x)
+        training.ledger.statistics_flops += training.macs * len(x)
         labels.append(y)
     hook.remove()
     features, y = torch.cat(seen).double(), torch.cat(labels)

@@ -35,8 +35,16 @@ class LabelledImages(Protocol):
         """The index of each image's class."""
 
 
+Batch = tuple[torch.Tensor, torch.Tensor]
+"""Images and their labels."""
+
+
 SHRINKING = 0.8
 """Iterative methods reach their target after this share of the steps (METHOD §3)."""
+
+
+LEAST_SHARE = 8
+"""Images of an update: BatchNorm's statistics of fewer say little."""
 
 
 STEP_MACS_A_THREAD = 1.5e9
@@ -49,6 +57,8 @@ class Recipe:
 
     steps: int = 100
     batch: int = 128
+    updates: int = 1
+    """A step's batch is taken in so many equal shares, one update each: the same images, the same cost."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.01
     schedule: Literal["cosine", "hold", "constant"] = "cosine"
@@ -61,8 +71,8 @@ class Recipe:
     """Re-estimate BatchNorm's running statistics on the task before the first step."""
     accelerator: str = "cpu"
 
-    def rate(self, step: int) -> float:
-        """The learning rate of a step (0-based)."""
+    def rate(self, step: float) -> float:
+        """The learning rate at a step (0-based; a share of it: at one of its updates)."""
         done = step / self.steps
         if self.schedule == "hold":
             done = max(0.0, done - SHRINKING) / (1 - SHRINKING)
@@ -114,7 +124,7 @@ class Batches:
         self.size = min(recipe.batch, len(images.labels))
         self._epoch: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
 
-    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def batch(self, step: int) -> Batch:
         """Images float32 [B, 3, S, S] in channels-last memory, and labels int64 [B]."""
         first = step * self.size
         index = np.array([self._at(position) for position in range(first, first + self.size)])
@@ -123,6 +133,12 @@ class Batches:
         )
         x = to_input(pixels, self.preprocess).to(self.recipe.accelerator)
         return x, torch.from_numpy(self.images.labels[index]).to(self.recipe.accelerator)
+
+    def shares(self, step: int) -> list[Batch]:
+        """The batch of a step as the recipe's updates take it, one after the other."""
+        x, y = self.batch(step)
+        count = max(1, min(self.recipe.updates, len(y) // LEAST_SHARE))
+        return list(zip(x.tensor_split(count), y.tensor_split(count), strict=True))
 
     def plain(self, limit: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """At most ``limit`` distinct training images, unaugmented, in batches of about equal size."""

@@ -139,7 +139,9 @@ class Training:
         self.optimizer = make_optimizer(self.model, recipe)
 
     def _threads(self) -> AbstractContextManager[None]:
-        return worthwhile_threads(self.macs * self.batches.size, self.problem.recipe.accelerator)
+        recipe = self.problem.recipe
+        update = self.macs * self.batches.size // recipe.updates
+        return worthwhile_threads(update, recipe.accelerator)
 
     def run(self, until: int, after_step: Callable[[], None] | None = None) -> None:
         """Fine-tune up to step ``until``; a validation point every fifth of the recipe."""
@@ -152,21 +154,26 @@ class Training:
         every = max(1, recipe.steps // 5)
         while self.step < until:
             began = time.perf_counter()
-            x, y = self.batches.batch(self.step)
-            if self.plain_memory:
-                x = x.contiguous()
-            loss, correct = train_step(
-                self.model, self.optimizer, (x, y), recipe.rate(self.step), recipe.accelerator
-            )
-            if after_step is not None:
-                after_step()
+            shares = self.batches.shares(self.step)
+            loss = correct = 0.0
+            for number, (x, y) in enumerate(shares):
+                if self.plain_memory:
+                    x = x.contiguous()
+                rate = recipe.rate(self.step + number / len(shares))
+                mean, right = train_step(
+                    self.model, self.optimizer, (x, y), rate, recipe.accelerator
+                )
+                if after_step is not None:
+                    after_step()
+                loss += float(mean) * len(x) / self.batches.size
+                correct += float(right)
             self.ledger.training(self.macs, self.batches.size, self.macs / self.dense_macs)
             self.history.steps.append(
                 {
                     "step": self.step + 1,
-                    "loss": float(loss),
+                    "loss": loss,
                     "lr": recipe.rate(self.step),
-                    "train_accuracy": float(correct) / self.batches.size,
+                    "train_accuracy": correct / self.batches.size,
                     "units": sum(len(units) for units in self.kept.values()),
                 }
             )

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from mvp_edge.pruning import finetune as train
 from mvp_edge.pruning.finetune import (
+    LEAST_SHARE,
     Batches,
     Ledger,
     Recipe,
@@ -194,6 +195,19 @@ def test_a_step_is_plain_sgd_with_momentum_and_decay() -> None:
                 p.sub_(0.1 * momentum[name])
     for name, p in model.named_parameters():
         torch.testing.assert_close(p, bare.get_parameter(name), rtol=1e-4, atol=1e-5)
+
+
+@given(st.integers(1, 70), st.integers(1, 64), st.integers(1, 12))
+def test_updates_share_the_images_of_a_step(count: int, size: int, updates: int) -> None:
+    recipe = Recipe(batch=size, updates=updates)
+    batches = Batches(digits(count=count), replace(PREPROCESS, size=8), recipe, 0)
+    x, y = batches.batch(1)
+    shares = batches.shares(1)
+    assert len(shares) == max(1, min(updates, len(y) // LEAST_SHARE))
+    lengths = [len(labels) for _, labels in shares]
+    assert max(lengths) - min(lengths) <= 1
+    assert torch.equal(torch.cat([part for part, _ in shares]), x)
+    assert torch.equal(torch.cat([labels for _, labels in shares]), y)
 
 
 # What precedes step 1.

@@ -110,6 +110,30 @@ def test_history_ledger_and_progress_of_a_run() -> None:
         assert torch.equal(a, b)  # looking at validation images changes nothing
 
 
+def test_a_finer_step_is_so_many_updates_at_the_same_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "faster_dtype", lambda _accelerator: None)
+    coarse = problem("resnet18", steps=2)
+    recipe = replace(coarse.recipe, updates=4)
+    ours = Training(replace(coarse, recipe=recipe), coarse.backbone.with_head(3), {})
+    bare = Training(coarse, coarse.backbone.with_head(3), {})
+    bare.model.load_state_dict(ours.model.state_dict())
+    ours.run(2)
+    bare.model.train()
+    for step in range(2):
+        x, y = bare.batches.batch(step)
+        losses = []
+        for part, (some, labels) in enumerate(zip(x.chunk(4), y.chunk(4), strict=True)):
+            rate = recipe.rate(step + part / 4)
+            loss, _ = train_step(bare.model, bare.optimizer, (some, labels), rate, "cpu")
+            losses.append(float(loss))
+        assert ours.history.steps[step]["loss"] == pytest.approx(np.mean(losses))
+    for name, value in ours.model.state_dict().items():
+        torch.testing.assert_close(value, bare.model.state_dict()[name], rtol=1e-4, atol=1e-5)
+    bare.run(2)
+    assert ours.ledger == bare.ledger
+    assert [point["step"] for point in ours.history.steps] == [1, 2]
+
+
 def test_everything_before_step_1_is_counted() -> None:
     for method, passes in (("magnitude", 2), ("mvp", 2), ("ifp", 2)):
         pruned = prune_by(method, problem(method=method, steps=0 if method == "mvp" else 2))
