@@ -10,7 +10,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -52,6 +52,8 @@ from mvp_edge.zoo.similarity import Candidate
 from mvp_edge_export.storage import read_json, write_json
 
 HERE = Path(__file__).parent
+RECIPE = ("lr", "updates", "head", "statistics", "augment")
+"""What a variant may set otherwise in its recipe."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,15 @@ class Study:
             self.rankings[key] = Ranking(found.candidates, ledger.similarity_flops, seconds)
         return self.rankings[key]
 
+    def recipe(self, variant: Mapping[str, Any]) -> Recipe:
+        """The product's, with what the plan sets for all one-shot methods and the variant for itself."""
+        name = variant["method"]
+        method = METHODS.get(name)
+        recipe = recipe_for(name if method else None, self.backbone.family, steps=variant["steps"])
+        if method and method.one_shot:
+            recipe = replace(recipe, **self.plan.get("recipe", {}))
+        return replace(recipe, **{key: variant[key] for key in RECIPE if key in variant})
+
     @property
     def small(self) -> Path:
         """Where the weights of `benchmarks.small` lie, of the study whose zoo is used."""
@@ -186,8 +197,8 @@ def run_variants(study: Study, task: Task) -> None:
         for name, variant in study.plan["variants"].items():
             if study.tasks.index(task) >= variant.get("targets", len(study.tasks)):
                 continue
-            if name in rows and rows[name].get("zoo", len(entries)) == len(entries):
-                continue  # done, and with the zoo as it stands now
+            if name in rows and is_current(rows[name], len(entries), study.recipe(variant)):
+                continue
             print(f"{task.name}: {name}", flush=True)
             rows[name] = run_variant(study, task, entries, variant)
             write_json(
@@ -205,21 +216,25 @@ def run_variants(study: Study, task: Task) -> None:
             )
 
 
+def is_current(row: dict[str, Any], zoo: int, recipe: Recipe) -> bool:
+    """Whether a row was made with the zoo and the recipe as they stand now."""
+    now = {"zoo": zoo, "lr": recipe.lr, "updates": recipe.updates}
+    return all(row.get(key, value) == value for key, value in now.items())
+
+
 def run_variant(
     study: Study, task: Task, entries: list[Entry], variant: dict[str, Any]
 ) -> dict[str, Any]:
     """One row: accuracy on test images and everything it cost."""
     backbone, name = study.backbone, variant["method"]
     clock, cpu, similarity_flops = time.perf_counter(), time.process_time(), 0
-    named = name if name in METHODS else None
-    recipe = recipe_for(named, backbone.family, steps=variant["steps"], lr=variant.get("lr"))
-    own = {key: variant[key] for key in ("head", "statistics", "augment") if key in variant}
-    recipe = replace(recipe, **own)
+    named = name in METHODS
+    recipe = study.recipe(variant)
     images = task.images("train", backbone.preprocess)
     keep = variant.get("keep", study.zoo.keep)
     problem = study.problem(task, images, recipe, keep, seed=variant.get("seed", 0))
     row: dict[str, Any] = {}
-    if named and METHODS[named].asks != "nobody":
+    if named and METHODS[name].asks != "nobody":
         whole = study.ranking(task, entries, variant.get("similarity", "leep"))
         zoo = some_of(entries, variant.get("entries"), study.tasks.index(task))
         found = whole.among(zoo)
@@ -244,6 +259,8 @@ def run_variant(
         **row,
         "accuracy": top1,
         "n": len(test),
+        "lr": recipe.lr,
+        "updates": recipe.updates,
         "seconds": seconds,
         "cpu_seconds": cpu,
         "threads": torch.get_num_threads(),

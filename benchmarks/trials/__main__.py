@@ -10,7 +10,6 @@ share the work.
 import argparse
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ import torch
 from benchmarks.study import HERE, Study, arithmetic
 from benchmarks.trials.pipeline import Trial, Warm, pruned_by
 from mvp_edge.pruning.finetune import accuracy, predict_logits
-from mvp_edge.pruning.methods import recipe_for
 from mvp_edge.runs.rundir import machine, versions
 from mvp_edge.tasks.task import Task
 from mvp_edge.zoo.build import claim
@@ -68,8 +66,7 @@ def run(
     """Accuracy on test and validation images, and the cost."""
     backbone, began = study.backbone, time.perf_counter()
     images = task.images("train", backbone.preprocess)
-    usual = recipe_for("mvp", backbone.family, steps=steps * trial.finer)
-    usual = replace(usual, batch=usual.batch // trial.finer)
+    usual = study.recipe({"method": "mvp", "steps": steps})
     recipe = Warm(**{**vars(usual), **trial.recipe}, warmup=trial.warmup)
     keep = study.zoo.keep
     found = study.ranking(task, entries, "leep")

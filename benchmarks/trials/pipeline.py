@@ -71,8 +71,6 @@ class Trial:
     """BatchNorm's statistics are re-estimated after the last step, too."""
     closing: Literal["nothing", "lda"] = "nothing"
     """The head is fitted anew, in closed form, after the last step."""
-    finer: int = 1
-    """So many times the steps, each on so many times fewer images: the same images, the same cost."""
     recipe: Mapping[str, Any] = field(default_factory=dict)
     """What is set otherwise in the recipe."""
 
