@@ -5,8 +5,9 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+EVIDENCE := $(VENV)/.evidence
 
-.PHONY: demo test test-arm64 lint figures figures-check evidence evidence-quick profiles clean
+.PHONY: demo test test-arm64 lint figures figures-check curves evidence evidence-quick profiles clean
 
 demo: $(READY)
 	$(BIN)/mvp-edge demo
@@ -27,27 +28,35 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Tables and benchmarks/summary.json from the committed rows; `-check` fails if they differ.
+# Tables and benchmarks/summary.json from the committed rows; `-check` fails if they differ. `curves`: the plots.
 figures: $(READY)
 	$(BIN)/python -m benchmarks.summary
 
 figures-check: $(READY)
 	$(BIN)/python -m benchmarks.summary --check
 
-# The studies of benchmarks/README.md, resumable; -quick: a part of them in about 10 minutes. Both need
+curves: $(EVIDENCE)
+	$(BIN)/python -m benchmarks.curves
+
+# The studies of benchmarks/README.md, resumable; -quick: a part of them in minutes. Both need
 # MVP_EDGE_DATA, the folder with the research data.
 evidence-quick: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study benchmarks/plans/quick.yaml
 	$(BIN)/python -m benchmarks.summary
 
-evidence: $(READY)
-	for plan in resnet18-cifar100 resnet18-keep0.32 deit-tiny-imagenet; do \
-	  OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study benchmarks/plans/$$plan.yaml || exit; \
+STUDIES := resnet18-cifar100 resnet18-keep0.32 deit-tiny-imagenet zoo-size classes unseen ratios seeds
+PLAN    := benchmarks/plans/resnet18-cifar100.yaml
+
+evidence: $(EVIDENCE)
+	for study in $(STUDIES); do \
+	  OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study benchmarks/plans/$$study.yaml || exit; \
 	done
-	$(BIN)/python -m pip install --quiet torch-pruning
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.small benchmarks/plans/resnet18-cifar100.yaml
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.small $(PLAN)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study benchmarks/plans/peers.yaml
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trials benchmarks/plans/trials.yaml --steps 20,100
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.overlap $(PLAN)
 	$(BIN)/python -m benchmarks.summary
+	$(BIN)/python -m benchmarks.curves
 
 profiles: $(READY)
 	$(BIN)/mvp-edge device schema > profiles/schema.json
@@ -59,6 +68,10 @@ $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+$(EVIDENCE): $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[evidence]'
 	@touch $@
 
 .PHONY: venv-package

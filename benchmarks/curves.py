@@ -1,9 +1,10 @@
-"""The studies' plots, from the committed rows: `python -m benchmarks.curves` → docs/evidence/ (needs matplotlib).
+"""The studies' plots, from the committed rows: `make curves` → docs/evidence/ (needs matplotlib).
 
 One figure a question; the numbers of each are in the tables of benchmarks/README.md.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,70 +13,206 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from benchmarks.figures import interval, study_rows
+from benchmarks.figures import Rows, best_peer, difference, interval, study_rows
+from benchmarks.study_tables import CONTROLS
 
 OUT = Path(__file__).parents[1] / "docs" / "evidence"
-COST = "total_flops"
 # Okabe and Ito's colours, which colour-blind readers tell apart.
-STYLES = {
-    "mvp": ("MVP", "#d55e00", "o"),
-    "smsp": ("SMSP", "#0072b2", "s"),
-    "ifp": ("IFP", "#009e73", "^"),
-    "random": ("random units", "#999999", "x"),
+VERMILION, BLUE, GREEN, GREY, ORANGE = "#d55e00", "#0072b2", "#009e73", "#777777", "#e69f00"
+METHODS = {
+    "mvp": ("MVP", VERMILION, "o"),
+    "smsp": ("SMSP", BLUE, "s"),
+    "ifp": ("IFP", GREEN, "^"),
+    "ahnp": ("AHNP", GREEN, "^"),
+    "magnitude": ("largest weights", ORANGE, "D"),
+    "random": ("random units", GREY, "x"),
 }
-STUDIES = {
-    "resnet18-cifar100": "ResNet-18, CIFAR-100, 1 % of the multiply-adds",
-    "resnet18-keep0.32": "ResNet-18, CIFAR-100, 10 % of the multiply-adds",
-}
+MAIN = "resnet18-cifar100"
 
 
 def main() -> None:
     mpl.rcParams.update({"svg.hashsalt": "mvp-edge", "svg.fonttype": "none", "font.size": 9})
     OUT.mkdir(parents=True, exist_ok=True)
-    for study, title in STUDIES.items():
-        rows = study_rows(study)
-        if rows:
-            figure, axes = plt.subplots(figsize=(5.2, 3.4), layout="constrained")
-            accuracy_against_cost(axes, rows)
+    for name, (draw, title) in PLOTS.items():
+        figure, axes = plt.subplots(figsize=(5.4, 3.5), layout="constrained")
+        if draw(axes):
             axes.set_title(title, fontsize=9)
-            figure.savefig(OUT / f"cost-{study}.svg", metadata={"Date": None})
-            plt.close(figure)
+            axes.grid(alpha=0.3)
+            axes.spines[["top", "right"]].set_visible(False)
+            figure.savefig(OUT / f"{name}.svg", metadata={"Date": None})
+            print(OUT / f"{name}.svg")
+        plt.close(figure)
 
 
-def accuracy_against_cost(axes: Axes, rows: Mapping[str, Mapping[str, Any]]) -> None:
-    """Mean top-1 with its 95 % interval against the mean cost: a line a method, a point a number of steps."""
-    targets = list(rows.values())
-    for method, (label, colour, marker) in STYLES.items():
-        points = []
-        for name in dict.fromkeys(name for row in targets for name in row):
-            stem, _, steps = name.partition("@")
-            own = [row[name] for row in targets if name in row]
-            if stem == method and steps.isdecimal() and len(own) == len(targets):
-                points.append((int(steps), own))
+def accuracy_against_cost(study: str) -> Callable[[Axes], bool]:
+    """A line a method, a point a number of steps: mean top-1 with its interval against all that is spent."""
+
+    def draw(axes: Axes) -> bool:
+        rows = study_rows(study)
+        for method, (label, colour, marker) in METHODS.items():
+            found = {int(s): own for s, own in _by_number(rows, rf"{method}@(\d+)").items()}
+            points = [
+                (np.mean([row["total_flops"] for row in own]), *_spread(own), steps)
+                for steps, own in sorted(found.items())
+                if len(own) == max(map(len, found.values()))
+            ]
+            if points:
+                _line(axes, points, label, colour, marker)
+        axes.set_xscale("log")
+        axes.set_xlabel("multiply-adds spent in all (training, statistics, similarity)")
+        axes.set_ylabel("top-1, %")
+        axes.legend(frameon=False, loc="lower right")
+        return bool(rows)
+
+    return draw
+
+
+def zoo_size(axes: Axes) -> bool:
+    """The lifelong curve: accuracy of MVP@20 and MVP@100 against the number of entries."""
+    rows = study_rows("zoo-size")
+    for steps, colour in ((100, VERMILION), (20, BLUE)):
+        found = _by_number(rows, rf"mvp@{steps}-zoo-(\d+)")
+        whole = [row[f"mvp@{steps}"] for row in rows.values() if f"mvp@{steps}" in row]
+        if whole:
+            found[whole[0]["zoo"]] = whole
+        points = [(count, *_spread(own), None) for count, own in sorted(found.items())]
         if points:
-            _line(axes, sorted(points, key=lambda point: point[0]), label, colour, marker)
+            _line(axes, points, f"MVP@{steps}", colour, "o")
     axes.set_xscale("log")
-    axes.set_xlabel("training, multiply-adds (all that is spent)")
+    axes.set_xticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
+    axes.set_xlabel("entries in the zoo")
     axes.set_ylabel("top-1, %")
-    axes.grid(alpha=0.3)
     axes.legend(frameon=False)
+    return bool(rows)
+
+
+def similarity(axes: Axes) -> bool:
+    """Voters from each fifth of the zoo, by similarity: what is lost against the nearest three."""
+    rows = study_rows("zoo-size")
+    for steps, colour in ((100, VERMILION), (20, BLUE)):
+        points = [
+            (fifth, *got[:3], None)
+            for fifth in range(1, 6)
+            if (got := difference(rows, f"mvp@{steps}-fifth-{fifth}", f"mvp@{steps}-by-lot"))
+        ]
+        if points:
+            _line(axes, points, f"MVP@{steps}", colour, "o")
+    axes.axhline(0, color=GREY, lw=0.8)
+    axes.set_xticks(range(1, 6), ["nearest", "2nd", "3rd", "4th", "farthest"])
+    axes.set_xlabel("the fifth of the zoo that the three voters come from")
+    axes.set_ylabel("points against voters by lot")
+    axes.legend(frameon=False)
+    return bool(rows)
+
+
+def controls(axes: Axes) -> bool:
+    """Each control's difference to MVP@100."""
+    rows = study_rows(MAIN)
+    names = [f"mvp@100-{name}" for name in CONTROLS]
+    names += ["magnitude@100", "random@100", "ifp@5", "ifp@1000", "unpruned@100"]
+    return _bars(axes, rows, names, "mvp@100")
+
+
+def peers(axes: Axes) -> bool:
+    """What else a user could do, against MVP@100."""
+    rows = study_rows("peers")
+    best = [best_peer(rows, rf"tp-.*@{steps}") for steps in (100, 1000)]
+    names = [name for name in best if name]
+    names += sorted({name for row in rows.values() for name in row if not name.startswith("tp-")})
+    return _bars(axes, rows, names, "mvp@100")
+
+
+def ratios(axes: Axes) -> bool:
+    """How much may go: MVP, the largest weights and random units at each keep ratio."""
+    rows = study_rows("ratios")
+    for method in ("mvp", "magnitude", "random"):
+        found = {
+            float(keep): own
+            for keep, own in _by_number(rows, rf"{method}@100-keep([\d.]+)", float).items()
+        }
+        label, colour, marker = METHODS[method]
+        points = [(keep, *_spread(own), None) for keep, own in sorted(found.items())]
+        if points:
+            _line(axes, points, f"{label} @100", colour, marker)
+    axes.set_xscale("log")
+    ticks = [0.03, 0.05, 0.1, 0.2, 0.3, 0.5]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xlabel("kept share of the units")
+    axes.set_ylabel("top-1, %")
+    axes.legend(frameon=False)
+    return bool(rows)
+
+
+PLOTS: Mapping[str, tuple[Callable[[Axes], bool], str]] = {
+    "cost-resnet18": (
+        accuracy_against_cost(MAIN),
+        "ResNet-18, CIFAR-100, 1 % of the multiply-adds",
+    ),
+    "cost-resnet18-keep0.32": (
+        accuracy_against_cost("resnet18-keep0.32"),
+        "ResNet-18, CIFAR-100, 10 % of the multiply-adds",
+    ),
+    "cost-deit-tiny": (accuracy_against_cost("deit-tiny-imagenet"), "DeiT-Tiny, 64 px, keep 0.25"),
+    "zoo-size": (zoo_size, "How large must the zoo be?"),
+    "similarity": (similarity, "How similar must the tasks be?"),
+    "controls": (controls, "What is it that helps? Points against MVP@100"),
+    "peers": (peers, "What else could one do? Points against MVP@100"),
+    "ratios": (ratios, "How much may go?"),
+}
+
+
+def _by_number(rows: Rows, pattern: str, kind: type = int) -> dict[Any, list[Any]]:
+    """The pattern's number in a variant's name → the rows of all targets."""
+    found: dict[Any, list[Any]] = {}
+    for row in rows.values():
+        for name, one in row.items():
+            match = re.fullmatch(pattern, name)
+            if match:
+                found.setdefault(kind(match[1]), []).append(one)
+    return found
+
+
+def _spread(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float, float]:
+    """Mean top-1 in per cent, and its interval."""
+    own = 100 * np.array([row["accuracy"] for row in rows])
+    return float(own.mean()), *interval(own, lambda v: float(v.mean()))
 
 
 def _line(
-    axes: Axes, points: Sequence[tuple[int, list[Any]]], label: str, colour: str, marker: str
+    axes: Axes,
+    points: Sequence[tuple[Any, float, float, float, Any]],
+    label: str,
+    colour: str,
+    marker: str,
 ) -> None:
-    cost = [np.mean([row[COST] for row in own]) for _, own in points]
-    accuracy = [100 * np.array([row["accuracy"] for row in own]) for _, own in points]
-    middle = np.array([one.mean() for one in accuracy])
-    ends = np.array([interval(one, lambda v: float(v.mean())) for one in accuracy])
-    spread = np.abs(ends.T - middle)
+    """Through (x, mean, low, high, what stands beside it)."""
+    x, middle, low, high = np.array([point[:4] for point in points], dtype=float).T
     axes.errorbar(
-        cost, middle, yerr=spread, color=colour, marker=marker, ms=4, lw=1.2, capsize=2, label=label
-    )
-    for (steps, _), x, y in zip(points, cost, middle, strict=True):
-        axes.annotate(
-            f"{steps}", (x, y), (3, -9), textcoords="offset points", fontsize=7, color=colour
+        x, middle, yerr=[middle - low, high - middle], color=colour, marker=marker, ms=4, lw=1.2,
+        capsize=2, label=label,
+    )  # fmt: skip
+    for place, height, _, _, note in points:
+        if note is not None:
+            how: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7, "color": colour}
+            axes.annotate(f"{note}", (place, height), (3, -9), **how)
+
+
+def _bars(axes: Axes, rows: Rows, names: Sequence[str], base: str) -> bool:
+    """Horizontal: each variant's mean paired difference to ``base``."""
+    found = [
+        (name, got) for name in names if name != base and (got := difference(rows, name, base))
+    ]
+    for place, (_, (mean, low, high, _count)) in enumerate(reversed(found)):
+        axes.barh(place, mean, color=VERMILION if mean < 0 else GREEN, height=0.6, alpha=0.8)
+        axes.errorbar(
+            mean, place, xerr=[[mean - low], [high - mean]], color="black", lw=1, capsize=2
         )
+    axes.set_yticks(
+        range(len(found)), [f"{name} ({got[3]})" for name, got in reversed(found)], fontsize=7
+    )
+    axes.axvline(0, color="black", lw=0.8)
+    axes.set_xlabel(f"points of top-1 against {base} (targets)")
+    return bool(found)
 
 
 if __name__ == "__main__":

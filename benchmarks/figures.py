@@ -1,6 +1,7 @@
 """The headline figures, each computed from the raw rows that a study or a script wrote."""
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,9 +44,12 @@ class Figure:
 def headline() -> list[Figure]:
     """Every headline figure whose raw rows exist."""
     found = [
-        *_study_figures("resnet18-cifar100", "ifp@1000", "ResNet-18, CIFAR-100, tied keep 0.1"),
+        *_study_figures("resnet18-cifar100", "ifp@1000", _RESNET),
         *_study_figures("resnet18-keep0.32", "ifp@1000", "ResNet-18, CIFAR-100, tied keep 0.32"),
         *_study_figures("deit-tiny-imagenet", "ahnp@500", "DeiT-Tiny at 64 px, keep 0.25"),
+        *_trial_figures(),
+        *_peer_figures(),
+        *_zoo_figures(),
     ]
     for name, figures in (
         ("speed", speed_figures),
@@ -136,6 +140,89 @@ def _study_figures(study: str, scratch: str, conditions: str) -> Iterator[Figure
         )
         goal = "stated" if suffix else "≥ 100"
         yield Figure(f"P2-cost-ratio{suffix}", *spent[:3], "×", goal, text, where, command)
+
+
+_RESNET = "ResNet-18, CIFAR-100, tied keep 0.1"
+
+
+def _difference_figure(
+    rows: Rows, ours: str, theirs: str, name: str, goal: str, study: str, conditions: str = _RESNET
+) -> Iterator[Figure]:
+    got = difference(rows, ours, theirs)
+    if got:
+        text = f"{ours} − {theirs}, {conditions}, {got[3]} targets, test images"
+        where = f"benchmarks/results/{study}/"
+        command = f"python -m benchmarks.study benchmarks/plans/{study}.yaml"
+        yield Figure(name, *got[:3], "points", goal, text, where, command)
+
+
+def _trial_figures() -> Iterator[Figure]:
+    """What the recipe that won the trials is worth, on the main study's targets."""
+    rows = study_rows("resnet18-cifar100")
+    for steps in (20, 100):
+        name = f"P1-updates-minus-one-update{steps}"
+        pair = f"mvp@{steps}", f"mvp@{steps}-one-update"
+        yield from _difference_figure(rows, *pair, name, "stated", "resnet18-cifar100")
+
+
+def best_peer(rows: Rows, pattern: str) -> str | None:
+    """The most accurate variant of those that the most targets have."""
+    found: dict[str, list[float]] = {}
+    for row in rows.values():
+        for name in row:
+            if re.fullmatch(pattern, name):
+                found.setdefault(name, []).append(row[name]["accuracy"])
+    return max(found, key=lambda n: (len(found[n]), np.mean(found[n])), default=None)
+
+
+def _peer_figures() -> Iterator[Figure]:
+    """P4: against Torch-Pruning at its best, and against a thin network that was trained on everything."""
+    rows = study_rows("peers")
+    for steps, goal in ((100, "≥ 15"), (1000, "stated")):
+        best = best_peer(rows, rf"tp-.*@{steps}")
+        if best:
+            name = f"P4-minus-torch-pruning{steps}"
+            yield from _difference_figure(rows, "mvp@100", best, name, goal, "peers")
+    for theirs in ("small@100", "thin-distilled@100", "probe"):
+        name = f"P4-minus-{theirs.replace('@', '')}"
+        yield from _difference_figure(rows, "mvp@100", theirs, name, "stated", "peers")
+    parity = cost_to_parity(rows)
+    if parity:
+        text = (
+            f"multiply-adds at which the best of Torch-Pruning is as accurate as mvp@100, over mvp@100's "
+            f"(between its 100 and 1,000 steps, straight in their logarithm), {_RESNET}, {parity[3]} targets"
+        )
+        yield Figure(
+            "P4-cost-to-parity", *parity[:3], "×", "≥ 10", text, "benchmarks/results/peers/",
+            "python -m benchmarks.study benchmarks/plans/peers.yaml",
+        )  # fmt: skip
+
+
+def cost_to_parity(rows: Rows) -> tuple[float, float, float, int] | None:
+    """How much more Torch-Pruning spends for mvp@100's accuracy; held at its 1,000 steps' where that is less."""
+    few, many = (best_peer(rows, rf"tp-.*@{steps}") for steps in (100, 1000))
+    if not few or not many:
+        return None
+    names = ("mvp@100", few, many)
+    both = [[r[n][k] for n in names for k in ("accuracy", "total_flops")] for r in rows.values()
+            if all(n in r for n in names)]  # fmt: skip
+
+    def ratio_of(values: Values) -> float:
+        ours, spent, low, cheap, high, dear = values.mean(0)
+        share = np.clip((ours - low) / max(high - low, 1e-9), 0.0, 1.0)
+        return float(np.exp((1 - share) * np.log(cheap) + share * np.log(dear)) / spent)
+
+    return _compared(np.array(both, dtype=np.float64), ratio_of)
+
+
+def _zoo_figures() -> Iterator[Figure]:
+    """P11: what a smaller zoo costs."""
+    rows = study_rows("zoo-size")
+    for steps in (20, 100):
+        for count in (1, 2, 5, 10):
+            pair = f"mvp@{steps}-zoo-{count}", f"mvp@{steps}"
+            name = f"P11-mvp{steps}-zoo{count}-minus-zoo23"
+            yield from _difference_figure(rows, *pair, name, "stated", "zoo-size")
 
 
 def speed_figures(facts: Mapping[str, Any], source: str) -> list[Figure]:

@@ -1,6 +1,6 @@
 """A small network that is not pruned at all: the shape of the pruned ones, trained on all of the backbone's data.
 
-    python -m benchmarks.small benchmarks/plans/resnet18-cifar100.yaml [--epochs 40]
+    python -m benchmarks.small benchmarks/plans/resnet18-cifar100.yaml [--epochs 30]
 
 What a user would take off the shelf instead of pruning, if somebody had trained it. It starts from random
 weights and sees every training image of every class; what that costs is in its row. Resumable. Its weights
@@ -27,7 +27,7 @@ from mvp_edge_export.storage import atomic_file, write_json
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("plan", type=Path)
-    arguments.add_argument("--epochs", type=int, default=40)
+    arguments.add_argument("--epochs", type=int, default=30)
     arguments.add_argument("--threads", type=int, default=1)
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)

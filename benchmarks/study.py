@@ -7,12 +7,15 @@ through the product's own functions; nothing here trains or prunes by itself.
 """
 
 import argparse
+import math
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +147,12 @@ class Study:
             self.rankings[key] = Ranking(found.candidates, ledger.similarity_flops, seconds)
         return self.rankings[key]
 
+    def place(self, task: Task) -> int:
+        """Which of its draw a target is."""
+        counts: list[int] = [draw["count"] for draw in self.plan["draws"]]
+        index = self.tasks.index(task)
+        return index - max(start for start in accumulate([0, *counts]) if start <= index)
+
     def recipe(self, variant: Mapping[str, Any]) -> Recipe:
         """The product's, with what the plan sets for all one-shot methods and the variant for itself."""
         name = variant["method"]
@@ -167,6 +176,7 @@ def main() -> None:
     arguments.add_argument("plan", type=Path)
     arguments.add_argument("--threads", type=int, default=1)
     arguments.add_argument("--only", choices=["zoo", "variants"])
+    arguments.add_argument("--variants", default=".*", help="a regular expression of whole names")
     arguments.add_argument("--reverse", action="store_true", help="take the tasks from the end")
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
@@ -178,11 +188,11 @@ def main() -> None:
         build_zoo(study.zoo, study.backbone, tasks, method=name, recipe=recipe, progress=_said)
     if options.only != "zoo":
         for task in tasks:
-            run_variants(study, task)
+            run_variants(study, task, options.variants)
 
 
-def run_variants(study: Study, task: Task) -> None:
-    """All rows of one target; those that exist are kept."""
+def run_variants(study: Study, task: Task, only: str = ".*") -> None:
+    """All rows of one target whose variants match ``only``; those that exist are kept."""
     entries = study.entries(task)
     own = next((e for e in study.zoo.entries() if e.name == task.name), None)
     if own is None and "zoo" not in study.plan:
@@ -195,7 +205,9 @@ def run_variants(study: Study, task: Task) -> None:
         if own is not None:
             rows[f"{study.plan['scratch']}@{own.recipe['steps']}"] = _scratch_row(own)
         for name, variant in study.plan["variants"].items():
-            if study.tasks.index(task) >= variant.get("targets", len(study.tasks)):
+            if not re.fullmatch(only, name) or study.place(task) >= variant.get(
+                "targets", math.inf
+            ):
                 continue
             if name in rows and is_current(rows[name], len(entries), study.recipe(variant)):
                 continue

@@ -8,11 +8,9 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from benchmarks.device.grid_tables import (
     crosscheck_table,
@@ -33,80 +31,12 @@ from benchmarks.device.tables import (
 from benchmarks.figures import (
     RESULTS,
     Figure,
-    Rows,
-    difference,
     headline,
-    interval,
     leep_agreement,
-    ratio,
-    study_rows,
 )
+from benchmarks.study_tables import TABLES
 
 HERE = Path(__file__).parent
-
-
-@dataclass(frozen=True)
-class StudyTable:
-    """One table of a study's variants, at its place in benchmarks/README.md."""
-
-    study: str
-    base: str
-    """The variant that the others are compared with."""
-    targets: str = ""
-    """Only targets whose names begin so."""
-
-    @property
-    def place(self) -> str:
-        """As the README's block is called."""
-        return f"{self.study}-{self.targets}" if self.targets else self.study
-
-
-TABLES = [
-    StudyTable("resnet18-cifar100", "ifp@1000"),
-    StudyTable("resnet18-keep0.32", "ifp@1000"),
-    StudyTable("deit-tiny-imagenet", "ahnp@500"),
-    StudyTable("zoo-size", "mvp@100-n3"),
-    *(StudyTable("classes", "ifp@100", f"cifar100-{n}c") for n in (3, 10, 20)),
-    *(StudyTable("unseen", "ifp@100", name) for name in ("tiny_imagenet_100", "imagenette_photos")),
-    StudyTable("ratios", "mvp@100-keep0.2"),
-    StudyTable("peers", "small@100"),
-    StudyTable("tuning", "base"),
-    StudyTable("tuning-deit", "base"),
-    StudyTable("wider", "keep0.18"),
-    StudyTable("quick", "ifp@1000"),
-]
-
-
-def study_table(rows: Rows, base: str) -> str:
-    """Markdown: every variant of a study, mean accuracy, paired difference, cost."""
-    names = list(dict.fromkeys(name for r in rows.values() for name in r))
-    names.sort(
-        key=lambda name: (
-            name != base,
-            name not in _ORDER,
-            _ORDER.index(name) if name in _ORDER else 0,
-        )
-    )
-    lines = [
-        f"| method @ steps | targets | top-1 % (95 %) | minus {base} | training cost, 10¹² | cost ratio |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name in names:
-        own = np.array([r[name]["accuracy"] for r in rows.values() if name in r])
-        low, high = interval(own, lambda v: float(v.mean())) if len(own) > 1 else (own[0], own[0])
-        cost = np.mean([r[name]["total_flops"] for r in rows.values() if name in r])
-        gap, times = difference(rows, name, base), ratio(rows, name, base, "total_flops")
-        against = f"{gap[0]:+.1f} ({gap[1]:+.1f} … {gap[2]:+.1f})" if gap and name != base else ""
-        cheaper = f"{times[0]:.3g} ×" if times and name != base else ""
-        lines.append(
-            f"| {name} | {len(own)} | {100 * own.mean():.1f} ({100 * low:.1f} … {100 * high:.1f}) | "
-            f"{against} | {cost / 1e12:.2f} | {cheaper} |"
-        )
-    return "\n".join(lines)
-
-
-_ORDER = ["mvp@0", "mvp@20", "mvp@100", "mvp@200", "mvp@300", "mvp@1000", "mvp@100-disjoint", "ifp@100", "ahnp@100",
-          "magnitude@100", "random@100"]  # fmt: skip
 
 
 def headline_table(found: Sequence[Figure]) -> str:
@@ -216,11 +146,7 @@ def main() -> None:
     if (RESULTS / "photos.json").exists():
         tables["photos"] = photos_table(json.loads((RESULTS / "photos.json").read_text()))
     tables |= device_tables()
-    for one in TABLES:
-        found_rows = study_rows(one.study)
-        own = {name: row for name, row in found_rows.items() if name.startswith(one.targets)}
-        if own:
-            tables[one.place] = study_table(own, one.base)
+    tables |= {one.place: text for one in TABLES if (text := one.rendered())}
     wanted = {HERE / "summary.json": summary + "\n"}
     for path in (HERE.parent / "README.md", HERE / "README.md", HERE / "device" / "README.md"):
         wanted[path] = rendered(path, tables)

@@ -1,0 +1,116 @@
+"""The studies' tables: which variants of which study stand where in benchmarks/README.md."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks.figures import Rows, difference, interval, ratio, study_rows
+
+
+@dataclass(frozen=True)
+class StudyTable:
+    """A table of a study's variants."""
+
+    place: str
+    """As its block in the README is called."""
+    study: str
+    base: str
+    """The variant that the others are compared with; it stands first."""
+    variants: Sequence[str] = (".*",)
+    """Regular expressions of whole names, in the order of the table."""
+    targets: str = ""
+    """Only targets whose names begin so."""
+    least: int = 1
+    """Variants of fewer targets are left out: no claims from single runs."""
+
+    def rendered(self) -> str | None:
+        """Markdown, once there are rows."""
+        found = study_rows(self.study)
+        rows = {name: row for name, row in found.items() if name.startswith(self.targets)}
+        names = self._chosen(rows)
+        return table(rows, names, self.base) if names else None
+
+    def _chosen(self, rows: Rows) -> list[str]:
+        counts: dict[str, int] = {}
+        for row in rows.values():
+            for name in row:
+                counts[name] = counts.get(name, 0) + 1
+        places: dict[str, tuple[int, int]] = {}
+        for name, count in counts.items():
+            place = next((i for i, p in enumerate(self.variants) if re.fullmatch(p, name)), None)
+            if place is not None and count >= self.least:
+                steps = re.search(r"@(\d+)$", name)
+                places[name] = (place, int(steps[1]) if steps else 0)
+        chosen = sorted(places, key=places.__getitem__)
+        return [self.base, *(name for name in chosen if name != self.base)] if chosen else []
+
+
+CONTROLS = ("random-mask", "backbone-weights", "one", "disjoint", "random-neighbours", "farthest", "zoo-votes",
+            "zoo-mean")  # fmt: skip
+"""What is changed in MVP: the mask, the weights, whom it asks."""
+
+TABLES = [
+    StudyTable(
+        "resnet18-cifar100",
+        "resnet18-cifar100",
+        "ifp@1000",
+        (r"mvp@\d+", r"smsp@.*", r"magnitude@\d+", r"random@\d+", r"ifp.*", r"conventional.*", r"unpruned.*"),
+    ),
+    StudyTable(
+        "controls",
+        "resnet18-cifar100",
+        "mvp@100",
+        (*(f"mvp@100-{name}" for name in CONTROLS), r"smsp@100.*", r"magnitude@100", r"random@100", r"ifp@5"),
+    ),
+    StudyTable("one-update", "resnet18-cifar100", "ifp@1000", (r"mvp@\d+-one-update", r".*-one-update")),
+    StudyTable("resnet18-keep0.32", "resnet18-keep0.32", "ifp@1000", (r"mvp@\d+", r"mvp.*", ".*")),
+    StudyTable("deit-tiny-imagenet", "deit-tiny-imagenet", "ahnp@500", (r"mvp@\d+", r"mvp.*", ".*")),
+    StudyTable("zoo-size", "zoo-size", "mvp@100", ("mvp@100-zoo.*", "mvp@100-n.*", "mvp@100.*")),
+    StudyTable("zoo-size-20", "zoo-size", "mvp@20", (r"mvp@20-zoo.*", r"mvp@20-fifth.*", "mvp@20.*")),
+    *(
+        StudyTable(f"classes-{n}", "classes", "mvp@100", ("mvp.*", ".*"), targets=f"cifar100-{n}c")
+        for n in (3, 10, 20)
+    ),
+    *(
+        StudyTable(f"unseen-{name}", "unseen", "mvp@100", ("mvp.*", ".*"), targets=name)
+        for name in ("tiny_imagenet_100", "imagenette_photos")
+    ),
+    StudyTable("ratios", "ratios", "mvp@100-keep0.2"),
+    StudyTable("seeds", "seeds", "mvp@100-seed-0"),
+    StudyTable("peers", "peers", "mvp@100", ("tp-.*", "small.*", "thin.*", ".*")),
+    StudyTable("trials-100", "trials-resnet18", "base@100", (r"updates.*@100", r".*@100"), least=4),
+    StudyTable("trials-20", "trials-resnet18", "base@20", (r"updates.*@20", r".*@20"), least=4),
+    StudyTable("tuning", "tuning", "base"),
+    StudyTable("tuning-deit", "tuning-deit", "base"),
+    StudyTable("wider", "wider", "keep0.18"),
+    StudyTable("quick", "quick", "ifp@1000"),
+]  # fmt: skip
+
+
+def table(rows: Rows, names: Sequence[str], base: str) -> str:
+    """Markdown: mean accuracy of each variant, its paired difference to ``base``, and what it cost."""
+    lines = [
+        f"| method @ steps | targets | top-1 % (95 %) | minus {base} | training, 10¹² | paper's count | "
+        "cost ratio |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in names:
+        found = [r[name] for r in rows.values() if name in r]
+        if not found:
+            continue
+        own = np.array([row["accuracy"] for row in found])
+        low, high = interval(own, lambda v: float(v.mean())) if len(own) > 1 else (own[0], own[0])
+        cost = np.mean([row["total_flops"] for row in found])
+        # 0.6 · dense · batch · Σ density: a fifth of three forward passes an image.
+        paper = [row["training_flops"] / 5 for row in found if "training_flops" in row]
+        gap, times = difference(rows, name, base), ratio(rows, name, base, "total_flops")
+        against = f"{gap[0]:+.1f} ({gap[1]:+.1f} … {gap[2]:+.1f})" if gap and name != base else ""
+        cheaper = f"{times[0]:.3g} ×" if times and name != base else ""
+        theirs = f"{np.mean(paper) / 1e12:.3f}" if paper else ""
+        lines.append(
+            f"| {name} | {len(own)} | {100 * own.mean():.1f} ({100 * low:.1f} … {100 * high:.1f}) | "
+            f"{against} | {cost / 1e12:.2f} | {theirs} | {cheaper} |"
+        )
+    return "\n".join(lines)
