@@ -84,7 +84,7 @@ TABLES = [
     StudyTable("trials-20", "trials-resnet18", "base@20", (r"updates.*@20", r".*@20"), least=4),
     StudyTable("tuning", "tuning", "base"),
     StudyTable("tuning-deit", "tuning-deit", "base"),
-    StudyTable("wider", "wider", "keep0.18"),
+    StudyTable("wider", "wider", "keep0.32-one-update"),
     StudyTable("quick", "quick", "ifp@1000"),
 ]  # fmt: skip
 

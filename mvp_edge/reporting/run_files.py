@@ -95,6 +95,8 @@ class TrainingFacts(Part):
 
     steps: int
     batch: int
+    updates: int = 1
+    """Updates a step, each on an equal share of the batch."""
     lr: float
     similarity_flops: float = 0
     statistics_flops: float = 0

@@ -270,6 +270,7 @@ def _keep(settled: Settled, run: RunDirectory, pruned: Pruned) -> None:
             "training": {
                 "steps": recipe.steps,
                 "batch": batch,
+                "updates": recipe.updates,
                 "lr": recipe.lr,
                 "optimizer": recipe.optimizer,
                 "similarity_flops": similarity,

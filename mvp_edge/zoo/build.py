@@ -181,6 +181,7 @@ def _add(zoo: Zoo, task: Task, problem: Problem, pruned: Pruned, method: str) ->
             "steps": recipe.steps,
             "lr": recipe.lr,
             "batch": recipe.batch,
+            "updates": recipe.updates,
             "seed": problem.seed,
             "seconds": round(pruned.seconds, 1),
         },

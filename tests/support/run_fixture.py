@@ -409,6 +409,7 @@ def _run(
         "training": {
             "steps": steps,
             "batch": 128,
+            "updates": 4 if voting else 1,
             "lr": 0.01,
             "optimizer": "sgd",
             "similarity_flops": 33_000_000_000 if voting else 0,
