@@ -13,11 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.leep import ranking
 from benchmarks.study import HERE, Study
 from mvp_edge.runs.rundir import machine, versions
 from mvp_edge.subnetwork.units import unit_groups
-from mvp_edge.zoo.neighbours import LEEP_IMAGES
 from mvp_edge_export.storage import write_json
 
 
@@ -34,7 +32,7 @@ def main() -> None:
         if task.name not in kept:
             continue
         own = kept[task.name]
-        scores = ranking(study, task, LEEP_IMAGES)["scores"]
+        ranked = study.ranking(task, study.entries(task), "leep").candidates
         others = {
             name: {
                 "score": score,
@@ -42,7 +40,7 @@ def main() -> None:
                     round(float(np.isin(own[g.name], kept[name][g.name]).mean()), 4) for g in groups
                 ],
             }
-            for name, score in scores.items()
+            for name, score in ((one.task, one.score) for one in ranked)
         }
         rows.append({"target": task.name, "others": others})
         print(task.name, flush=True)

@@ -55,7 +55,7 @@ from mvp_edge.zoo.similarity import Candidate
 from mvp_edge_export.storage import read_json, write_json
 
 HERE = Path(__file__).parent
-RECIPE = ("lr", "updates", "head", "statistics", "augment")
+RECIPE = ("lr", "updates", "optimizer", "turn", "head", "statistics", "augment")
 """What a variant may set otherwise in its recipe."""
 
 
@@ -230,7 +230,7 @@ def run_variants(study: Study, task: Task, only: str = ".*") -> None:
 
 def is_current(row: dict[str, Any], zoo: int, recipe: Recipe) -> bool:
     """Whether a row was made with the zoo and the recipe as they stand now."""
-    now = {"zoo": zoo, "lr": recipe.lr, "updates": recipe.updates}
+    now = {"zoo": zoo, "lr": recipe.lr, "updates": recipe.updates, "turn": recipe.turn}
     return all(row.get(key, value) == value for key, value in now.items())
 
 
@@ -273,6 +273,7 @@ def run_variant(
         "n": len(test),
         "lr": recipe.lr,
         "updates": recipe.updates,
+        "turn": recipe.turn,
         "seconds": seconds,
         "cpu_seconds": cpu,
         "threads": torch.get_num_threads(),

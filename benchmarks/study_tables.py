@@ -1,10 +1,13 @@
 """The studies' tables: which variants of which study stand where in benchmarks/README.md."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
 
 from benchmarks.figures import Rows, difference, interval, ratio, study_rows
 
@@ -29,10 +32,11 @@ class StudyTable:
         """Markdown, once there are rows."""
         found = study_rows(self.study)
         rows = {name: row for name, row in found.items() if name.startswith(self.targets)}
-        names = self._chosen(rows)
+        names = self.chosen(rows)
         return table(rows, names, self.base) if names else None
 
-    def _chosen(self, rows: Rows) -> list[str]:
+    def chosen(self, rows: Rows) -> list[str]:
+        """The variants of the table, in its order."""
         counts: dict[str, int] = {}
         for row in rows.values():
             for name in row:
@@ -114,3 +118,49 @@ def table(rows: Rows, names: Sequence[str], base: str) -> str:
             f"{against} | {cost / 1e12:.2f} | {theirs} | {cheaper} |"
         )
     return "\n".join(lines)
+
+
+def overlap_table(facts: Mapping[str, Any]) -> str:
+    """Markdown: the share of a network's units that others keep too, by similarity, group by group."""
+    groups = facts["groups"]
+    shares = np.array(
+        [_by_fifth(row["others"]) for row in facts["rows"]]
+    )  # [targets, fifths, groups]
+    lines = [
+        "| unit group | kept | chance | nearest fifth | 2nd | 3rd | 4th | farthest fifth |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for place, group in enumerate(groups):
+        cells = " | ".join(f"{100 * share:.0f} %" for share in shares.mean(0)[:, place])
+        chance = 100 * group["kept"] / group["size"]
+        lines.append(
+            f"| {group['name']} | {group['kept']} of {group['size']} | {chance:.0f} % | {cells} |"
+        )
+    kept = np.array([group["kept"] for group in groups])
+    whole = shares @ kept / kept.sum()
+    cells = " | ".join(f"{100 * share:.1f} %" for share in whole.mean(0))
+    chance = 100 * kept.sum() / sum(group["size"] for group in groups)
+    lines.append(f"| *all units* | | {chance:.0f} % | {cells} |")
+    gap = 100 * (whole[:, 0] - whole[:, -1])
+    low, high = interval(gap, lambda v: float(v.mean()))
+    correlation = np.array([_rank_correlation(row["others"], kept) for row in facts["rows"]])
+    ends = interval(correlation, lambda v: float(v.mean()))
+    return "\n".join([
+        *lines, "",
+        f"{len(shares)} targets. Nearest minus farthest fifth: {gap.mean():+.1f} points "
+        f"({low:+.1f} … {high:+.1f}). Rank correlation of LEEP with the overlap, within a target: "
+        f"{correlation.mean():.2f} ({ends[0]:.2f} … {ends[1]:.2f}).",
+    ])  # fmt: skip
+
+
+def _by_fifth(others: Mapping[str, Mapping[str, Any]]) -> list[list[float]]:
+    """[fifths, groups]: mean overlap with the others of each fifth, the most similar first."""
+    ranked = sorted(others.values(), key=lambda other: -other["score"])
+    parts = np.array_split(np.array([other["common"] for other in ranked]), 5)
+    return [part.mean(0).tolist() for part in parts]
+
+
+def _rank_correlation(others: Mapping[str, Mapping[str, Any]], kept: NDArray[np.int64]) -> float:
+    score = [other["score"] for other in others.values()]
+    common = [float(np.dot(other["common"], kept) / kept.sum()) for other in others.values()]
+    return float(spearmanr(score, common).statistic)

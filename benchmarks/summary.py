@@ -6,6 +6,7 @@ python -m benchmarks.summary --check    fails if what is committed differs from 
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -34,7 +35,7 @@ from benchmarks.figures import (
     headline,
     leep_agreement,
 )
-from benchmarks.study_tables import TABLES
+from benchmarks.study_tables import TABLES, overlap_table
 
 HERE = Path(__file__).parent
 
@@ -119,8 +120,11 @@ def device_tables() -> dict[str, str]:
     return tables
 
 
-def rendered(path: Path, tables: dict[str, str]) -> str:
-    """The file's text with each `<!-- name -->` … `<!-- end -->` block filled in."""
+def rendered(path: Path, tables: Mapping[str, str], found: Sequence[Figure]) -> str:
+    """The file's text with each `<!-- name -->` … `<!-- end -->` block and each figure in a sentence filled in.
+
+    A figure in a sentence stands between `<!--=ID-->` and `<!--/-->`.
+    """
     text = path.read_text()
     for name, table in tables.items():
         start, end = f"<!-- {name} -->", "<!-- end -->"
@@ -128,7 +132,19 @@ def rendered(path: Path, tables: dict[str, str]) -> str:
             head, _, rest = text.partition(start)
             _, _, tail = rest.partition(end)
             text = f"{head}{start}\n{table}\n{end}{tail}"
-    return text
+    spoken = {figure.id: said(figure) for figure in found}
+
+    def put(place: re.Match[str]) -> str:
+        return f"<!--={place[1]}-->{spoken.get(place[1], '(not measured yet)')}<!--/-->"
+
+    return re.sub(r"<!--=([\w.-]+)-->.*?<!--/-->", put, text, flags=re.DOTALL)
+
+
+def said(figure: Figure) -> str:
+    """A figure as a sentence has it: its value and its interval."""
+    form = "+.1f" if figure.unit == "points" else ".3g"
+    spread = "" if figure.low is None else f" ({figure.low:{form}} … {figure.high:{form}})"
+    return f"{figure.value:{form}}{spread}{f' {figure.unit}' if figure.unit else ''}"
 
 
 def main() -> None:
@@ -145,11 +161,14 @@ def main() -> None:
         tables["leep"] = leep_table(json.loads((RESULTS / "leep.json").read_text()))
     if (RESULTS / "photos.json").exists():
         tables["photos"] = photos_table(json.loads((RESULTS / "photos.json").read_text()))
+    overlap = RESULTS / "overlap-resnet18-cifar100.json"
+    if overlap.exists():
+        tables["overlap"] = overlap_table(json.loads(overlap.read_text()))
     tables |= device_tables()
     tables |= {one.place: text for one in TABLES if (text := one.rendered())}
     wanted = {HERE / "summary.json": summary + "\n"}
     for path in (HERE.parent / "README.md", HERE / "README.md", HERE / "device" / "README.md"):
-        wanted[path] = rendered(path, tables)
+        wanted[path] = rendered(path, tables, found)
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
     if check and stale:
         sys.exit(

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import figures
+from benchmarks import figures, summary
+from benchmarks.study_tables import StudyTable, overlap_table, table
 
 ROOT = Path(__file__).parent.parent
 
@@ -41,3 +42,56 @@ def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
         low, high = figures.interval(sample, lambda v: float(v.mean()))
         covered += low <= 0 <= high
     assert covered >= 33  # 95 % of 40 is 38; below 33 in one run of a thousand
+
+
+def test_a_table_holds_the_variants_it_asks_for_in_its_order() -> None:
+    row = {"accuracy": 0.5, "total_flops": 1e12, "training_flops": 5e11}
+    names = ("mvp@100", "mvp@20", "random@100", "mvp@100-one", "ifp@100")
+    rows = {target: dict.fromkeys(names, row) for target in ("a", "b")}
+    rows["a"]["rare@100"] = row
+    chosen = StudyTable("p", "s", "mvp@100", (r"random.*", r"mvp@\d+", "rare.*"), least=2)
+    text = table(rows, chosen.chosen(rows), "mvp@100").splitlines()[2:]
+    assert [line.split(" | ")[0] for line in text] == ["| mvp@100", "| random@100", "| mvp@20"]
+    assert text[1].endswith("| 1.00 | 0.100 | 1 × |")
+    assert not chosen.chosen({})
+
+
+def test_cost_to_parity_lies_between_what_was_measured() -> None:
+    def rows(ours: float) -> dict[str, dict[str, dict[str, float]]]:
+        target = {
+            "mvp@100": {"accuracy": ours, "total_flops": 1.0},
+            "tp-a@100": {"accuracy": 0.6, "total_flops": 2.0},
+            "tp-b@100": {"accuracy": 0.5, "total_flops": 2.0},
+            "tp-a@1000": {"accuracy": 0.8, "total_flops": 18.0},
+        }
+        return {"x": target, "y": target}
+
+    found = [figures.cost_to_parity(rows(ours)) for ours in (0.5, 0.7, 0.8, 0.9)]
+    assert [one[0] for one in found if one] == pytest.approx([2, 6, 18, 18])
+    assert figures.cost_to_parity({"x": {}}) is None
+
+
+def test_a_figure_in_a_sentence_is_filled_in(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "Ours: <!--=P1-a-->old<!--/-->; no: <!--=P9-b--><!--/-->.\n<!-- t -->\n<!-- end -->\n"
+    )
+    figure = figures.Figure("P1-a", -4.13, -5.11, -3.23, "points", "", "", "", "")
+    text = summary.rendered(page, {"t": "| x |"}, [figure])
+    assert (
+        "Ours: <!--=P1-a-->-4.1 (-5.1 … -3.2) points<!--/-->; no: <!--=P9-b-->(not measured" in text
+    )
+    assert "<!-- t -->\n| x |\n<!-- end -->" in text
+
+
+def test_the_overlap_is_by_fifths_of_similarity() -> None:
+    others = {f"t{n}": {"score": -n, "common": [1 - n / 10, 0.0]} for n in range(10)}
+    facts = {
+        "groups": [{"name": "a", "size": 10, "kept": 1}, {"name": "b", "size": 30, "kept": 3}],
+        "rows": [{"others": others}, {"others": others}],
+    }
+    text = overlap_table(facts)
+    assert "| a | 1 of 10 | 10 % | 95 % | 75 % | 55 % | 35 % | 15 % |" in text
+    assert "| *all units* | | 10 % | 23.8 %" in text
+    assert "farthest fifth: +20.0 points (+20.0 … +20.0)" in text
+    assert "within a target: 1.00" in text

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.study import asked, some_of
+from benchmarks.study import Study, asked, is_current, some_of
+from mvp_edge.pruning.finetune import Recipe
 from mvp_edge.zoo.similarity import Candidate
 
 RANKED = [Candidate(f"task-{number}", -float(number), ("a", "b")) for number in range(20)]
@@ -54,3 +55,19 @@ def test_smaller_zoos_are_nested_and_differ_between_targets() -> None:
     assert some_of(entries, 5, 3) != few
     drawn = [one for target in range(200) for one in some_of(entries, 5, target)]
     assert set(drawn) == set(entries)
+
+
+def test_a_row_is_current_until_its_zoo_or_its_recipe_changes() -> None:
+    recipe = Recipe(lr=0.1, updates=2)
+    row = {"zoo": 5, "lr": 0.1, "updates": 2}
+    assert is_current(row, 5, recipe)
+    assert is_current({}, 5, recipe)  # a row that asks nobody
+    for change in ({"zoo": 6}, {"lr": 0.2}, {"updates": 1}):
+        assert not is_current({**row, **change}, 5, recipe)
+
+
+def test_a_targets_place_is_that_in_its_own_draw() -> None:
+    tasks: list[Any] = list("abcde")
+    plan = {"draws": [{"count": 2}, {"count": 3}]}
+    study = Study(plan, None, tasks, None)  # type: ignore[arg-type]
+    assert [study.place(task) for task in tasks] == [0, 1, 0, 1, 2]

@@ -10,6 +10,7 @@ share the work.
 import argparse
 import time
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -36,28 +37,33 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     study = Study.open(options.plan)
     out = HERE / "results" / f"trials-{study.plan['study']}"
-    for name in (options.only or ",".join(study.plan["variants"])).split(","):
-        for steps in map(int, options.steps.split(",")):
-            for task in study.tasks[: options.targets]:
-                _row(study, task, name, steps, out)
+    names = (options.only or ",".join(study.plan["variants"])).split(",")
+    numbers = list(map(int, options.steps.split(",")))
+    wanted = list(product(names, numbers, study.tasks[: options.targets]))
+    while wanted:
+        left = [one for one in wanted if not _row(study, *one, out)]
+        if len(left) == len(wanted):
+            time.sleep(5)
+        wanted = left
 
 
-def _row(study: Study, task: Task, name: str, steps: int, out: Path) -> None:
-    """One target's row of one trial, unless it is there."""
+def _row(study: Study, name: str, steps: int, task: Task, out: Path) -> bool:
+    """See that one target's row of one trial is there; False: another process is at this target."""
     key = f"{name}@{steps}"
     file = out / f"{task.name}.json"
     with claim(study.zoo.path / ".work", f"trials-{study.plan['study']}-{task.name}") as work:
         if work is None:
-            return
+            return False
         rows: dict[str, Any] = read_json(file, "rows")["rows"] if file.exists() else {}
         if key in rows:
-            return
+            return True
         rows[key] = run(
             study, task, study.entries(task), Trial(**(study.plan["variants"][name] or {})), steps
         )
         print(f"{task.name} {key}: {100 * rows[key]['accuracy']:.1f} %", flush=True)
         facts = {"schema": 1, "target": task.name, "machine": machine(), "versions": versions()}
         write_json(file, {**facts, "rows": rows})
+    return True
 
 
 def run(

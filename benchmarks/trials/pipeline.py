@@ -16,7 +16,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.teaching import Taught, backbone_opinions, committee_opinions, teaching_step
-from benchmarks.trials.muon import Muon
 from benchmarks.trials.rebuilding import rebuild
 from mvp_edge.pruning import problem as problems
 from mvp_edge.pruning.finetune import Recipe, compute, estimate_statistics, initialise_head
@@ -61,8 +60,6 @@ class Trial:
     warmup: float = 0.0
     """Share of the steps in which the rate rises."""
     nesterov: bool = False
-    muon: float = 0.0
-    """Each matrix moves along its orthogonalised momentum, so far of its own length in the first step."""
     uncovered: Literal["backbone", "zero"] = "backbone"
     """Weights between two kept units that no voter kept together."""
     averaged: float = 0.0
@@ -101,8 +98,6 @@ def pruned_by(problem: Problem, trial: Trial, zoo: Sequence[Voter]) -> Pruned:
     )
     if trial.nesterov:
         training.optimizer.param_groups[0]["nesterov"] = True
-    if trial.muon:
-        training.optimizer = Muon(training.model, trial.muon / problem.recipe.lr)
     steps = problem.recipe.steps
     with loss_of(training, trial, zoo):
         if trial.widen > 1:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
+from mvp_edge.pruning.muon import Muon
 from mvp_edge.subnetwork.backbone import heads
 from mvp_edge.subnetwork.cost import forward_macs
 from mvp_edge_export.images import Preprocess
@@ -59,8 +60,10 @@ class Recipe:
     batch: int = 128
     updates: int = 1
     """A step's batch is taken in so many equal shares, one update each: the same images, the same cost."""
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adamw", "muon"] = "sgd"
     lr: float = 0.01
+    turn: float = 0.0
+    """Of Muon: how far of its own length each matrix moves in an update at the full rate."""
     schedule: Literal["cosine", "hold", "constant"] = "cosine"
     """cosine: from lr to 0; hold: lr while the network shrinks (0.8 of the steps), then cosine."""
     momentum: float = 0.9
@@ -255,7 +258,9 @@ def spoils_channels_last(model: nn.Module, accelerator: str) -> bool:
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """SGD with momentum, or AdamW; normalisation and biases are not decayed by AdamW."""
+    """SGD with momentum, AdamW, or Muon; normalisation and biases are not decayed by AdamW."""
+    if recipe.optimizer == "muon":
+        return Muon(model, recipe.lr, recipe.turn, recipe.momentum, recipe.weight_decay)
     parameters = [p for p in model.parameters() if p.requires_grad]
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(

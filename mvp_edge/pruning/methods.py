@@ -57,8 +57,9 @@ _OWN: dict[tuple[str, str], dict[str, Any]] = {
     ("ifp-taylor", "resnet"): {"schedule": "hold"},
     ("ahnp", "vit"): {"schedule": "hold"},
     **{
-        # Thin from the first step, a ResNet learns more from four small updates than from a large one.
-        (name, "resnet"): {"updates": 4, "lr": 0.004}
+        # Thin from the first step, a ResNet learns most from several small updates along
+        # orthogonalised momentum (benchmarks/plans/trials.yaml).
+        (name, "resnet"): {"optimizer": "muon", "updates": 4, "lr": 0.004, "turn": 0.01}
         for name in ("mvp", "smsp", "magnitude", "random")
     },
 }

@@ -33,6 +33,7 @@ from mvp_edge.pruning.finetune import (
     train_step,
     worthwhile_threads,
 )
+from mvp_edge.pruning.muon import update_macs
 from mvp_edge.pruning.votes import Ballot, Voter
 from mvp_edge.subnetwork.backbone import Backbone
 from mvp_edge.subnetwork.cost import forward_macs
@@ -137,6 +138,7 @@ class Training:
             self.model = lay_out(model, recipe.accelerator)
         self.plain_memory = spoils_channels_last(self.model, recipe.accelerator)
         self.optimizer = make_optimizer(self.model, recipe)
+        self.turning = update_macs(self.model) if recipe.optimizer == "muon" else 0
 
     def _threads(self) -> AbstractContextManager[None]:
         recipe = self.problem.recipe
@@ -168,6 +170,7 @@ class Training:
                 loss += float(mean) * len(x) / self.batches.size
                 correct += float(right)
             self.ledger.training(self.macs, self.batches.size, self.macs / self.dense_macs)
+            self.ledger.training_flops += self.turning * len(shares)
             self.history.steps.append(
                 {
                     "step": self.step + 1,

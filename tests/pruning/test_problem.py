@@ -284,7 +284,6 @@ def test_all_methods_share_what_is_not_their_own() -> None:
         assert len(recipes) >= 4
         for name in (
             "batch",
-            "optimizer",
             "momentum",
             "weight_decay",
             "augment",
@@ -292,6 +291,13 @@ def test_all_methods_share_what_is_not_their_own() -> None:
             "statistics",
         ):
             assert len({getattr(recipe, name) for recipe in recipes}) == 1
+        for one_shot in (True, False):
+            alike = [
+                recipe_for(name, family).optimizer
+                for name, method in METHODS.items()
+                if family in method.families and method.one_shot == one_shot
+            ]
+            assert len(set(alike)) == 1
     recipe = recipe_for("mvp", "resnet")
     assert (recipe.batch, recipe.momentum, recipe.weight_decay, recipe.steps) == (
         128,

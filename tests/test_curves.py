@@ -1,0 +1,87 @@
+"""The plots of benchmarks/README.md."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib import pyplot as plt
+
+from benchmarks import curves
+
+ROWS: dict[str, dict[str, Any]] = {
+    f"t{n}": {
+        name: {"accuracy": accuracy + n / 100, "total_flops": flops, "zoo": 23}
+        for name, accuracy, flops in (
+            ("mvp@20", 0.7, 1e11),
+            ("mvp@100", 0.8, 3e11),
+            ("ifp@100", 0.7, 5e12),
+            ("ifp@1000", 0.9, 4e13),
+            ("mvp@100-one", 0.75, 3e11),
+            ("mvp@100-zoo-1", 0.7, 2e11),
+            ("mvp@100-fifth-1", 0.8, 2e11),
+            ("mvp@100-fifth-5", 0.6, 2e11),
+            ("mvp@100-by-lot", 0.7, 2e11),
+            ("mvp@100-keep0.5", 0.9, 2e12),
+            ("mvp@100-keep0.05", 0.5, 2e11),
+            ("tp-a@100", 0.6, 1e12),
+            ("small@100", 0.9, 2e11),
+        )
+    }
+    for n in range(3)
+}
+
+
+@pytest.fixture
+def _rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(curves, "study_rows", lambda _study: ROWS)
+
+
+def lines(name: str) -> dict[str, list[tuple[float, float]]]:
+    """Label → the points (x, y) of its line, rounded."""
+    figure, axes = plt.subplots()
+    assert curves.PLOTS[name][0](axes)
+    handles, labels = axes.get_legend_handles_labels()
+    found = {
+        label: [(round(float(x), 2), round(float(y), 1)) for x, y in handle[0].get_xydata()]
+        for handle, label in zip(handles, labels, strict=True)
+    }
+    plt.close(figure)
+    return found
+
+
+@pytest.mark.usefixtures("_rows")
+def test_points_are_the_means_of_the_rows() -> None:
+    assert lines("cost-resnet18") == {
+        "MVP": [(1e11, 71.0), (3e11, 81.0)],
+        "IFP": [(5e12, 71.0), (4e13, 91.0)],
+    }
+    assert lines("zoo-size") == {"MVP@100": [(1, 71.0), (23, 81.0)], "MVP@20": [(23, 71.0)]}
+    assert lines("similarity") == {"MVP@100": [(1, 10.0), (5, -10.0)]}
+    assert lines("ratios") == {"MVP @100": [(0.05, 51.0), (0.5, 91.0)]}
+
+
+@pytest.mark.usefixtures("_rows")
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("controls", {"mvp@100-one (3)": -5.0, "ifp@1000 (3)": 10.0}),
+        ("peers", {"tp-a@100 (3)": -20.0, "small@100 (3)": 10.0}),
+    ],
+)
+def test_bars_are_paired_differences(name: str, expected: dict[str, float]) -> None:
+    figure, axes = plt.subplots()
+    assert curves.PLOTS[name][0](axes)
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    widths = [round(float(bar.get_width()), 1) for bar in axes.patches]
+    plt.close(figure)
+    assert expected.items() <= dict(zip(labels, widths, strict=True)).items()
+
+
+def test_every_plot_of_the_page_is_there() -> None:
+    page = (Path(curves.__file__).parent / "README.md").read_text()
+    for name, (draw, _) in curves.PLOTS.items():
+        figure, axes = plt.subplots()
+        drawn = draw(axes)
+        plt.close(figure)
+        assert (curves.OUT / f"{name}.svg").exists() == drawn, name
+        assert f"docs/evidence/{name}.svg" in page or not drawn, name
