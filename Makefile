@@ -41,9 +41,10 @@ curves: $(EVIDENCE)
 # The studies of benchmarks/README.md, resumable; -quick: a part of them in minutes. Both need
 # MVP_EDGE_DATA, the folder with the research data.
 evidence-quick: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study benchmarks/plans/quick.yaml
-	$(BIN)/python -m benchmarks.summary
+	$(QUICK) & $(QUICK) && wait
+	$(BIN)/python -m benchmarks.study_tables quick
 
+QUICK   := OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study benchmarks/plans/quick.yaml
 STUDIES := resnet18-cifar100 resnet18-keep0.32 deit-tiny-imagenet zoo-size classes unseen ratios seeds
 PLAN    := benchmarks/plans/resnet18-cifar100.yaml
 

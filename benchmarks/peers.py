@@ -33,6 +33,7 @@ from mvp_edge.pruning.finetune import (
     train_step,
     worthwhile_threads,
 )
+from mvp_edge.pruning.muon import update_macs
 from mvp_edge.pruning.problem import Problem, Pruned
 from mvp_edge.pruning.scratch import fine_tune
 from mvp_edge.subnetwork.backbone import heads
@@ -162,12 +163,14 @@ def _train(
     with worthwhile_threads(macs * batches.size // recipe.updates, recipe.accelerator):
         model = lay_out(outcome.model, recipe.accelerator).train()
         optimizer = make_optimizer(model, recipe)
+        turning = update_macs(model) if recipe.optimizer == "muon" else 0
         for number in range(first, until):
             shares = batches.shares(number)
             for part, batch in enumerate(shares):
                 rate = recipe.rate(number + part / len(shares))
                 step(model, optimizer, batch, rate, recipe.accelerator)
             outcome.ledger.training(macs, batches.size, macs / dense)
+            outcome.ledger.training_flops += turning * len(shares)
     outcome.model = model.eval()
 
 

@@ -197,7 +197,7 @@ def run_variants(study: Study, task: Task, only: str = ".*") -> None:
     own = next((e for e in study.zoo.entries() if e.name == task.name), None)
     if own is None and "zoo" not in study.plan:
         return  # its baseline is not there yet
-    with claim(study.zoo.path / ".work", f"rows-{task.name}") as work:
+    with claim(study.zoo.path / ".work", f"rows-{study.plan['study']}-{task.name}") as work:
         if work is None:
             return
         path = study.rows(task)

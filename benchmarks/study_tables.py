@@ -1,6 +1,10 @@
-"""The studies' tables: which variants of which study stand where in benchmarks/README.md."""
+"""The studies' tables: which variants of which study stand where in benchmarks/README.md.
+
+python -m benchmarks.study_tables PLACE …     prints some
+"""
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -164,3 +168,9 @@ def _rank_correlation(others: Mapping[str, Mapping[str, Any]], kept: NDArray[np.
     score = [other["score"] for other in others.values()]
     common = [float(np.dot(other["common"], kept) / kept.sum()) for other in others.values()]
     return float(spearmanr(score, common).statistic)
+
+
+if __name__ == "__main__":
+    for one in TABLES:
+        if one.place in sys.argv[1:]:
+            print(one.rendered() or f"{one.place}: no rows yet")
