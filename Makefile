@@ -5,7 +5,6 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-EVIDENCE := $(VENV)/.evidence
 
 .PHONY: demo test test-arm64 lint figures figures-check curves evidence evidence-quick profiles clean
 
@@ -35,7 +34,7 @@ figures: $(READY)
 figures-check: $(READY)
 	$(BIN)/python -m benchmarks.summary --check
 
-curves: $(EVIDENCE)
+curves: $(READY)
 	$(BIN)/python -m benchmarks.curves
 
 # The studies of benchmarks/README.md, resumable; -quick: a part of them in minutes. Both need
@@ -48,7 +47,7 @@ QUICK   := OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study benchmarks/plans/
 STUDIES := resnet18-cifar100 resnet18-keep0.32 deit-tiny-imagenet zoo-size classes unseen ratios seeds
 PLAN    := benchmarks/plans/resnet18-cifar100.yaml
 
-evidence: $(EVIDENCE)
+evidence: $(READY)
 	for study in $(STUDIES); do \
 	  OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study benchmarks/plans/$$study.yaml || exit; \
 	done
@@ -69,10 +68,6 @@ $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	@touch $@
-
-$(EVIDENCE): $(READY)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[evidence]'
 	@touch $@
 
 .PHONY: venv-package

@@ -30,6 +30,7 @@ from mvp_edge.pruning.finetune import (
     initialise_head,
     lay_out,
     make_optimizer,
+    spoils_channels_last,
     train_step,
     worthwhile_threads,
 )
@@ -133,12 +134,13 @@ def _copied(model: nn.Module) -> nn.Module:
 
 def _gradients(outcome: Outcome, problem: Problem) -> None:
     """Leave the gradients of the loss on some training images in the parameters; counted."""
-    model = outcome.model.eval()
+    model = lay_out(outcome.model, problem.recipe.accelerator).eval()
     model.zero_grad()
     macs = forward_macs(model, problem.backbone.shape)
+    plain = spoils_channels_last(model, problem.recipe.accelerator)
     for x, y in problem.batches.plain(WORTH_LOOKING):
         with compute(problem.recipe.accelerator):
-            loss = F.cross_entropy(model(x), y)
+            loss = F.cross_entropy(model(x.contiguous() if plain else x), y)
         loss.backward()  # type: ignore[no-untyped-call]
         outcome.ledger.statistics_flops += 3 * macs * len(x)
 
@@ -163,12 +165,14 @@ def _train(
     with worthwhile_threads(macs * batches.size // recipe.updates, recipe.accelerator):
         model = lay_out(outcome.model, recipe.accelerator).train()
         optimizer = make_optimizer(model, recipe)
+        plain = spoils_channels_last(model, recipe.accelerator)
         turning = update_macs(model) if recipe.optimizer == "muon" else 0
         for number in range(first, until):
             shares = batches.shares(number)
-            for part, batch in enumerate(shares):
+            for part, (x, y) in enumerate(shares):
                 rate = recipe.rate(number + part / len(shares))
-                step(model, optimizer, batch, rate, recipe.accelerator)
+                x = x.contiguous() if plain else x
+                step(model, optimizer, (x, y), rate, recipe.accelerator)
             outcome.ledger.training(macs, batches.size, macs / dense)
             outcome.ledger.training_flops += turning * len(shares)
     outcome.model = model.eval()

@@ -1,0 +1,74 @@
+"""What the benchmarks compare with: at equal multiply-adds, with everything counted."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from benchmarks import peers
+from benchmarks.teaching import backbone_features
+from mvp_edge.pruning.finetune import Ledger, predict_logits
+from mvp_edge.subnetwork.cost import forward_macs
+from tests.support.networks import problem
+
+TASK = problem("resnet18", method="magnitude", steps=2)
+SHAPE = TASK.backbone.shape
+WHOLE = forward_macs(TASK.backbone.outline(3), SHAPE)
+IMAGES = len(TASK.train.labels)
+
+
+@pytest.mark.parametrize("importance", ["magnitude", "taylor", "bn-scale"])
+@pytest.mark.parametrize(("everywhere", "rounds"), [(False, 1), (True, 1), (False, 2)])
+def test_torch_pruning_ends_just_below_the_allowed_multiply_adds(
+    importance: Any, everywhere: bool, rounds: int
+) -> None:
+    made = peers.torch_pruning(TASK, importance, everywhere=everywhere, rounds=rounds)
+    ours, allowed = forward_macs(made.model, SHAPE), peers.allowed(TASK)
+    assert 0.5 * allowed < ours <= allowed
+    spent = 3 * 64 * 2 * ours if rounds == 1 else 3 * 64 * (WHOLE + ours)
+    assert made.ledger.training_flops >= min(spent, 3 * 64 * 2 * ours)
+    looked = importance == "taylor"
+    assert made.ledger.statistics_flops >= (3 * IMAGES * WHOLE if looked else 2 * IMAGES * ours)
+    assert np.isfinite(
+        predict_logits(made.model, TASK.train.pixels, TASK.backbone.preprocess)
+    ).all()
+
+
+def test_a_distilled_network_pays_for_its_teachers_opinions() -> None:
+    alone = peers.distilled(TASK, peers.thin(TASK), share=0.0, warmth=1.0)
+    taught = peers.distilled(TASK, peers.thin(TASK), share=0.5, warmth=2.0)
+    assert taught.ledger.statistics_flops == IMAGES * WHOLE
+    assert alone.ledger.statistics_flops == 0
+    assert taught.ledger.training_flops == alone.ledger.training_flops
+    assert forward_macs(taught.model, SHAPE) == peers.allowed(TASK)
+    ours, theirs = (one.model.state_dict()["conv1.weight"] for one in (alone, taught))
+    assert not torch.equal(ours, theirs)
+
+
+def test_the_probe_is_logistic_regression_on_the_frozen_backbones_features() -> None:
+    made = peers.probe(TASK)
+    fresh = TASK.backbone.with_head(3)
+    for name, value in made.model.state_dict().items():
+        if not name.startswith("fc."):
+            assert torch.equal(value, fresh.state_dict()[name]), name
+    features = backbone_features(TASK, Ledger())
+    weight, bias = (made.model.get_parameter(f"fc.{part}") for part in ("weight", "bias"))
+    guessed = (features @ weight.T + bias).argmax(1).numpy()
+    assert (guessed == TASK.train.labels).mean() > 0.6
+    assert made.ledger.total_flops == IMAGES * WHOLE
+
+
+def test_a_small_network_goes_on_from_its_own_weights(tmp_path: Path) -> None:
+    before = peers.thin(replace(TASK, seed=5))
+    save_file(before.state_dict(), tmp_path / "small.safetensors")
+    made = peers.small(
+        replace(TASK, recipe=replace(TASK.recipe, steps=0)), tmp_path / "small.safetensors"
+    )
+    for name, value in before.named_parameters():
+        if not name.startswith("fc."):
+            assert torch.equal(made.model.get_parameter(name), value), name
+    assert forward_macs(made.model, SHAPE) == peers.allowed(TASK)
