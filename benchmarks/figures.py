@@ -44,7 +44,7 @@ class Figure:
 def headline() -> list[Figure]:
     """Every headline figure whose raw rows exist."""
     found = [
-        *_study_figures("resnet18-cifar100", "ifp@1000", _RESNET),
+        *_study_figures(MAIN, "ifp@1000", _RESNET),
         *_study_figures("resnet18-keep0.32", "ifp@1000", "ResNet-18, CIFAR-100, tied keep 0.32"),
         *_study_figures("deit-tiny-imagenet", "ahnp@500", "DeiT-Tiny at 64 px, keep 0.25"),
         *_trial_figures(),
@@ -63,12 +63,20 @@ def headline() -> list[Figure]:
     return found
 
 
+MAIN = "resnet18-cifar100"
+_OF_MAIN = ("peers", "zoo-size", "ratios", "seeds")
+"""Studies of the main study's targets and zoo: what it has measured already is not measured again."""
+
+
 def study_rows(study: str) -> dict[str, dict[str, dict[str, Any]]]:
-    """All rows of a study."""
-    found = {}
+    """All rows of a study, with the main study's of the same targets where the zoo is the same."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
     for path in sorted((RESULTS / study).glob("*.json")):
         facts = json.loads(path.read_text())
         found[facts["target"]] = facts["rows"]
+    if study in _OF_MAIN:
+        main = study_rows(MAIN)
+        found = {target: {**main.get(target, {}), **rows} for target, rows in found.items()}
     return found
 
 
@@ -158,11 +166,11 @@ def _difference_figure(
 
 def _trial_figures() -> Iterator[Figure]:
     """What the recipe that won the trials is worth, on the main study's targets."""
-    rows = study_rows("resnet18-cifar100")
+    rows = study_rows(MAIN)
     for steps in (20, 100):
         name = f"P1-updates-minus-one-update{steps}"
         pair = f"mvp@{steps}", f"mvp@{steps}-one-update"
-        yield from _difference_figure(rows, *pair, name, "stated", "resnet18-cifar100")
+        yield from _difference_figure(rows, *pair, name, "stated", MAIN)
 
 
 def best_peer(rows: Rows, pattern: str) -> str | None:

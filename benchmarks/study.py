@@ -202,7 +202,7 @@ def run_variants(study: Study, task: Task, only: str = ".*") -> None:
             return
         path = study.rows(task)
         rows: dict[str, Any] = read_json(path, "rows")["rows"] if path.exists() else {}
-        if own is not None:
+        if own is not None and "scratch" in study.plan:
             rows[f"{study.plan['scratch']}@{own.recipe['steps']}"] = _scratch_row(own)
         for name, variant in study.plan["variants"].items():
             if not re.fullmatch(only, name) or study.place(task) >= variant.get(

@@ -75,8 +75,8 @@ TABLES = [
     StudyTable("one-update", "resnet18-cifar100", "ifp@1000", (r"mvp@\d+-one-update", r".*-one-update")),
     StudyTable("resnet18-keep0.32", "resnet18-keep0.32", "ifp@1000", (r"mvp@\d+", r"mvp.*", ".*")),
     StudyTable("deit-tiny-imagenet", "deit-tiny-imagenet", "ahnp@500", (r"mvp@\d+", r"mvp.*", ".*")),
-    StudyTable("zoo-size", "zoo-size", "mvp@100", ("mvp@100-zoo.*", "mvp@100-n.*", "mvp@100.*")),
-    StudyTable("zoo-size-20", "zoo-size", "mvp@20", (r"mvp@20-zoo.*", r"mvp@20-fifth.*", "mvp@20.*")),
+    StudyTable("zoo-size", "zoo-size", "mvp@100", ("mvp@100-zoo-.*", r"mvp@100-n\d", "mvp@100-wordnet")),
+    StudyTable("zoo-size-20", "zoo-size", "mvp@20", ("mvp@20-zoo-.*", "mvp@20-fifth.*", "mvp@20-(wordnet|by-lot)")),
     *(
         StudyTable(f"classes-{n}", "classes", "mvp@100", ("mvp.*", ".*"), targets=f"cifar100-{n}c")
         for n in (3, 10, 20)
@@ -85,9 +85,13 @@ TABLES = [
         StudyTable(f"unseen-{name}", "unseen", "mvp@100", ("mvp.*", ".*"), targets=name)
         for name in ("tiny_imagenet_100", "imagenette_photos")
     ),
-    StudyTable("ratios", "ratios", "mvp@100-keep0.2"),
-    StudyTable("seeds", "seeds", "mvp@100-seed-0"),
-    StudyTable("peers", "peers", "mvp@100", ("tp-.*", "small.*", "thin.*", ".*")),
+    StudyTable("ratios", "ratios", "mvp@100", (".*-keep.*", r"(magnitude|random)@100")),
+    StudyTable(
+        "seeds", "seeds", "mvp@100", tuple(f"{name}(-seed.*)?" for name in ("mvp@100", "mvp@20", "random@100", "ifp@1000"))
+    ),
+    StudyTable(
+        "peers", "peers", "mvp@100", ("mvp@20", "tp-.*", "small.*", "thin.*", "mobilenet.*", "probe", "unpruned.*", "ifp@1000")
+    ),
     StudyTable("trials-100", "trials-resnet18", "base@100", (r"updates.*@100", r".*@100"), least=4),
     StudyTable("trials-20", "trials-resnet18", "base@20", (r"updates.*@20", r".*@20"), least=4),
     StudyTable("tuning", "tuning", "base"),

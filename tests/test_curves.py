@@ -18,9 +18,7 @@ ROWS: dict[str, dict[str, Any]] = {
             ("ifp@1000", 0.9, 4e13),
             ("mvp@100-one", 0.75, 3e11),
             ("mvp@100-zoo-1", 0.7, 2e11),
-            ("mvp@100-fifth-1", 0.8, 2e11),
             ("mvp@100-fifth-5", 0.6, 2e11),
-            ("mvp@100-by-lot", 0.7, 2e11),
             ("mvp@100-keep0.5", 0.9, 2e12),
             ("mvp@100-keep0.05", 0.5, 2e11),
             ("tp-a@100", 0.6, 1e12),
@@ -56,7 +54,7 @@ def test_points_are_the_means_of_the_rows() -> None:
         "IFP": [(5e12, 71.0), (4e13, 91.0)],
     }
     assert lines("zoo-size") == {"MVP@100": [(1, 71.0), (23, 81.0)], "MVP@20": [(23, 71.0)]}
-    assert lines("similarity") == {"MVP@100": [(1, 10.0), (5, -10.0)]}
+    assert lines("similarity") == {"MVP@100": [(1, 0.0), (5, -20.0)]}
     assert lines("ratios") == {"MVP @100": [(0.05, 51.0), (0.5, 91.0)]}
 
 
