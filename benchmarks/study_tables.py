@@ -59,6 +59,9 @@ CONTROLS = ("random-mask", "backbone-weights", "one", "disjoint", "random-neighb
             "zoo-mean")  # fmt: skip
 """What is changed in MVP: the mask, the weights, whom it asks."""
 
+SEEDED = ("mvp@100", "mvp@20", "random@100", "ifp@1000")
+PEERS = ("mvp@20", "tp-.*", "small.*", "thin.*", "mobilenet.*", "probe", "unpruned.*", "ifp@1000")
+
 TABLES = [
     StudyTable(
         "resnet18-cifar100",
@@ -86,12 +89,8 @@ TABLES = [
         for name in ("tiny_imagenet_100", "imagenette_photos")
     ),
     StudyTable("ratios", "ratios", "mvp@100", (".*-keep.*", r"(magnitude|random)@100")),
-    StudyTable(
-        "seeds", "seeds", "mvp@100", tuple(f"{name}(-seed.*)?" for name in ("mvp@100", "mvp@20", "random@100", "ifp@1000"))
-    ),
-    StudyTable(
-        "peers", "peers", "mvp@100", ("mvp@20", "tp-.*", "small.*", "thin.*", "mobilenet.*", "probe", "unpruned.*", "ifp@1000")
-    ),
+    StudyTable("seeds", "seeds", "mvp@100", tuple(f"{name}(-seed.*)?" for name in SEEDED)),
+    StudyTable("peers", "peers", "mvp@100", PEERS),
     StudyTable("trials-100", "trials-resnet18", "base@100", (r"updates.*@100", r".*@100"), least=4),
     StudyTable("trials-20", "trials-resnet18", "base@20", (r"updates.*@20", r".*@20"), least=4),
     StudyTable("tuning", "tuning", "base"),
