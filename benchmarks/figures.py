@@ -168,7 +168,7 @@ def _trial_figures() -> Iterator[Figure]:
     """What the recipe that won the trials is worth, on the main study's targets."""
     rows = study_rows(MAIN)
     for steps in (20, 100):
-        name = f"P1-updates-minus-one-update{steps}"
+        name = f"P1-recipe-minus-one-update{steps}"
         pair = f"mvp@{steps}", f"mvp@{steps}-one-update"
         yield from _difference_figure(rows, *pair, name, "stated", MAIN)
 

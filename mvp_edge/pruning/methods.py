@@ -96,6 +96,6 @@ def recipe_for(
         _RECIPES[family], steps=usual if steps is None else steps, accelerator=accelerator
     )
     recipe = replace(recipe, **_OWN.get((name or "", family), {}))
-    if lr is not None:
-        recipe = replace(recipe, lr=lr)
+    if lr is not None:  # a higher rate turns matrices further, too
+        recipe = replace(recipe, lr=lr, turn=recipe.turn * lr / recipe.lr)
     return recipe if augment is None else replace(recipe, augment=augment)

@@ -309,6 +309,8 @@ def test_all_methods_share_what_is_not_their_own() -> None:
     assert recipe_for("mvp", "vit").lr == 2e-4
     own = recipe_for("ifp", "resnet", steps=0, lr=1.0, augment=())
     assert (own.steps, own.lr, own.augment) == (0, 1.0, ())
+    faster = recipe_for("mvp", "resnet", lr=2 * recipe.lr)
+    assert (faster.lr, faster.turn) == pytest.approx((2 * recipe.lr, 2 * recipe.turn))
 
 
 @pytest.mark.parametrize(
