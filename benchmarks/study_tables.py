@@ -115,7 +115,11 @@ def table(rows: Rows, names: Sequence[str], base: str) -> str:
         low, high = interval(own, lambda v: float(v.mean())) if len(own) > 1 else (own[0], own[0])
         cost = np.mean([row["total_flops"] for row in found])
         # 0.6 · dense · batch · Σ density: a fifth of three forward passes an image.
-        paper = [row["training_flops"] / 5 for row in found if "training_flops" in row]
+        paper = [
+            row.get("paper_flops", row["training_flops"] / 5)
+            for row in found
+            if "training_flops" in row
+        ]
         gap, times = difference(rows, name, base), ratio(rows, name, base, "total_flops")
         against = f"{gap[0]:+.1f} ({gap[1]:+.1f} … {gap[2]:+.1f})" if gap and name != base else ""
         cheaper = f"{times[0]:.3g} ×" if times and name != base else ""
