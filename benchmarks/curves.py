@@ -48,6 +48,8 @@ def accuracy_against_cost(study: str) -> Callable[[Axes], bool]:
 
     def draw(axes: Axes) -> bool:
         rows = study_rows(study)
+        if not rows:
+            return False
         for method, (label, colour, marker) in METHODS.items():
             found = {int(s): own for s, own in _by_number(rows, rf"{method}@(\d+)").items()}
             points = [
@@ -61,7 +63,7 @@ def accuracy_against_cost(study: str) -> Callable[[Axes], bool]:
         axes.set_xlabel("multiply-adds spent in all (training, statistics, similarity)")
         axes.set_ylabel("top-1, %")
         axes.legend(frameon=False, loc="lower right")
-        return bool(rows)
+        return True
 
     return draw
 
@@ -69,6 +71,8 @@ def accuracy_against_cost(study: str) -> Callable[[Axes], bool]:
 def zoo_size(axes: Axes) -> bool:
     """The lifelong curve: accuracy of MVP@20 and MVP@100 against the number of entries."""
     rows = study_rows("zoo-size")
+    if not rows:
+        return False
     for steps, colour in ((100, VERMILION), (20, BLUE)):
         found = _by_number(rows, rf"mvp@{steps}-zoo-(\d+)")
         whole = [row[f"mvp@{steps}"] for row in rows.values() if f"mvp@{steps}" in row]
@@ -82,12 +86,14 @@ def zoo_size(axes: Axes) -> bool:
     axes.set_xlabel("entries in the zoo")
     axes.set_ylabel("top-1, %")
     axes.legend(frameon=False)
-    return bool(rows)
+    return True
 
 
 def similarity(axes: Axes) -> bool:
     """Voters from each fifth of the zoo, by similarity: what is lost against the nearest three."""
     rows = study_rows("zoo-size")
+    if not rows:
+        return False
     for steps, colour in ((100, VERMILION), (20, BLUE)):
         points = [
             (fifth, *got[:3], None)
@@ -101,7 +107,7 @@ def similarity(axes: Axes) -> bool:
     axes.set_xlabel("the fifth of the zoo that the three voters come from")
     axes.set_ylabel("points against the nearest three")
     axes.legend(frameon=False)
-    return bool(rows)
+    return True
 
 
 def controls(axes: Axes) -> bool:
@@ -127,6 +133,8 @@ def peers(axes: Axes) -> bool:
 def ratios(axes: Axes) -> bool:
     """How much may go: MVP, the largest weights and random units at each keep ratio."""
     rows = study_rows("ratios")
+    if not rows:
+        return False
     for method in ("mvp", "magnitude", "random"):
         found = {
             float(keep): own
@@ -142,7 +150,7 @@ def ratios(axes: Axes) -> bool:
     axes.set_xlabel("kept share of the units")
     axes.set_ylabel("top-1, %")
     axes.legend(frameon=False)
-    return bool(rows)
+    return True
 
 
 PLOTS: Mapping[str, tuple[Callable[[Axes], bool], str]] = {
