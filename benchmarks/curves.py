@@ -55,7 +55,7 @@ def accuracy_against_cost(study: str) -> Callable[[Axes], bool]:
             points = [
                 (np.mean([row["total_flops"] for row in own]), *_spread(own), steps)
                 for steps, own in sorted(found.items())
-                if len(own) == max(map(len, found.values()))
+                if len(own) == len(rows)  # means over other targets do not compare
             ]
             if points:
                 _line(axes, points, label, colour, marker)

@@ -32,12 +32,12 @@ class StudyTable:
     least: int = 1
     """Variants of fewer targets are left out: no claims from single runs."""
 
-    def rendered(self) -> str | None:
-        """Markdown, once there are rows."""
+    def rendered(self) -> str:
+        """Markdown: the table, or that there are no rows yet."""
         found = study_rows(self.study)
         rows = {name: row for name, row in found.items() if name.startswith(self.targets)}
         names = self.chosen(rows)
-        return table(rows, names, self.base) if names else None
+        return table(rows, names, self.base) if names else f"*Not measured yet (`{self.study}`).*"
 
     def chosen(self, rows: Rows) -> list[str]:
         """The variants of the table, in its order."""
@@ -180,4 +180,4 @@ def _rank_correlation(others: Mapping[str, Mapping[str, Any]], kept: NDArray[np.
 if __name__ == "__main__":
     for one in TABLES:
         if one.place in sys.argv[1:]:
-            print(one.rendered() or f"{one.place}: no rows yet")
+            print(one.rendered())

@@ -165,7 +165,7 @@ def main() -> None:
     if overlap.exists():
         tables["overlap"] = overlap_table(json.loads(overlap.read_text()))
     tables |= device_tables()
-    tables |= {one.place: text for one in TABLES if (text := one.rendered())}
+    tables |= {one.place: one.rendered() for one in TABLES}
     wanted = {HERE / "summary.json": summary + "\n"}
     for path in (HERE.parent / "README.md", HERE / "README.md", HERE / "device" / "README.md"):
         wanted[path] = rendered(path, tables, found)
