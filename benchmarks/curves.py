@@ -51,14 +51,13 @@ def accuracy_against_cost(study: str) -> Callable[[Axes], bool]:
         if not rows:
             return False
         for method, (label, colour, marker) in METHODS.items():
-            found = {int(s): own for s, own in _by_number(rows, rf"{method}@(\d+)").items()}
+            found = _by_number(rows, rf"{method}@(\d+)")
             points = [
                 (np.mean([row["total_flops"] for row in own]), *_spread(own), steps)
                 for steps, own in sorted(found.items())
                 if len(own) == len(rows)  # means over other targets do not compare
             ]
-            if points:
-                _line(axes, points, label, colour, marker)
+            _line(axes, points, label, colour, marker)
         axes.set_xscale("log")
         axes.set_xlabel("multiply-adds spent in all (training, statistics, similarity)")
         axes.set_ylabel("top-1, %")
@@ -79,8 +78,7 @@ def zoo_size(axes: Axes) -> bool:
         if whole:
             found[whole[0]["zoo"]] = whole
         points = [(count, *_spread(own), None) for count, own in sorted(found.items())]
-        if points:
-            _line(axes, points, f"MVP@{steps}", colour, "o")
+        _line(axes, points, f"MVP@{steps}", colour, "o")
     axes.set_xscale("log")
     axes.set_xticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
     axes.set_xlabel("entries in the zoo")
@@ -136,14 +134,10 @@ def ratios(axes: Axes) -> bool:
     if not rows:
         return False
     for method in ("mvp", "magnitude", "random"):
-        found = {
-            float(keep): own
-            for keep, own in _by_number(rows, rf"{method}@100-keep([\d.]+)", float).items()
-        }
+        found = _by_number(rows, rf"{method}@100-keep([\d.]+)", float)
         label, colour, marker = METHODS[method]
         points = [(keep, *_spread(own), None) for keep, own in sorted(found.items())]
-        if points:
-            _line(axes, points, f"{label} @100", colour, marker)
+        _line(axes, points, f"{label} @100", colour, marker)
     axes.set_xscale("log")
     ticks = [0.03, 0.05, 0.1, 0.2, 0.3, 0.5]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -195,7 +189,9 @@ def _line(
     colour: str,
     marker: str,
 ) -> None:
-    """Through (x, mean, low, high, what stands beside it)."""
+    """Through (x, mean, low, high, what stands beside it); nothing, where there are none."""
+    if not points:
+        return
     x, middle, low, high = np.array([point[:4] for point in points], dtype=float).T
     axes.errorbar(
         x, middle, yerr=[middle - low, high - middle], color=colour, marker=marker, ms=4, lw=1.2,
