@@ -2,7 +2,7 @@
 
     torch_pruning   DepGraph's groups, several importances, at once or in rounds (pip install torch-pruning)
     distilled       a small timm network, or the backbone's own architecture thin, taught by the backbone
-    small           a network of that shape that somebody trained on all of the backbone's data, fine-tuned
+    pooled          a network of that shape that was trained once on many classes' images, fine-tuned
     probe           a linear classifier on the frozen backbone: what no work at all gives, unpruned
 
 Every one has the same batches, augmentation, optimiser and schedule as the methods of the product.
@@ -195,8 +195,8 @@ def distilled(problem: Problem, student: nn.Module, *, share: float, warmth: flo
     return outcome
 
 
-def small(problem: Problem, weights: Path) -> Pruned:
-    """A network of the pruned ones' shape that `benchmarks.small` trained on all data, fine-tuned for the task."""
+def pooled(problem: Problem, weights: Path) -> Pruned:
+    """A network of the pruned ones' shape that `benchmarks.pooled` trained, fine-tuned for the task."""
     model = thin(problem)
     own = tuple(f"{name}." for name in heads(model))
     body = {n: t for n, t in load_file(weights).items() if not n.startswith(own)}

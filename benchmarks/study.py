@@ -162,10 +162,9 @@ class Study:
             recipe = replace(recipe, **self.plan.get("recipe", {}))
         return replace(recipe, **{key: variant[key] for key in RECIPE if key in variant})
 
-    @property
-    def small(self) -> Path:
-        """Where the weights of `benchmarks.small` lie, of the study whose zoo is used."""
-        return HERE / "zoos" / f"small-{self.zoo.path.name}.safetensors"
+    def pooled(self, name: str) -> Path:
+        """Where the weights of `benchmarks.pooled` lie."""
+        return HERE / "zoos" / "pooled" / f"{name}.safetensors"
 
     def rows(self, task: Task) -> Path:
         return HERE / "results" / str(self.plan["study"]) / f"{task.name}.json"
@@ -341,8 +340,8 @@ def _peer(study: Study, variant: dict[str, Any], problem: Problem) -> Pruned | O
     if name == "torch-pruning":
         how = {key: variant[key] for key in ("importance", "everywhere", "rounds")}
         return peers.torch_pruning(problem, **how)
-    if name == "small":
-        return peers.small(problem, study.small)
+    if name == "pooled":
+        return peers.pooled(problem, study.pooled(variant["start"]))
     if name == "distilled":
         student = (
             timm.create_model(variant["student"], num_classes=problem.classes)

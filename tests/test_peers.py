@@ -62,11 +62,11 @@ def test_the_probe_is_logistic_regression_on_the_frozen_backbones_features() -> 
     assert made.ledger.total_flops == IMAGES * WHOLE
 
 
-def test_a_small_network_goes_on_from_its_own_weights(tmp_path: Path) -> None:
+def test_a_pooled_network_goes_on_from_its_own_weights(tmp_path: Path) -> None:
     before = peers.thin(replace(TASK, seed=5))
-    save_file(before.state_dict(), tmp_path / "small.safetensors")
-    made = peers.small(
-        replace(TASK, recipe=replace(TASK.recipe, steps=0)), tmp_path / "small.safetensors"
+    save_file(before.state_dict(), tmp_path / "pooled.safetensors")
+    made = peers.pooled(
+        replace(TASK, recipe=replace(TASK.recipe, steps=0)), tmp_path / "pooled.safetensors"
     )
     for name, value in before.named_parameters():
         if not name.startswith("fc."):

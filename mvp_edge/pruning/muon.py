@@ -61,21 +61,32 @@ def turned(model: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
-    """About U Vᵀ of a matrix U Σ Vᵀ [rows, columns], by Newton and Schulz's iteration with a quintic."""
+    """About U Vᵀ of a matrix U Σ Vᵀ [rows, columns], by Newton and Schulz's iteration with a quintic.
+
+    Each iteration multiplies by a polynomial of the Gram matrix, and all of them commute. So they are gathered
+    in a square of the shorter side, and the matrix itself is multiplied twice instead of ten times.
+    """
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     x = wide / wide.norm().clamp(min=1e-12)
     a, b, c = QUINTIC
-    for _ in range(ITERATIONS):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    factor: torch.Tensor = x if matrix.shape[0] <= matrix.shape[1] else x.T
-    return factor
+    gram, gathered = x @ x.T, None
+    for last in range(ITERATIONS - 1, -1, -1):
+        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        polynomial.diagonal().add_(a)
+        gathered = polynomial if gathered is None else polynomial @ gathered
+        if last:
+            gram = polynomial @ gram @ polynomial
+    factor: torch.Tensor = gathered @ x
+    return factor if matrix.shape[0] <= matrix.shape[1] else factor.T
 
 
 def update_macs(model: nn.Module) -> int:
     """Multiply-adds of one update's orthogonalisations."""
+    squares = (
+        4 * ITERATIONS - 3
+    )  # a polynomial, its place among the others and the next Gram matrix
     total = 0
     for parameter in turned(model):
         rows, columns = sorted(parameter.flatten(1).shape)
-        total += ITERATIONS * (2 * rows * rows * columns + rows**3)
+        total += 2 * rows * rows * columns + squares * rows**3
     return total
