@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from benchmarks.figures import MAIN, Rows, best_peer, difference, interval, study_rows
+from benchmarks.figures import MAIN, Rows, best_peer, difference, interval, mean, study_rows
 from benchmarks.study_tables import CONTROLS
 
 OUT = Path(__file__).parents[1] / "docs" / "evidence"
@@ -179,7 +179,7 @@ def _by_number(rows: Rows, pattern: str, kind: type = int) -> dict[Any, list[Any
 def _spread(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float, float]:
     """Mean top-1 in per cent, and its interval."""
     own = 100 * np.array([row["accuracy"] for row in rows])
-    return float(own.mean()), *interval(own, lambda v: float(v.mean()))
+    return float(own.mean()), *interval(own, mean)
 
 
 def _line(
@@ -208,10 +208,10 @@ def _bars(axes: Axes, rows: Rows, names: Sequence[str], base: str) -> bool:
     found = [
         (name, got) for name in names if name != base and (got := difference(rows, name, base))
     ]
-    for place, (_, (mean, low, high, _count)) in enumerate(reversed(found)):
-        axes.barh(place, mean, color=VERMILION if mean < 0 else GREEN, height=0.6, alpha=0.8)
+    for place, (_, (value, low, high, _count)) in enumerate(reversed(found)):
+        axes.barh(place, value, color=VERMILION if value < 0 else GREEN, height=0.6, alpha=0.8)
         axes.errorbar(
-            mean, place, xerr=[[mean - low], [high - mean]], color="black", lw=1, capsize=2
+            value, place, xerr=[[value - low], [high - value]], color="black", lw=1, capsize=2
         )
     axes.set_yticks(
         range(len(found)), [f"{name} ({got[3]})" for name, got in reversed(found)], fontsize=7

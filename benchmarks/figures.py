@@ -25,6 +25,9 @@ Values = NDArray[np.float64]
 Rows = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """target → variant → row."""
 
+Statistic = Callable[[Values], Values]
+"""Of values [..., columns, rows], or [..., rows] where there is one column alone: one number for each of [...]."""
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -86,34 +89,42 @@ def paired(rows: Rows, ours: str, theirs: str, key: str = "accuracy") -> Values:
     return np.array(both, dtype=np.float64).reshape(-1, 2)
 
 
-def interval(values: Values, statistic: Callable[[Values], float]) -> tuple[float, float]:
+def interval(values: Values, statistic: Statistic) -> tuple[float, float]:
     """95 % bootstrap interval of ``statistic`` over the rows of ``values``, 10,000 resamples, fixed seed."""
-    rng = np.random.default_rng(0)
-    draws = rng.integers(0, len(values), (10_000, len(values)))
-    low, high = np.percentile([statistic(values[draw]) for draw in draws], [2.5, 97.5])
+    draws = np.random.default_rng(0).integers(0, len(values), (10_000, len(values)))
+    low, high = np.percentile(statistic(np.moveaxis(values[draws], 1, -1)), [2.5, 97.5])
     return float(low), float(high)
+
+
+def mean(values: Values) -> Values:
+    """The statistic that most intervals are of."""
+    return np.asarray(values.mean(-1))
 
 
 def difference(rows: Rows, ours: str, theirs: str) -> tuple[float, float, float, int] | None:
     """Mean paired difference in points of top-1, its interval, and how many targets."""
     return _compared(
-        paired(rows, ours, theirs), lambda both: float(100 * (both[:, 0] - both[:, 1]).mean())
+        paired(rows, ours, theirs), lambda both: mean(100 * (both[..., 0, :] - both[..., 1, :]))
     )
 
 
 def ratio(rows: Rows, ours: str, theirs: str, key: str) -> tuple[float, float, float, int] | None:
     """Ratio of means theirs / ours of a cost, its interval, and how many targets."""
     return _compared(
-        paired(rows, ours, theirs, key), lambda both: float(both[:, 1].mean() / both[:, 0].mean())
+        paired(rows, ours, theirs, key), lambda both: mean(both[..., 1, :]) / mean(both[..., 0, :])
     )
 
 
-def _compared(
-    both: Values, statistic: Callable[[Values], float]
-) -> tuple[float, float, float, int] | None:
+def _compared(both: Values, statistic: Statistic) -> tuple[float, float, float, int] | None:
     if len(both) < 2:
         return None
-    return statistic(both), *interval(both, statistic), len(both)
+    value, low, high = float(statistic(both.T)), *interval(both, statistic)
+    return (
+        round(value, 9),
+        round(low, 9),
+        round(high, 9),
+        len(both),
+    )  # beyond it, the summation's order
 
 
 # Of the study on ResNet-18 at keep 0.1; those of other studies are stated without a goal.
@@ -215,10 +226,10 @@ def cost_to_parity(rows: Rows) -> tuple[float, float, float, int] | None:
     both = [[r[n][k] for n in names for k in ("accuracy", "total_flops")] for r in rows.values()
             if all(n in r for n in names)]  # fmt: skip
 
-    def ratio_of(values: Values) -> float:
-        ours, spent, low, cheap, high, dear = values.mean(0)
-        share = np.clip((ours - low) / max(high - low, 1e-9), 0.0, 1.0)
-        return float(np.exp((1 - share) * np.log(cheap) + share * np.log(dear)) / spent)
+    def ratio_of(values: Values) -> Values:
+        ours, spent, low, cheap, high, dear = np.moveaxis(mean(values), -1, 0)
+        share = np.clip((ours - low) / np.maximum(high - low, 1e-9), 0.0, 1.0)
+        return np.asarray(np.exp((1 - share) * np.log(cheap) + share * np.log(dear)) / spent)
 
     return _compared(np.array(both, dtype=np.float64), ratio_of)
 
@@ -322,7 +333,7 @@ def step_figures(facts: Mapping[str, Any], source: str) -> list[Figure]:
     found = []
     for row in facts["rows"]:
         ratios = np.array(row["ours_ms"]) / np.array(row["bare_ms"])
-        low, high = interval(ratios, lambda drawn: float(np.median(drawn)))
+        low, high = interval(ratios, lambda drawn: np.median(drawn, axis=-1))
         thin = row["keep"] == 0.1
         name = "P9-step-over-bare" + ("" if thin else f"-keep{row['keep']}")
         text = (

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from benchmarks.figures import Rows, difference, interval, ratio, study_rows
+from benchmarks.figures import Rows, difference, interval, mean, ratio, study_rows
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def table(rows: Rows, names: Sequence[str], base: str) -> str:
         if not found:
             continue
         own = np.array([row["accuracy"] for row in found])
-        low, high = interval(own, lambda v: float(v.mean())) if len(own) > 1 else (own[0], own[0])
+        low, high = interval(own, mean) if len(own) > 1 else (own[0], own[0])
         cost = np.mean([row["total_flops"] for row in found])
         # 0.6 · dense · batch · Σ density: a fifth of three forward passes an image.
         paper = [
@@ -153,9 +153,9 @@ def overlap_table(facts: Mapping[str, Any]) -> str:
     chance = 100 * kept.sum() / sum(group["size"] for group in groups)
     lines.append(f"| *all units* | | {chance:.0f} % | {cells} |")
     gap = 100 * (whole[:, 0] - whole[:, -1])
-    low, high = interval(gap, lambda v: float(v.mean()))
+    low, high = interval(gap, mean)
     correlation = np.array([_rank_correlation(row["others"], kept) for row in facts["rows"]])
-    ends = interval(correlation, lambda v: float(v.mean()))
+    ends = interval(correlation, mean)
     return "\n".join([
         *lines, "",
         f"{len(shares)} targets. Nearest minus farthest fifth: {gap.mean():+.1f} points "

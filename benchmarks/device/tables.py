@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.figures import interval
+from benchmarks.figures import interval, mean
 
 TRIED_ON = 8
 """Targets on which every way of choosing widths was tried."""
@@ -96,7 +96,7 @@ def _mean(values: Any, sign: str = "") -> str:
     text = f"{100 * values.mean():{sign}.1f}"
     if len(values) < 2:
         return text
-    low, high = interval(values, lambda v: float(v.mean()))
+    low, high = interval(values, mean)
     return f"{text} ({100 * low:{sign}.1f} … {100 * high:{sign}.1f})"
 
 
