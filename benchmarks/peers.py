@@ -21,20 +21,16 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.teaching import Step, Taught, backbone_features, backbone_opinions, teaching_step
+from benchmarks.teaching import Taught, backbone_features, backbone_opinions, teaching_loss
+from mvp_edge.pruning.arithmetic import compute, lay_out, spoils_channels_last
 from mvp_edge.pruning.finetune import (
     Batches,
     Ledger,
-    compute,
+    Loss,
+    Stepper,
     estimate_statistics,
     initialise_head,
-    lay_out,
-    make_optimizer,
-    spoils_channels_last,
-    train_step,
-    worthwhile_threads,
 )
-from mvp_edge.pruning.muon import update_macs
 from mvp_edge.pruning.problem import Problem, Pruned
 from mvp_edge.pruning.scratch import fine_tune
 from mvp_edge.subnetwork.backbone import heads
@@ -156,26 +152,16 @@ def _train(
     first: int,
     until: int,
     batches: Batches,
-    step: Step = train_step,
+    loss: Loss = F.cross_entropy,
 ) -> None:
     """The steps from ``first`` to ``until`` at the network's present size."""
-    recipe = problem.recipe
-    macs = forward_macs(outcome.model, problem.backbone.shape)
     dense = forward_macs(problem.backbone.outline(problem.classes), problem.backbone.shape)
-    with worthwhile_threads(macs * batches.size // recipe.updates, recipe.accelerator):
-        model = lay_out(outcome.model, recipe.accelerator).train()
-        optimizer = make_optimizer(model, recipe)
-        plain = spoils_channels_last(model, recipe.accelerator)
-        turning = update_macs(model) if recipe.optimizer == "muon" else 0
+    stepper = Stepper(outcome.model, problem.recipe, problem.backbone.shape, dense)
+    stepper.model.train()
+    with stepper.threads():
         for number in range(first, until):
-            shares = batches.shares(number)
-            for part, (x, y) in enumerate(shares):
-                rate = recipe.rate(number + part / len(shares))
-                x = x.contiguous() if plain else x
-                step(model, optimizer, (x, y), rate, recipe.accelerator)
-            outcome.ledger.training(macs, batches.size, macs / dense)
-            outcome.ledger.training_flops += turning * len(shares)
-    outcome.model = model.eval()
+            stepper.step(batches, number, outcome.ledger, loss)
+    outcome.model = stepper.model.eval()
 
 
 def distilled(problem: Problem, student: nn.Module, *, share: float, warmth: float) -> Outcome:
@@ -191,7 +177,7 @@ def distilled(problem: Problem, student: nn.Module, *, share: float, warmth: flo
     batches = (
         Taught(problem, backbone_opinions(problem, outcome.ledger)) if share else problem.batches
     )
-    _train(outcome, problem, 0, problem.recipe.steps, batches, teaching_step(share, warmth))
+    _train(outcome, problem, 0, problem.recipe.steps, batches, teaching_loss(share, warmth))
     return outcome
 
 

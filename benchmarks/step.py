@@ -4,7 +4,7 @@
 
 The bare loop is what one would write by hand: ready-made batches in memory, the same precision, layout and
 optimizer, nothing recorded. Both take turns of ten steps in one process. Also measured: the layouts that
-`finetune.lay_out` chooses between, and what a second thread brings, beside nothing and beside a busy process.
+`arithmetic.lay_out` chooses between, and what a second thread brings, beside nothing and beside a busy process.
 """
 
 import subprocess
@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from mvp_edge.pruning.finetune import Recipe, compute, lay_out, make_optimizer, train_step
+from mvp_edge.pruning.arithmetic import compute, lay_out, spoils_channels_last
+from mvp_edge.pruning.finetune import Recipe, make_optimizer, train_step
 from mvp_edge.pruning.problem import Problem, Training
 from mvp_edge.runs.rundir import machine, versions
 from mvp_edge.subnetwork.backbone import Architecture, Backbone
@@ -89,6 +90,8 @@ def _bare_loop(module: torch.nn.Module, training: Training, recipe: Recipe) -> C
     model = lay_out(module, "cpu").train()
     optimizer = make_optimizer(model, recipe)
     ready = [training.batches.batch(step) for step in range(STEPS)]
+    if spoils_channels_last(model, "cpu"):
+        ready = [(x.contiguous(), y) for x, y in ready]
 
     def step(number: int) -> None:
         x, y = ready[number]

@@ -27,12 +27,12 @@ import yaml
 from benchmarks import peers
 from benchmarks.peers import Outcome
 from mvp_edge.pruning.ahnp import Scores, ahnp
+from mvp_edge.pruning.arithmetic import faster_dtype
 from mvp_edge.pruning.finetune import (
     LabelledImages,
     Ledger,
     Recipe,
     accuracy,
-    faster_dtype,
     predict_logits,
 )
 from mvp_edge.pruning.methods import METHODS, recipe_for

@@ -1,6 +1,6 @@
-"""Teachers (the unpruned backbone, or a committee of the zoo's networks) and a training step that heeds them."""
+"""Teachers (the unpruned backbone, or a committee of the zoo's networks) and a loss that heeds them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,14 +8,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mvp_edge.pruning.finetune import Batches, Ledger, class_means, compute, to_input
+from mvp_edge.pruning.arithmetic import compute
+from mvp_edge.pruning.finetune import Batches, Ledger, Loss, class_means, to_input
 from mvp_edge.pruning.problem import Problem
 from mvp_edge.pruning.votes import Voter
 from mvp_edge.subnetwork.backbone import heads
 from mvp_edge.subnetwork.cost import forward_macs
 from mvp_edge.subnetwork.subnet import resize
-
-Step = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 
 class Taught(Batches):
@@ -34,8 +33,8 @@ class Taught(Batches):
         return [(x, (y, theirs)) for (x, y), theirs in taught]
 
 
-def teaching_step(share: float, warmth: float, smooth: float = 0.0) -> Step:
-    """A training step as `finetune.train_step`, of plain batches or of ``Taught`` ones.
+def teaching_loss(share: float, warmth: float, smooth: float = 0.0) -> Loss:
+    """The loss of plain batches or of ``Taught`` ones.
 
     Args:
         share: of the loss that is the teacher's opinion.
@@ -43,30 +42,16 @@ def teaching_step(share: float, warmth: float, smooth: float = 0.0) -> Step:
         smooth: label smoothing.
     """
 
-    def step(
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        batch: Any,
-        rate: float,
-        accelerator: str,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        x, y = batch
+    def loss(logits: torch.Tensor, y: Any) -> torch.Tensor:
         y, theirs = y if isinstance(y, tuple) else (y, None)
-        for parameters in optimizer.param_groups:
-            parameters["lr"] = rate
-        with compute(accelerator):
-            logits = model(x)
         logits = logits.float()
-        loss = (1 - share) * F.cross_entropy(logits, y, label_smoothing=smooth)
+        value = (1 - share) * F.cross_entropy(logits, y, label_smoothing=smooth)
         if theirs is not None:
             ours, target = F.log_softmax(logits / warmth, 1), F.softmax(theirs / warmth, 1)
-            loss = loss + share * warmth**2 * F.kl_div(ours, target, reduction="batchmean")
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return loss.detach(), (logits.detach().argmax(1) == y).sum()
+            value = value + share * warmth**2 * F.kl_div(ours, target, reduction="batchmean")
+        return value
 
-    return step
+    return loss
 
 
 def backbone_opinions(problem: Problem, ledger: Ledger) -> torch.Tensor:

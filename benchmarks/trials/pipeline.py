@@ -3,11 +3,9 @@
 voters, similar ─→ units ─→ weights ─→ statistics, head ─→ steps
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -15,10 +13,10 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.teaching import Taught, backbone_opinions, committee_opinions, teaching_step
+from benchmarks.teaching import Taught, backbone_opinions, committee_opinions, teaching_loss
 from benchmarks.trials.rebuilding import rebuild
-from mvp_edge.pruning import problem as problems
-from mvp_edge.pruning.finetune import Recipe, compute, estimate_statistics, initialise_head
+from mvp_edge.pruning.arithmetic import compute
+from mvp_edge.pruning.finetune import Recipe, estimate_statistics, initialise_head
 from mvp_edge.pruning.mvp import Voting, average_into, hold_vote
 from mvp_edge.pruning.problem import Problem, Pruned, Training
 from mvp_edge.pruning.scratch import Meter, least_important, weight_norms
@@ -99,12 +97,12 @@ def pruned_by(problem: Problem, trial: Trial, zoo: Sequence[Voter]) -> Pruned:
     if trial.nesterov:
         training.optimizer.param_groups[0]["nesterov"] = True
     steps = problem.recipe.steps
-    with loss_of(training, trial, zoo):
-        if trial.widen > 1:
-            shrink_after(training, steps // 5)
-        if trial.averaged:
-            average_last(training, trial.averaged)
-        training.run(steps)
+    heed(training, trial, zoo)
+    if trial.widen > 1:
+        shrink_after(training, steps // 5)
+    if trial.averaged:
+        average_last(training, trial.averaged)
+    training.run(steps)
     if trial.afterwards:
         estimate_statistics(training.model, training.batches, training.ledger)
     if trial.closing != "nothing":
@@ -240,12 +238,8 @@ def _closed_form(training: Training, classes: int, kind: str, limit: int = 1024)
     head.bias.copy_(scale * bias)
 
 
-@contextmanager
-def loss_of(training: Training, trial: Trial, zoo: Sequence[Voter]) -> Iterator[None]:
-    """Within this block steps use the trial's loss."""
-    if not (trial.distil or trial.smooth):
-        yield
-        return
+def heed(training: Training, trial: Trial, zoo: Sequence[Voter]) -> None:
+    """Give the training the trial's loss, and its teacher's opinions."""
     if trial.distil:
         problem, ledger = training.problem, training.ledger
         if trial.committee:
@@ -253,9 +247,7 @@ def loss_of(training: Training, trial: Trial, zoo: Sequence[Voter]) -> Iterator[
         else:
             opinions = backbone_opinions(problem, ledger)
         training.batches = Taught(problem, opinions)
-    step = teaching_step(trial.distil, trial.warmth, trial.smooth)
-    with patch.object(problems, "train_step", step):
-        yield
+    training.loss = teaching_loss(trial.distil, trial.warmth, trial.smooth)
 
 
 def shrink_after(training: Training, step: int) -> None:

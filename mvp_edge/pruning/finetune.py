@@ -6,10 +6,8 @@ killed to go on to the bit-same weights.
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
-from functools import cache
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -18,7 +16,13 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
-from mvp_edge.pruning.muon import Muon
+from mvp_edge.pruning.arithmetic import (
+    compute,
+    lay_out,
+    spoils_channels_last,
+    worthwhile_threads,
+)
+from mvp_edge.pruning.muon import Muon, update_macs
 from mvp_edge.subnetwork.backbone import heads
 from mvp_edge.subnetwork.cost import forward_macs
 from mvp_edge_export.images import Preprocess
@@ -36,8 +40,11 @@ class LabelledImages(Protocol):
         """The index of each image's class."""
 
 
-Batch = tuple[torch.Tensor, torch.Tensor]
-"""Images and their labels."""
+Batch = tuple[torch.Tensor, Any]
+"""Images, and their labels or what else a loss compares the logits with: (labels, …)."""
+
+Loss = Callable[[torch.Tensor, Any], torch.Tensor]
+"""Of logits [N, C] and the second half of a batch."""
 
 
 SHRINKING = 0.8
@@ -46,10 +53,6 @@ SHRINKING = 0.8
 
 LEAST_SHARE = 8
 """Images of an update: BatchNorm's statistics of fewer say little."""
-
-
-STEP_MACS_A_THREAD = 1.5e9
-"""Multiply-adds of a step's forward pass that keep one more thread busy."""
 
 
 @dataclass(frozen=True)
@@ -190,73 +193,6 @@ def to_input(pixels: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
     return pixels.float().div_(255).sub_(mean).div_(std).permute(0, 3, 1, 2)
 
 
-def faster_dtype(accelerator: str) -> torch.dtype | None:
-    """bfloat16 where the hardware multiplies it natively, else None (plain float32)."""
-    if accelerator == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else None
-    native = _cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"}  # the last one is Arm's
-    return torch.bfloat16 if native else None
-
-
-@contextmanager
-def compute(accelerator: str) -> Iterator[None]:
-    """The precision that networks are trained in."""
-    dtype = faster_dtype(accelerator)
-    with torch.autocast(accelerator, dtype=dtype, enabled=dtype is not None):
-        yield
-
-
-@contextmanager
-def worthwhile_threads(step_macs: int, accelerator: str) -> Iterator[None]:
-    """As many of PyTorch's threads as have enough to do in a step of ``step_macs`` multiply-adds.
-
-    A thin network's step consists of thousands of short parallel sections. A second thread gains
-    nothing there, and beside another busy process the threads wait for one another in each of them
-    (benchmarks/results/step.json, "threads"). The number follows from the network alone, so that the
-    same command still gives the same bits.
-    """
-    before = torch.get_num_threads()
-    worthwhile = min(before, max(1, round(step_macs / STEP_MACS_A_THREAD)))
-    torch.set_num_threads(before if accelerator == "cuda" else worthwhile)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def lay_out(
-    model: nn.Module, accelerator: str, layout: torch.memory_format | None = None
-) -> nn.Module:
-    """Move to the accelerator, in the memory layout that trains faster there.
-
-    Measured (benchmarks/step.json): channels-last wins for wide layers and for one thread; for
-    thin layers on several threads the default layout does.
-    """
-    if layout is None and spoils_channels_last(model, accelerator):
-        layout = torch.contiguous_format
-    if layout is None:
-        channels = [m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)] or [0]
-        wide = float(np.median(channels)) >= 48 or torch.get_num_threads() == 1
-        layout = torch.channels_last if wide or accelerator == "cuda" else torch.contiguous_format
-    moved: nn.Module = model.to(accelerator).to(memory_format=layout)
-    return moved
-
-
-def spoils_channels_last(model: nn.Module, accelerator: str) -> bool:
-    """Whether a backward pass of this network in channels-last memory would corrupt the process.
-
-    oneDNN's float32 kernels for the weight gradient of a strided 1×1 convolution write past their
-    workspace where the input has fewer channels than a vector register holds (its issue 6035): wrong
-    gradients, or a crash. The shortcuts of a thin ResNet are such convolutions.
-    """
-    if accelerator != "cpu" or faster_dtype(accelerator) is not None:
-        return False
-    convolutions = (m for m in model.modules() if isinstance(m, nn.Conv2d))
-    return any(
-        m.kernel_size == (1, 1) and m.stride != (1, 1) and m.in_channels < 16 for m in convolutions
-    )
-
-
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """SGD with momentum, AdamW, or Muon; normalisation and biases are not decayed by AdamW."""
     if recipe.optimizer == "muon":
@@ -278,21 +214,68 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batch: tuple[torch.Tensor, torch.Tensor],
+    batch: Batch,
     rate: float,
     accelerator: str,
+    loss: Loss = F.cross_entropy,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One step on ``batch`` at learning rate ``rate``; returns loss and correct predictions (tensors)."""
+    """One update on ``batch`` at learning rate ``rate``; returns loss and correct predictions (tensors)."""
     x, y = batch
     for parameters in optimizer.param_groups:
         parameters["lr"] = rate
     with compute(accelerator):
         logits = model(x)
-        loss = F.cross_entropy(logits, y)
-    loss.backward()  # type: ignore[no-untyped-call]
+        value = loss(logits, y)
+    value.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return loss.detach(), (logits.detach().argmax(1) == y).sum()
+    labels = y[0] if isinstance(y, tuple) else y
+    return value.detach(), (logits.detach().argmax(1) == labels).sum()
+
+
+class Stepper:
+    """A network laid out for training, with its optimizer, and what a step of it costs."""
+
+    def __init__(
+        self, model: nn.Module, recipe: Recipe, shape: tuple[int, int, int], dense_macs: int
+    ):
+        self.recipe, self.dense_macs = recipe, dense_macs
+        self.macs = forward_macs(model, shape)
+        with self.threads():
+            self.model = lay_out(model, recipe.accelerator)
+        self.optimizer = make_optimizer(self.model, recipe)
+        self._plain = spoils_channels_last(self.model, recipe.accelerator)
+        self._turning = update_macs(self.model) if recipe.optimizer == "muon" else 0
+
+    def threads(self) -> AbstractContextManager[None]:
+        """Within it, as many threads as an update has work for."""
+        update = self.macs * self.recipe.batch // self.recipe.updates
+        return worthwhile_threads(update, self.recipe.accelerator)
+
+    def step(
+        self,
+        batches: Batches,
+        number: int,
+        ledger: Ledger,
+        loss: Loss = F.cross_entropy,
+        after_update: Callable[[], None] | None = None,
+    ) -> tuple[float, float]:
+        """Step ``number`` with all its updates, counted; returns its mean loss and training accuracy."""
+        shares = batches.shares(number)
+        total = correct = 0.0
+        for part, (x, y) in enumerate(shares):
+            rate = self.recipe.rate(number + part / len(shares))
+            x = x.contiguous() if self._plain else x
+            mean, right = train_step(
+                self.model, self.optimizer, (x, y), rate, self.recipe.accelerator, loss
+            )
+            if after_update is not None:
+                after_update()
+            total += float(mean) * len(x) / batches.size
+            correct += float(right)
+        ledger.training(self.macs, batches.size, self.macs / self.dense_macs)
+        ledger.training_flops += self._turning * len(shares)
+        return total, correct / batches.size
 
 
 @torch.no_grad()
@@ -417,14 +400,3 @@ def _collector(into: list[torch.Tensor]) -> Callable[[nn.Module, tuple[torch.Ten
 
 def _shape(preprocess: Preprocess) -> tuple[int, int, int]:
     return (3, preprocess.size, preprocess.size)
-
-
-@cache
-def _cpu_flags() -> frozenset[str]:
-    """What this processor can do, as Linux lists it; empty elsewhere."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return frozenset()
-    flags = (line.partition(":")[2] for line in lines if line.startswith(("flags", "Features")))
-    return frozenset(next(flags, "").split())

@@ -9,7 +9,6 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,22 +17,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn import functional as F
 
+from mvp_edge.pruning.arithmetic import lay_out
 from mvp_edge.pruning.finetune import (
     Batches,
     History,
     LabelledImages,
     Ledger,
+    Loss,
     Recipe,
+    Stepper,
     accuracy,
-    lay_out,
-    make_optimizer,
     predict_logits,
-    spoils_channels_last,
-    train_step,
-    worthwhile_threads,
 )
-from mvp_edge.pruning.muon import update_macs
 from mvp_edge.pruning.votes import Ballot, Voter
 from mvp_edge.subnetwork.backbone import Backbone
 from mvp_edge.subnetwork.cost import forward_macs
@@ -114,6 +111,7 @@ class Training:
         whole = problem.backbone.outline(problem.classes)
         self.dense_macs = forward_macs(whole, problem.backbone.shape)
         self.batches = problem.batches
+        self.loss: Loss = F.cross_entropy
         self.kept = {
             g.name: np.asarray(kept.get(g.name, np.arange(g.size))) for g in problem.groups
         }
@@ -132,51 +130,44 @@ class Training:
 
     def _adopt(self, model: nn.Module) -> None:
         """Train ``model`` from here on."""
-        recipe = self.problem.recipe
-        self.macs = forward_macs(model, self.problem.backbone.shape)
-        with self._threads():
-            self.model = lay_out(model, recipe.accelerator)
-        self.plain_memory = spoils_channels_last(self.model, recipe.accelerator)
-        self.optimizer = make_optimizer(self.model, recipe)
-        self.turning = update_macs(self.model) if recipe.optimizer == "muon" else 0
+        problem = self.problem
+        self.stepper = Stepper(model, problem.recipe, problem.backbone.shape, self.dense_macs)
 
-    def _threads(self) -> AbstractContextManager[None]:
-        recipe = self.problem.recipe
-        update = self.macs * self.batches.size // recipe.updates
-        return worthwhile_threads(update, recipe.accelerator)
+    @property
+    def model(self) -> nn.Module:
+        """The network as it is now."""
+        return self.stepper.model
 
-    def run(self, until: int, after_step: Callable[[], None] | None = None) -> None:
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The network's own; its momentum is cut when the network is."""
+        return self.stepper.optimizer
+
+    @property
+    def macs(self) -> int:
+        """Of one image through the network as it is now."""
+        return self.stepper.macs
+
+    def run(self, until: int, after_update: Callable[[], None] | None = None) -> None:
         """Fine-tune up to step ``until``; a validation point every fifth of the recipe."""
-        with self._threads():
-            self._run(until, after_step)
+        with self.stepper.threads():
+            self._run(until, after_update)
 
-    def _run(self, until: int, after_step: Callable[[], None] | None) -> None:
+    def _run(self, until: int, after_update: Callable[[], None] | None) -> None:
         recipe, problem = self.problem.recipe, self.problem
         self.model.train()
         every = max(1, recipe.steps // 5)
         while self.step < until:
             began = time.perf_counter()
-            shares = self.batches.shares(self.step)
-            loss = correct = 0.0
-            for number, (x, y) in enumerate(shares):
-                if self.plain_memory:
-                    x = x.contiguous()
-                rate = recipe.rate(self.step + number / len(shares))
-                mean, right = train_step(
-                    self.model, self.optimizer, (x, y), rate, recipe.accelerator
-                )
-                if after_step is not None:
-                    after_step()
-                loss += float(mean) * len(x) / self.batches.size
-                correct += float(right)
-            self.ledger.training(self.macs, self.batches.size, self.macs / self.dense_macs)
-            self.ledger.training_flops += self.turning * len(shares)
+            loss, right = self.stepper.step(
+                self.batches, self.step, self.ledger, self.loss, after_update
+            )
             self.history.steps.append(
                 {
                     "step": self.step + 1,
                     "loss": loss,
                     "lr": recipe.rate(self.step),
-                    "train_accuracy": correct / self.batches.size,
+                    "train_accuracy": right,
                     "units": sum(len(units) for units in self.kept.values()),
                 }
             )

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from mvp_edge.pruning import finetune as train
+from mvp_edge.pruning import arithmetic
 from mvp_edge.pruning.ahnp import Gates, Scores, _snapshot, ahnp, fold
 from mvp_edge.pruning.finetune import (
     Batches,
@@ -60,7 +60,7 @@ def test_folding_computes_what_the_gates_computed(name: str) -> None:
 
 def test_a_step_of_the_scores_is_proximal(monkeypatch: pytest.MonkeyPatch) -> None:
     """S ← soft(S − lr·ĝ, lr·λ), ĝ the averaged gradient over its group's usual size."""
-    monkeypatch.setattr(train, "faster_dtype", lambda _accelerator: None)
+    monkeypatch.setattr(arithmetic, "faster_dtype", lambda _accelerator: None)
     training, how = gated(), Scores(lr=0.1, l1={"head": 0.5, "node": 2.0})
     start = {n: t.clone() for n, t in training.extra.items()}
     seen: dict[str, torch.Tensor] = {}

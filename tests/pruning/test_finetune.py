@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from mvp_edge.pruning import finetune as train
+from mvp_edge.pruning import arithmetic
+from mvp_edge.pruning.arithmetic import lay_out, worthwhile_threads
 from mvp_edge.pruning.finetune import (
     LEAST_SHARE,
     Batches,
@@ -22,12 +23,10 @@ from mvp_edge.pruning.finetune import (
     class_means,
     estimate_statistics,
     initialise_head,
-    lay_out,
     make_optimizer,
     predict_logits,
     to_input,
     train_step,
-    worthwhile_threads,
 )
 from mvp_edge.subnetwork.backbone import heads
 from mvp_edge.subnetwork.cost import forward_macs
@@ -41,7 +40,7 @@ PREPROCESS = Preprocess(8, (0.2, 0.3, 0.4), (0.5, 0.6, 0.7))
 @pytest.fixture(autouse=True)
 def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums are compared here; bfloat16 would hide mistakes."""
-    monkeypatch.setattr(train, "faster_dtype", lambda _accelerator: None)
+    monkeypatch.setattr(arithmetic, "faster_dtype", lambda _accelerator: None)
 
 
 def numbered(count: int) -> Images:
@@ -355,8 +354,8 @@ def test_bfloat16_only_where_the_processor_multiplies_it(monkeypatch: pytest.Mon
         ({"avx512_bf16"}, torch.bfloat16),
         ({"bf16"}, torch.bfloat16),
     ):
-        monkeypatch.setattr(train, "_cpu_flags", lambda flags=flags: frozenset(flags))
-        assert train.faster_dtype("cpu") is expected
+        monkeypatch.setattr(arithmetic, "_cpu_flags", lambda flags=flags: frozenset(flags))
+        assert arithmetic.faster_dtype("cpu") is expected
 
 
 def test_a_thin_network_trains_on_one_thread_and_a_wide_one_on_all() -> None:

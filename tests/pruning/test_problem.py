@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from mvp_edge.pruning import finetune as train
+from mvp_edge.pruning import arithmetic
 from mvp_edge.pruning.finetune import make_optimizer, train_step
 from mvp_edge.pruning.methods import METHODS, method_for, recipe_for
 from mvp_edge.pruning.problem import Training
@@ -35,7 +35,7 @@ def test_the_momentum_is_cut_with_the_weights(
     name: str, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One step after a shrink is the step that the full network would take with all removed units masked."""
-    monkeypatch.setattr(train, "faster_dtype", lambda _accelerator: None)
+    monkeypatch.setattr(arithmetic, "faster_dtype", lambda _accelerator: None)
     task = problem(name, method)
     task = replace(task, recipe=replace(task.recipe, optimizer="sgd", lr=0.05))
     training = Training(task, task.backbone.with_head(3), {})
@@ -111,7 +111,7 @@ def test_history_ledger_and_progress_of_a_run() -> None:
 
 
 def test_a_finer_step_is_so_many_updates_at_the_same_cost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "faster_dtype", lambda _accelerator: None)
+    monkeypatch.setattr(arithmetic, "faster_dtype", lambda _accelerator: None)
     coarse = problem("resnet18", steps=2)
     recipe = replace(coarse.recipe, updates=4)
     ours = Training(replace(coarse, recipe=recipe), coarse.backbone.with_head(3), {})
@@ -148,15 +148,15 @@ def test_a_thin_resnet_is_not_trained_in_channels_last_where_that_corrupts_memor
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """oneDNN's float32 kernels overrun with few channels into a strided 1×1 convolution (issue 6035)."""
-    monkeypatch.setattr(train, "faster_dtype", lambda _accelerator: None)
+    monkeypatch.setattr(arithmetic, "faster_dtype", lambda _accelerator: None)
     thin, wide = backbone("resnet18").model, nn.Conv2d(16, 16, 1, stride=2)
-    assert train.spoils_channels_last(thin, "cpu")
-    assert not train.spoils_channels_last(wide, "cpu")
-    assert not train.spoils_channels_last(backbone("vit").model, "cpu")
-    assert not train.spoils_channels_last(thin, "cuda")
-    monkeypatch.setattr(train, "faster_dtype", lambda _accelerator: torch.bfloat16)
-    assert not train.spoils_channels_last(thin, "cpu")
-    monkeypatch.setattr(train, "faster_dtype", lambda _accelerator: None)
+    assert arithmetic.spoils_channels_last(thin, "cpu")
+    assert not arithmetic.spoils_channels_last(wide, "cpu")
+    assert not arithmetic.spoils_channels_last(backbone("vit").model, "cpu")
+    assert not arithmetic.spoils_channels_last(thin, "cuda")
+    monkeypatch.setattr(arithmetic, "faster_dtype", lambda _accelerator: torch.bfloat16)
+    assert not arithmetic.spoils_channels_last(thin, "cpu")
+    monkeypatch.setattr(arithmetic, "faster_dtype", lambda _accelerator: None)
     training = Training(problem("resnet18"), backbone("resnet18").with_head(3), {})
     plain: list[bool] = []
     for module in training.model.modules():

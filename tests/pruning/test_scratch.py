@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from mvp_edge.pruning import finetune as train
+from mvp_edge.pruning import arithmetic
 from mvp_edge.pruning.finetune import SHRINKING, predict_logits
 from mvp_edge.pruning.problem import Training
 from mvp_edge.pruning.scratch import (
@@ -157,7 +157,7 @@ def test_importance_is_what_stored_activations_and_gradients_give(
     criterion: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Mean map after BN and ReLU, or (Σ a·∂L/∂a)² a mini-batch; a stream's points in equal shares."""
-    monkeypatch.setattr(train, "faster_dtype", lambda _accelerator: None)
+    monkeypatch.setattr(arithmetic, "faster_dtype", lambda _accelerator: None)
     task = problem("resnet18d", steps=10, validation=digits(count=20))
     training = Training(task, task.backbone.with_head(3), {})
     generator = torch.Generator().manual_seed(0)

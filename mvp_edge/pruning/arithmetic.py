@@ -1,0 +1,91 @@
+"""How this machine trains: in which precision, on how many threads, and in which memory layout."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+STEP_MACS_A_THREAD = 1.5e9
+"""Multiply-adds of a step's forward pass that keep one more thread busy."""
+
+
+def faster_dtype(accelerator: str) -> torch.dtype | None:
+    """bfloat16 where the hardware multiplies it natively, else None (plain float32)."""
+    if accelerator == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else None
+    native = _cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"}  # the last one is Arm's
+    return torch.bfloat16 if native else None
+
+
+@contextmanager
+def compute(accelerator: str) -> Iterator[None]:
+    """The precision that networks are trained in."""
+    dtype = faster_dtype(accelerator)
+    with torch.autocast(accelerator, dtype=dtype, enabled=dtype is not None):
+        yield
+
+
+@contextmanager
+def worthwhile_threads(step_macs: int, accelerator: str) -> Iterator[None]:
+    """As many of PyTorch's threads as have enough to do in a step of ``step_macs`` multiply-adds.
+
+    A thin network's step consists of thousands of short parallel sections. A second thread gains
+    nothing there, and beside another busy process the threads wait for one another in each of them
+    (benchmarks/results/step.json, "threads"). The number follows from the network alone, so that the
+    same command still gives the same bits.
+    """
+    before = torch.get_num_threads()
+    worthwhile = min(before, max(1, round(step_macs / STEP_MACS_A_THREAD)))
+    torch.set_num_threads(before if accelerator == "cuda" else worthwhile)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def lay_out(
+    model: nn.Module, accelerator: str, layout: torch.memory_format | None = None
+) -> nn.Module:
+    """Move to the accelerator, in the memory layout that trains faster there.
+
+    Measured (benchmarks/step.json): channels-last wins for wide layers and for one thread; for
+    thin layers on several threads the default layout does.
+    """
+    if layout is None and spoils_channels_last(model, accelerator):
+        layout = torch.contiguous_format
+    if layout is None:
+        channels = [m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)] or [0]
+        wide = float(np.median(channels)) >= 48 or torch.get_num_threads() == 1
+        layout = torch.channels_last if wide or accelerator == "cuda" else torch.contiguous_format
+    moved: nn.Module = model.to(accelerator).to(memory_format=layout)
+    return moved
+
+
+def spoils_channels_last(model: nn.Module, accelerator: str) -> bool:
+    """Whether a backward pass of this network in channels-last memory would corrupt the process.
+
+    oneDNN's float32 kernels for the weight gradient of a strided 1×1 convolution write past their
+    workspace where the input has fewer channels than a vector register holds (its issue 6035): wrong
+    gradients, or a crash. The shortcuts of a thin ResNet are such convolutions.
+    """
+    if accelerator != "cpu" or faster_dtype(accelerator) is not None:
+        return False
+    convolutions = (m for m in model.modules() if isinstance(m, nn.Conv2d))
+    return any(
+        m.kernel_size == (1, 1) and m.stride != (1, 1) and m.in_channels < 16 for m in convolutions
+    )
+
+
+@cache
+def _cpu_flags() -> frozenset[str]:
+    """What this processor can do, as Linux lists it; empty elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return frozenset()
+    flags = (line.partition(":")[2] for line in lines if line.startswith(("flags", "Features")))
+    return frozenset(next(flags, "").split())
