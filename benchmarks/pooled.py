@@ -2,16 +2,17 @@
 
     python -m benchmarks.pooled benchmarks/plans/peers.yaml small-apart
 
-What a user could prepare once, instead of or beside a zoo, if the images of many tasks lie in one place. The
-plan's ``pooled`` says what it starts from (nothing, or the zoo's votes and averaged weights), for how long it is
-trained, and of how many targets it must not see a class (``apart``); what that cost is in its row. Resumable.
-Targets are fine-tuned from it by the study's method `pooled`.
+The plan's ``pooled`` says how: ``start: nothing`` is a network that somebody trained from random weights on all
+of the backbone's data; ``start: zoo`` is the product's trunk, of the zoo's entries and their tasks' images.
+``apart: [first, past]`` keeps it from these targets: their entries do not vote, and none of their classes is seen.
+What it cost is in its row. Resumable. Targets are fine-tuned from it by the study's method `pooled`.
 """
 
 import argparse
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -20,10 +21,11 @@ from benchmarks.peers import first_units, thin
 from benchmarks.study import HERE, Study
 from mvp_edge.pruning.finetune import accuracy, predict_logits
 from mvp_edge.pruning.methods import recipe_for
-from mvp_edge.pruning.mvp import mvp
+from mvp_edge.pruning.problem import Pruned
 from mvp_edge.pruning.scratch import fine_tune
 from mvp_edge.runs.rundir import machine, versions
 from mvp_edge.tasks.task import Task
+from mvp_edge.zoo.trunk import Pool, pool, train_trunk
 from mvp_edge_export.storage import atomic_file, write_json
 
 
@@ -36,52 +38,57 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     study = Study.open(options.plan)
     how = study.plan["pooled"][options.name]
-    unseen = study.tasks[: how.get("apart", 0)]
-    task = everything_but(study, unseen)
-    from_zoo = how["start"] == "zoo"
-    recipe = recipe_for("mvp" if from_zoo else None, study.backbone.family, steps=how["steps"])
-    if not from_zoo:
-        recipe = replace(recipe, batch=256, lr=0.2, head="random", statistics=False)
+    unseen = study.tasks[slice(*how.get("apart", [0, 0]))]
     weights = study.pooled(options.name)
-    problem = study.problem(
-        task,
-        task.images("train", study.backbone.preprocess),
-        recipe,
-        study.zoo.keep,
-        checkpoint=weights.with_suffix(".checkpoint"),
-        progress=_said,
+    more: dict[str, Any] = {"checkpoint": weights.with_suffix(".checkpoint"), "progress": _said}
+    own, classes = {task.name for task in unseen}, {c for task in unseen for c in task.classes}
+    whose = [task for task in study.tasks if task.name not in own]
+    if how["start"] == "nothing":
+        source = Path(os.environ["MVP_EDGE_DATA"]) / study.plan["draws"][0]["images"]
+        whose = [Task.open(source)]
+    seen, test = (
+        pool(whose, split, study.backbone.preprocess, without=classes)
+        for split in ("train", "test")
     )
-    if from_zoo:
-        own = {one.name for one in unseen}
-        zoo = [one for one in study.zoo.entries() if one.name not in own]
-        made = mvp(replace(problem, voters=[one.voter(study.zoo.keep) for one in zoo]))
+    if how["start"] == "nothing":
+        made = _from_nothing(study, seen, how["steps"], more)
     else:
-        made = fine_tune(problem, thin(problem), first_units(problem))
+        entries = [one for one in study.zoo.entries() if one.name not in own]
+        made, _ = train_trunk(
+            study.backbone,
+            study.zoo.policy,
+            entries[: study.plan["first"]],
+            seen,
+            study.zoo.keep,
+            steps=how.get("steps"),
+            **more,
+        )
     with atomic_file(weights) as partial:
         save_file(made.model.state_dict(), partial)
-    test = task.images("test", study.backbone.preprocess)
-    logits = predict_logits(made.model, test.pixels, study.backbone.preprocess)
+    logits = predict_logits(made.model, test.images.pixels, study.backbone.preprocess)
     row = {
         "schema": 1,
         "name": options.name,
         **how,
-        "classes": len(task.classes),
-        "accuracy": accuracy(logits, test.labels),
+        "steps": len(made.history.steps),
+        "classes": len(seen.classes),
+        "images": len(seen.images),
+        "accuracy": accuracy(logits, test.images.labels),
         "total_flops": made.ledger.total_flops,
         "seconds": made.seconds,
         "machine": machine(),
         "versions": versions(),
     }
     write_json(HERE / "results" / "pooled" / f"{options.name}.json", row)
-    print(f"{100 * accuracy(logits, test.labels):.1f} % of {len(task.classes)} classes")
+    print(f"{100 * row['accuracy']:.1f} % of {row['classes']} classes")
 
 
-def everything_but(study: Study, unseen: list[Task]) -> Task:
-    """All classes of the study's images that none of ``unseen`` has, as one task."""
-    source = Path(os.environ["MVP_EDGE_DATA"]) / study.plan["draws"][0]["images"]
-    whole = Task.open(source)
-    seen = {name for one in unseen for name in one.classes}
-    return Task.open(source, classes=[name for name in whole.classes if name not in seen])
+def _from_nothing(study: Study, seen: Pool, steps: int, more: dict[str, Any]) -> Pruned:
+    """From random weights, with the recipe that such a network needs."""
+    recipe = recipe_for(None, study.backbone.family, steps=steps)
+    recipe = replace(recipe, batch=256, lr=0.2, head="random", statistics=False)
+    task = study.problem(seen.images, len(seen.classes), recipe, study.zoo.keep, **more)
+    return fine_tune(task, thin(task), first_units(task))
 
 
 def _said(phase: str, done: int, total: int) -> None:

@@ -108,14 +108,14 @@ class Study:
         return cls(plan, backbone, tasks, zoo)
 
     def problem(
-        self, task: Task, images: LabelledImages, recipe: Recipe, keep: float, **more: Any
+        self, images: LabelledImages, classes: int, recipe: Recipe, keep: float, **more: Any
     ) -> Problem:
-        """A task's problem at exact widths, without validation; ``more`` of Problem's fields."""
+        """The problem of these images at exact widths, without validation; ``more`` of Problem's fields."""
         backbone, policy = self.backbone, self.zoo.policy
         return Problem(
             backbone=backbone,
             policy=policy,
-            classes=len(task.classes),
+            classes=classes,
             train=images,
             validation=None,
             widths=exact_widths(unit_groups(backbone.model, policy), keep),
@@ -243,7 +243,7 @@ def run_variant(
     recipe = study.recipe(variant)
     images = task.images("train", backbone.preprocess)
     keep = variant.get("keep", study.zoo.keep)
-    problem = study.problem(task, images, recipe, keep, seed=variant.get("seed", 0))
+    problem = study.problem(images, len(task.classes), recipe, keep, seed=variant.get("seed", 0))
     row: dict[str, Any] = {}
     if named and METHODS[name].asks != "nobody":
         whole = study.ranking(task, entries, variant.get("similarity", "leep"))

@@ -78,7 +78,7 @@ def run(
     found = study.ranking(task, entries, "leep")
     by_name = {entry.name: entry for entry in entries}
     zoo = [by_name[one.task].voter(keep, one.score) for one in found.candidates]
-    problem = study.problem(task, images, recipe, keep, voters=zoo[: trial.neighbours])
+    problem = study.problem(images, len(task.classes), recipe, keep, voters=zoo[: trial.neighbours])
     pruned = pruned_by(problem, trial, zoo)
     pruned.ledger.similarity_flops += found.flops
     scores = {}
