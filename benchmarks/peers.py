@@ -181,6 +181,11 @@ def distilled(problem: Problem, student: nn.Module, *, share: float, warmth: flo
     return outcome
 
 
+def pooled_weights(name: str) -> Path:
+    """Where the weights of `benchmarks.pooled` lie."""
+    return Path(__file__).parent / "zoos" / "pooled" / f"{name}.safetensors"
+
+
 def pooled(problem: Problem, weights: Path) -> Pruned:
     """A network of the pruned ones' shape that `benchmarks.pooled` trained, fine-tuned for the task."""
     model = thin(problem)

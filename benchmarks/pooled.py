@@ -1,6 +1,6 @@
 """One thin network for many tasks: the pruned ones' shape, trained once on the pooled images of many classes.
 
-    python -m benchmarks.pooled benchmarks/plans/peers.yaml small-apart
+    python -m benchmarks.pooled benchmarks/plans/resnet18-cifar100.yaml trunk-0
 
 The plan's ``pooled`` says how: ``start: nothing`` is a network that somebody trained from random weights on all
 of the backbone's data; ``start: zoo`` is the product's trunk, of the zoo's entries and their tasks' images.
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.peers import first_units, thin
+from benchmarks.peers import first_units, pooled_weights, thin
 from benchmarks.study import HERE, Study
 from mvp_edge.pruning.finetune import accuracy, predict_logits
 from mvp_edge.pruning.methods import recipe_for
@@ -39,7 +39,7 @@ def main() -> None:
     study = Study.open(options.plan)
     how = study.plan["pooled"][options.name]
     unseen = study.tasks[slice(*how.get("apart", [0, 0]))]
-    weights = study.pooled(options.name)
+    weights = pooled_weights(options.name)
     more: dict[str, Any] = {"checkpoint": weights.with_suffix(".checkpoint"), "progress": _said}
     own, classes = {task.name for task in unseen}, {c for task in unseen for c in task.classes}
     whose = [task for task in study.tasks if task.name not in own]
@@ -57,7 +57,7 @@ def main() -> None:
         made, _ = train_trunk(
             study.backbone,
             study.zoo.policy,
-            entries[: study.plan["first"]],
+            entries[: study.plan.get("first")],
             seen,
             study.zoo.keep,
             steps=how.get("steps"),

@@ -162,9 +162,12 @@ class Study:
             recipe = replace(recipe, **self.plan.get("recipe", {}))
         return replace(recipe, **{key: variant[key] for key in RECIPE if key in variant})
 
-    def pooled(self, name: str) -> Path:
-        """Where the weights of `benchmarks.pooled` lie."""
-        return HERE / "zoos" / "pooled" / f"{name}.safetensors"
+    def start(self, names: str | Sequence[str], task: Task) -> str:
+        """Of several networks of `benchmarks.pooled` the one that was kept apart from a target."""
+        if isinstance(names, str):
+            return names
+        apart = {name: range(*self.plan["pooled"][name]["apart"]) for name in names}
+        return next(name for name in names if self.place(task) in apart[name])
 
     def rows(self, task: Task) -> Path:
         return HERE / "results" / str(self.plan["study"]) / f"{task.name}.json"
@@ -262,7 +265,9 @@ def run_variant(
         row["neighbours"] = [{"task": c.task, "score": c.score} for c in chosen]
         pruned: Pruned | Outcome = _method(variant, voters[0])(problem)
     else:
-        pruned = _method(variant)(problem) if named else _peer(study, variant, problem)
+        if "start" in variant:
+            variant = {**variant, "start": study.start(variant["start"], task)}
+        pruned = _method(variant)(problem) if named else _peer(variant, problem)
     seconds, cpu = time.perf_counter() - clock, time.process_time() - cpu
     test = task.images("test", backbone.preprocess)
     top1 = accuracy(predict_logits(pruned.model, test.pixels, backbone.preprocess), test.labels)
@@ -329,7 +334,7 @@ def _method(variant: dict[str, Any], zoo: Sequence[Voter] = ()) -> Callable[[Pro
     return METHODS[name].prune
 
 
-def _peer(study: Study, variant: dict[str, Any], problem: Problem) -> Pruned | Outcome:
+def _peer(variant: dict[str, Any], problem: Problem) -> Pruned | Outcome:
     """What is no method of the product."""
     name = variant["method"]
     if name == "unpruned":
@@ -341,7 +346,7 @@ def _peer(study: Study, variant: dict[str, Any], problem: Problem) -> Pruned | O
         how = {key: variant[key] for key in ("importance", "everywhere", "rounds")}
         return peers.torch_pruning(problem, **how)
     if name == "pooled":
-        return peers.pooled(problem, study.pooled(variant["start"]))
+        return peers.pooled(problem, peers.pooled_weights(variant["start"]))
     if name == "distilled":
         student = (
             timm.create_model(variant["student"], num_classes=problem.classes)

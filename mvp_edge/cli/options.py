@@ -18,7 +18,17 @@ if TYPE_CHECKING:
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 PATH = click.Path(path_type=Path)
-METHODS = ("mvp", "smsp", "ifp", "ifp-taylor", "ahnp", "conventional", "magnitude", "random")
+METHODS = (
+    "trunk",
+    "mvp",
+    "smsp",
+    "ifp",
+    "ifp-taylor",
+    "ahnp",
+    "conventional",
+    "magnitude",
+    "random",
+)
 """Names of `mvp_edge.pruning.methods.METHODS`, which `--help` must not import."""
 PICKS = ("smallest", "fastest", "best")
 POLICIES = ("tied", "inner", "heads-nodes")

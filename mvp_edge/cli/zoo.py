@@ -74,10 +74,47 @@ def zoo_build(console: Console, **options: Any) -> None:
     options["augment"] = augmentations(options["augment"])
     options["snapshots"] = _ratios(options["snapshots"])
     built, added = build_from(progress=console.progress, say=console.say, **options)
-    console.result(
-        {"zoo": str(built.path), "added": added, "entries": built.names()},
-        f"{built.path}: {len(added)} added, {len(built.names())} in all",
-    )
+    sample = f" --sample {options['sample']}" if options["sample"] else ""
+    text = f"{built.path}: {len(added)} added, {len(built.names())} in all"
+    if len(built.names()) > 1:
+        text += f"\nnext: mvp-edge zoo trunk {built.path} --tasks {options['tasks']}{sample}"
+    console.result({"zoo": str(built.path), "added": added, "entries": built.names()}, text)
+
+
+@zoo.command(
+    "trunk",
+    epilog=example(
+        "mvp-edge zoo trunk zoo/ --tasks tasks/",
+        "mvp-edge zoo trunk zoo/ --tasks cifar100.zip --sample 20x5 --keep 0.25",
+    ),
+)
+@click.argument("path", metavar="ZOO", type=PATH)
+@click.option(
+    "--tasks",
+    required=True,
+    type=PATH,
+    metavar="DIR",
+    help="The folder of tasks that the zoo was built from; with --sample, of classes.",
+)
+@click.option("--sample", metavar="NxK", help="As the zoo was built.")
+@click.option("--backbone", type=click.Path(), metavar="NAME|FILE", help=backbone_help)
+@click.option("--keep", type=Number(0, 1, min_open=True), help="[the zoo's]")
+@click.option("--steps", type=click.IntRange(1), help="[16 passes through the images]")
+@click.option("--force", is_flag=True, help="Replace the trunk of that ratio.")
+@accelerator
+@seed
+@common
+def zoo_trunk(console: Console, **options: Any) -> None:
+    """Train one network of all the zoo's tasks; `prune` starts new tasks from it.
+
+    The images of all tasks are needed once more, in one place. Killed at any moment, the same command goes on.
+    """
+    console.say("loading …")
+    from mvp_edge.zoo.trunk import grow_trunk
+
+    trunk = grow_trunk(progress=console.progress, say=console.say, **options)
+    top1 = f"{100 * trunk.scores['val']:.1f} % of {len(trunk.classes)} classes on validation images"
+    console.result(_entry_facts(trunk), f"{trunk.directory}: {top1}")
 
 
 def _ratios(text: str) -> tuple[float, ...]:
@@ -101,9 +138,24 @@ def zoo_list(console: Console, path: Path) -> None:
             entries.append(opened.entry(name))
         except BadInput as error:
             broken.append(str(error))
+    try:
+        trunks = opened.trunks()
+    except BadInput as error:
+        trunks, broken = [], [*broken, str(error)]
     console.result(
-        {"zoo": str(path), "entries": [_entry_facts(entry) for entry in entries], "broken": broken},
-        "\n".join([_zoo_line(opened.facts, len(entries)), *map(_entry_line, entries)]),
+        {
+            "zoo": str(path),
+            "entries": [_entry_facts(entry) for entry in entries],
+            "trunks": [_entry_facts(trunk) for trunk in trunks],
+            "broken": broken,
+        },
+        "\n".join(
+            [
+                _zoo_line(opened.facts, len(entries)),
+                *map(_entry_line, entries),
+                *map(_trunk_line, trunks),
+            ]
+        ),
     )
     for line in broken:
         console.warn(line)
@@ -136,7 +188,7 @@ def zoo_verify(console: Console, path: Path, backbone: str | None) -> None:
     opened = Zoo.open(path)
     source = backbone or opened.backbone_source
     broken = opened.verify(load_backbone(source, opened.facts["backbone"]["input_size"]))
-    sound = len(opened.names()) - len(broken)
+    sound = len(set(opened.names()) - broken.keys())
     console.result(
         {"zoo": str(path), "sound": sound, "broken": broken}, f"{path}: {sound} entries are sound"
     )
@@ -193,6 +245,14 @@ def _entry_line(entry: "Entry") -> str:
     top1 = f"{100 * entry.scores['test']:5.1f} %" if "test" in entry.scores else "      -"
     made = f"{recipe['method']}@{recipe['steps']}"
     return f"{entry.name:<28} {top1}  {made:<14} {', '.join(entry.classes)}"
+
+
+def _trunk_line(trunk: "Entry") -> str:
+    made = f"trunk@{trunk.recipe['steps']}"
+    top1 = 100 * trunk.scores["val"]
+    return (
+        f"{f'trunk, keep {trunk.name}':<28} {top1:5.1f} %  {made:<14} {len(trunk.classes)} classes"
+    )
 
 
 def _zoo_line(facts: Any, count: int) -> str:

@@ -26,13 +26,14 @@ class Method:
     steps: int
     families: tuple[str, ...]
     prune: Callable[[Problem], Pruned]
-    asks: Literal["nobody", "neighbours", "zoo"] = "nobody"
-    """Whom it asks: the nearest entries of the zoo, or all of them."""
+    asks: Literal["nobody", "neighbours", "zoo", "trunk"] = "nobody"
+    """Whom it asks: the nearest entries of the zoo, all of them, or the one that was made of all of them."""
     one_shot: bool = True
     """Whether it cuts before it trains, so that another size costs only its own thin steps."""
 
 
 METHODS = {
+    "trunk": Method(100, ("resnet", "vit"), mvp, asks="trunk"),
     "mvp": Method(100, ("resnet", "vit"), mvp, asks="neighbours"),
     "smsp": Method(100, ("resnet", "vit"), smsp, asks="zoo"),
     "ifp": Method(1000, ("resnet",), scratch.ifp, one_shot=False),
@@ -58,7 +59,10 @@ _OWN: dict[tuple[str, str], dict[str, Any]] = {
     ("ahnp", "vit"): {"schedule": "hold"},
     # Thin from the first step, a ResNet learns most from several small updates along orthogonalised
     # momentum (benchmarks/plans/trials.yaml); from the backbone's weights it has further to go.
-    ("mvp", "resnet"): {"optimizer": "muon", "updates": 4, "lr": 0.004, "turn": 0.01},
+    **{
+        (name, "resnet"): {"optimizer": "muon", "updates": 4, "lr": 0.004, "turn": 0.01}
+        for name in ("trunk", "mvp")
+    },
     **{
         (name, "resnet"): {"optimizer": "muon", "updates": 4, "lr": 0.01, "turn": 0.02}
         for name in ("smsp", "magnitude", "random")

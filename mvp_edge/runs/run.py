@@ -31,14 +31,14 @@ from mvp_edge.runs.settle import Settled
 from mvp_edge.runs.sizing import chosen_cell, sized
 from mvp_edge.runs.verify import verify
 from mvp_edge.subnetwork.cost import forward_macs, layers, paper_cost
-from mvp_edge.subnetwork.network import DESCRIPTION, TENSORS, Network
+from mvp_edge.subnetwork.network import TENSORS, Network
 from mvp_edge.subnetwork.subnet import SubNetwork
 from mvp_edge.tasks.task import Images
 from mvp_edge.zoo.build import costs, scores, synsets_of, to_network
 from mvp_edge.zoo.entries import Entry, Zoo
 from mvp_edge.zoo.neighbours import LEEP_IMAGES, find_neighbours
 from mvp_edge_export.errors import BadInput, BudgetMissed
-from mvp_edge_export.storage import read_json, sha256_file, write_json
+from mvp_edge_export.storage import sha256_file, write_json
 from mvp_edge_export.verified import Verified
 
 CHECKPOINT = ".checkpoint.safetensors"
@@ -205,17 +205,12 @@ def _neighbours(settled: Settled, problem: Problem) -> dict[str, Any]:
         disjoint=request.disjoint,
         progress=problem.progress,
     )
-    of = {entry.name: _weights_of(entry) for entry in settled.entries}
+    of = {entry.name: entry.weights_sha256 for entry in settled.entries}
     return {
         **found.to_json(),
         "weights": {one.task: of[one.task] for one in found.chosen},
         "flops": ledger.similarity_flops,
     }
-
-
-def _weights_of(entry: Entry) -> str:
-    """The sha256 of an entry's tensors, as its description says."""
-    return str(read_json(entry.directory / DESCRIPTION, f"zoo entry {entry.name}")["sha256"])
 
 
 def _voters(settled: Settled, run: RunDirectory) -> list[Voter]:
@@ -224,7 +219,7 @@ def _voters(settled: Settled, run: RunDirectory) -> list[Voter]:
     voters, found = [], run.read("neighbours.json")
     similarity = {one["task"]: float(one["score"]) for one in found["neighbours"]}
     for name, weights in found["weights"].items():
-        if name not in by_name or _weights_of(by_name[name]) != weights:
+        if name not in by_name or by_name[name].weights_sha256 != weights:
             raise BadInput(
                 f"run {run.path}: its neighbour {name} was changed in, or removed from, the zoo since "
                 "the run began: restore it, or begin a new run"
@@ -236,6 +231,8 @@ def _voters(settled: Settled, run: RunDirectory) -> list[Voter]:
 def _prune(settled: Settled, problem: Problem, run: RunDirectory) -> Pruned:
     if settled.voting:
         problem = replace(problem, voters=_voters(settled, run))
+    elif settled.trunk:
+        problem = replace(problem, voters=[settled.trunk.voter(settled.plan.keep)])
     if settled.method == "mvp":
         return mvp(problem, _voting(settled))
     return method_for(settled.method, settled.backbone.family).prune(problem)
@@ -250,7 +247,7 @@ def _keep(settled: Settled, run: RunDirectory, pruned: Pruned) -> None:
     """Write what the method returned; pruned.json, the last, says that it is all there."""
     backbone, task, recipe = settled.backbone, settled.task, settled.recipe
     similarity = 0
-    if pruned.ballots:
+    if settled.voting and pruned.ballots:
         neighbours = run.read("neighbours.json")
         similarity = neighbours["flops"]
         names = [neighbour["task"] for neighbour in neighbours["neighbours"]]
@@ -258,7 +255,7 @@ def _keep(settled: Settled, run: RunDirectory, pruned: Pruned) -> None:
         tau = _voting(settled).tau
         run.write("votes.json", {"neighbours": names, "tau": tau, "groups": groups})
     run.write("history.json", asdict(pruned.history))
-    to_network(backbone, settled.policy, task, pruned).save(run.path)
+    to_network(backbone, settled.policy, task.classes, pruned).save(run.path)
     dense = forward_macs(backbone.outline(len(task.classes)), backbone.shape)
     batch = min(recipe.batch, len(task.splits["train"]))
     run.write(
@@ -289,7 +286,7 @@ def _add(zoo: Zoo, run: RunDirectory, facts: dict[str, Any], *, force: bool = Fa
     name, network = facts["task"]["name"], Network.load(run.path)
     if name in zoo.names() and not force:
         there = zoo.entry(name)
-        if _weights_of(there) == sha256_file(run.path / TENSORS):
+        if there.weights_sha256 == sha256_file(run.path / TENSORS):
             return there
     made = run.read("pruned.json")
     return zoo.add(

@@ -22,7 +22,7 @@ from mvp_edge.subnetwork.budget import Plan, solve
 from mvp_edge.subnetwork.units import POLICIES
 from mvp_edge.tasks.task import Task
 from mvp_edge.zoo.build import anchored, choose_accelerator
-from mvp_edge.zoo.entries import Entry, Zoo
+from mvp_edge.zoo.entries import Entry, Zoo, wide_enough
 from mvp_edge.zoo.neighbours import Similarity
 from mvp_edge.zoo.synsets import load_overrides, wordnet
 from mvp_edge_export.errors import BadInput
@@ -176,9 +176,9 @@ class Settled:
     backbone: Backbone
     zoo: Zoo | None
     entries: tuple[Entry, ...]
-    """Who may vote."""
+    """Who may vote, or the trunks that may be started from."""
     neighbours: int
-    """How many of them will."""
+    """How many of them will vote."""
     policy: str
     method: str
     reason: str
@@ -195,8 +195,14 @@ class Settled:
 
     @property
     def voting(self) -> bool:
-        """Whether the zoo is asked."""
-        return METHODS[self.method].asks != "nobody"
+        """Whether the zoo's entries are asked."""
+        return METHODS[self.method].asks in ("neighbours", "zoo")
+
+    @property
+    def trunk(self) -> Entry | None:
+        """The network of all the zoo's tasks that the new one starts from."""
+        trunk = METHODS[self.method].asks == "trunk"
+        return wide_enough(self.entries, self.plan.keep) if trunk else None
 
     @property
     def climbs(self) -> bool:
@@ -207,6 +213,7 @@ class Settled:
     def identity(self) -> dict[str, str]:
         """What an unfinished run must agree in to be gone on with, beside its arguments."""
         training = [asdict(self.recipe), self.request.seed]
+        trunk = {"the zoo's trunk": self.trunk.weights_sha256} if self.trunk else {}
         return {
             "device profile": self.profile.sha256,
             "backbone": self.backbone.sha256,
@@ -214,6 +221,7 @@ class Settled:
             "method": self.method,
             "widths": sha256_json([self.policy, self.plan.keep, self.plan.widths]),
             "recipe": sha256_json(training),
+            **trunk,
         }
 
 
@@ -295,7 +303,7 @@ def _climbs(request: Request, method: str, profile: DeviceProfile, task: Task) -
     """What can be held to accuracy.max_drop is: a vote at each size is cheap, and the loss is known."""
     bounded = profile.accuracy.max_drop is not None and request.reference
     free = request.keep == "auto" and request.front is None
-    return bounded and free and method == "mvp" and bool(task.splits["val"])
+    return bounded and free and method in ("trunk", "mvp") and bool(task.splits["val"])
 
 
 def describe(settled: Settled) -> str:
@@ -349,7 +357,8 @@ def _voters(
     """The method, who may vote, how many do, and why so."""
     given = [name for name, usual in _VOTING.items() if getattr(request, name) != usual]
     asks = "neighbours" if request.method == "auto" else METHODS[request.method].asks
-    unheard = given if asks == "nobody" else [n for n in given if n == "tau" and asks == "zoo"]
+    votes = asks in ("neighbours", "zoo")
+    unheard = [n for n in given if n == "tau" and asks == "zoo"] if votes else given
     if unheard:
         raise BadInput(
             f"{_flag(unheard[0])} concerns the vote, and --method {request.method} holds none: "
@@ -357,6 +366,16 @@ def _voters(
         )
     if asks == "nobody":
         return request.method, (), 0, "as asked"
+    if asks == "trunk" or (request.method == "auto" and not given):
+        trunks = tuple(zoo.trunks()) if zoo else ()
+        if trunks:
+            why = f"from the zoo's trunk of {len(trunks[0].classes)} classes"
+            return "trunk", trunks, 0, why if request.method == "auto" else f"as asked; {why}"
+        if asks == "trunk":
+            where = f"zoo {zoo.path} has none" if zoo else "no --zoo was given"
+            raise BadInput(
+                f"--method trunk needs a zoo's trunk, but {where}: `mvp-edge zoo trunk` makes one"
+            )
     others = tuple(e for e in zoo.entries() if e.name != task.name) if zoo else ()
     own = set(task.classes)
     entries = tuple(e for e in others if not (request.disjoint and own & set(e.classes)))

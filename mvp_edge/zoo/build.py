@@ -7,8 +7,10 @@ import fcntl
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from glob import escape
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -64,17 +66,7 @@ def build_from(
         raise BadInput(f"--method {name} needs a zoo: build one with {FROM_SCRATCH[loaded.family]}")
     accelerator = choose_accelerator(accelerator)
     recipe = recipe_for(name, loaded.family, steps=steps, augment=augment, accelerator=accelerator)
-
-    def checking(done: int, total: int) -> None:
-        progress("checking images", done, total)
-
-    if sample is None:
-        found = tasks_in(tasks, seed=seed, progress=checking)
-    else:
-        count, _, classes = sample.partition("x")
-        if not (count.isdecimal() and classes.isdecimal()):
-            raise BadInput(f"--sample {sample}: write NxK, e.g. 20x5 for 20 tasks of 5 classes")
-        found = sample_tasks(tasks, int(count), int(classes), seed, progress=checking)
+    found = find_tasks(tasks, sample, seed, progress)
     zoo = Zoo.create(path, loaded, chosen, keep)
     todo = [task for task in found if task.name not in zoo.names()]
     say(
@@ -91,6 +83,17 @@ def build_from(
         progress=progress,
     )
     return zoo, added
+
+
+def find_tasks(tasks: Path, sample: str | None, seed: int, progress: Progress) -> list[Task]:
+    """Those in a folder; with ``sample`` "NxK" drawn from one folder or zip of classes."""
+    checking = partial(progress, "checking images")
+    if sample is None:
+        return tasks_in(tasks, seed=seed, progress=checking)
+    count, _, classes = sample.partition("x")
+    if not (count.isdecimal() and classes.isdecimal()):
+        raise BadInput(f"--sample {sample}: write NxK, e.g. 20x5 for 20 tasks of 5 classes")
+    return sample_tasks(tasks, int(count), int(classes), seed, progress=checking)
 
 
 def anchored(source: str) -> str:
@@ -172,25 +175,30 @@ def _add(zoo: Zoo, task: Task, problem: Problem, pruned: Pruned, method: str) ->
     backbone, recipe = problem.backbone, problem.recipe
     zoo.add(
         task.name,
-        to_network(backbone, zoo.policy, task, pruned),
+        to_network(backbone, zoo.policy, task.classes, pruned),
         synsets=synsets_of(task.classes),
         scores=scores(pruned, task, backbone),
         cost=costs(pruned, backbone),
-        recipe={
-            "method": method,
-            "steps": recipe.steps,
-            "lr": recipe.lr,
-            "batch": recipe.batch,
-            "updates": recipe.updates,
-            "seed": problem.seed,
-            "seconds": round(pruned.seconds, 1),
-        },
+        recipe=recipe_facts(method, recipe, pruned, problem.seed),
         keep=zoo.keep,
         snapshots={
-            ratio: to_network(backbone, zoo.policy, task, pruned, kept, weights)
+            ratio: to_network(backbone, zoo.policy, task.classes, pruned, kept, weights)
             for ratio, (kept, weights) in pruned.snapshots.items()
         },
     )
+
+
+def recipe_facts(method: str, recipe: Recipe, pruned: Pruned, seed: int) -> dict[str, Any]:
+    """How an entry was made, as it stands in entry.json."""
+    return {
+        "method": method,
+        "steps": recipe.steps,
+        "lr": recipe.lr,
+        "batch": recipe.batch,
+        "updates": recipe.updates,
+        "seed": seed,
+        "seconds": round(pruned.seconds, 1),
+    }
 
 
 def _images(task: Task, split: str, backbone: Backbone, progress: Progress) -> Images:
@@ -209,7 +217,7 @@ def _named(task: str, progress: Progress) -> Progress:
 def to_network(
     backbone: Backbone,
     policy: str,
-    task: Task,
+    classes: tuple[str, ...],
     pruned: Pruned,
     kept: Kept | None = None,
     weights: dict[str, torch.Tensor] | None = None,
@@ -220,7 +228,7 @@ def to_network(
         policy=policy,
         backbone=backbone.name,
         backbone_sha256=backbone.sha256,
-        classes=task.classes,
+        classes=classes,
         preprocess=backbone.preprocess,
         kept=kept or pruned.kept,
         ranking=pruned.ranking,

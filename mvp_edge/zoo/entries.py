@@ -5,6 +5,7 @@ zoo/entries/<name>/
     entry.json                  labels, synsets, scores, cost, recipe: small, read for listings
     network.*                   kept indices, the order in which units fell, the weights
     0.5/network.*               snapshots at larger keep ratios
+zoo/trunks/<keep>/              networks of all its tasks, as entries (mvp_edge.zoo.trunk)
 """
 
 import os
@@ -14,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, Unpack
 
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.storage import atomic_directory, read_json, write_json
@@ -25,8 +26,20 @@ if TYPE_CHECKING:  # listing a zoo must not import torch
     from mvp_edge.subnetwork.network import Network
 
 _ZOO, _ENTRY = "zoo.json", "entry.json"
+_ENTRIES, _TRUNKS = "entries", "trunks"
 _FACTS = {"policy", "keep", "name", "sha256", "source", "local", "input_size"}
 """What zoo.json says of the zoo and its backbone."""
+
+
+class EntryFacts(TypedDict):
+    """What is written of an entry beside its networks."""
+
+    synsets: Sequence[str]
+    scores: Mapping[str, float]
+    cost: Mapping[str, int]
+    recipe: Mapping[str, Any]
+    keep: float
+    snapshots: NotRequired[Mapping[float, "Network"]]
 
 
 @dataclass(frozen=True)
@@ -47,6 +60,13 @@ class Entry:
     def network(self) -> "Network":
         """The model itself; BadInput names the entry when its files are broken."""
         return self._load(self.directory)
+
+    @property
+    def weights_sha256(self) -> str:
+        """Of its tensors, as its description says."""
+        from mvp_edge.subnetwork.network import DESCRIPTION
+
+        return str(read_json(self.directory / DESCRIPTION, f"zoo entry {self.name}")["sha256"])
 
     def voter(self, keep: float, similarity: float = 0.0) -> "Voter":
         """The entry, so similar to the new task, as it votes for a network of ``keep``.
@@ -173,11 +193,14 @@ class Zoo:
 
     def entries(self) -> list[Entry]:
         """All entries, by name; BadInput names a broken one."""
-        return [self._read(name) for name in self.names()]
+        return [self._read(self.path / _ENTRIES / name) for name in self.names()]
 
     def names(self) -> list[str]:
         """The entries' names, sorted."""
-        folder = self.path / "entries"
+        return self._folders(_ENTRIES)
+
+    def _folders(self, kind: str) -> list[str]:
+        folder = self.path / kind
         if not folder.is_dir():
             return []
         return sorted(
@@ -187,21 +210,25 @@ class Zoo:
     def entry(self, name: str) -> Entry:
         """One entry by name."""
         self._must_have(name)
-        return self._read(name)
+        return self._read(self.path / _ENTRIES / name)
+
+    def trunks(self) -> list[Entry]:
+        """The networks of all its tasks, the narrowest first; BadInput names a broken one."""
+        found = [self._read(self.path / _TRUNKS / name) for name in self._folders(_TRUNKS)]
+        return sorted(found, key=lambda trunk: trunk.keep)
 
     def _must_have(self, name: str) -> None:
         if name not in self.names():
             raise BadInput(f"zoo {self.path} has no entry {name!r}: mvp-edge zoo list {self.path}")
 
-    def _read(self, name: str) -> Entry:
-        directory = self.path / "entries" / name
+    def _read(self, directory: Path) -> Entry:
         try:
             facts = read_json(directory / _ENTRY, "entry")
             classes, synsets = tuple(facts["classes"]), tuple(facts["synsets"])
             if facts["schema"] != 1 or len(synsets) not in (0, len(classes)):
                 raise ValueError(f"{_ENTRY} is not of this version, or not whole")
             return Entry(
-                name,
+                directory.name,
                 directory,
                 classes,
                 synsets,
@@ -215,19 +242,20 @@ class Zoo:
             raise _broken(directory, error) from error
 
     def add(
-        self,
-        name: str,
-        network: "Network",
-        *,
-        synsets: Sequence[str],
-        scores: Mapping[str, float],
-        cost: Mapping[str, int],
-        recipe: Mapping[str, Any],
-        keep: float,
-        snapshots: Mapping[float, "Network"] | None = None,
-        force: bool = False,
+        self, name: str, network: "Network", *, force: bool = False, **facts: Unpack[EntryFacts]
     ) -> Entry:
         """Write an entry, whole or not at all."""
+        if "/" in name or name.startswith(".") or not name:
+            raise BadInput(f"zoo entry name {name!r} must be a plain folder name")
+        return self._write(self.path / _ENTRIES / name, network, force, facts)
+
+    def add_trunk(
+        self, network: "Network", *, force: bool = False, **facts: Unpack[EntryFacts]
+    ) -> Entry:
+        """Write a network of all the zoo's tasks, whole or not at all."""
+        return self._write(self.path / _TRUNKS / f"{facts['keep']:g}", network, force, facts)
+
+    def _write(self, directory: Path, network: "Network", force: bool, facts: EntryFacts) -> Entry:
         if network.backbone_sha256 != self.facts["backbone"]["sha256"]:
             raise BadInput(
                 f"zoo {self.path} belongs to another backbone than this model ({network.backbone})"
@@ -236,33 +264,31 @@ class Zoo:
             raise BadInput(
                 f"zoo {self.path} was built with policy {self.policy!r}, not {network.policy!r}"
             )
-        if "/" in name or name.startswith(".") or not name:
-            raise BadInput(f"zoo entry name {name!r} must be a plain folder name")
-        snapshots = snapshots or {}
-        with atomic_directory(self.path / "entries" / name, force=force) as partial:
+        snapshots = facts.get("snapshots") or {}
+        with atomic_directory(directory, force=force) as partial:
             network.save(partial)
             for ratio, larger in snapshots.items():
                 (partial / f"{ratio:g}").mkdir()
                 larger.save(partial / f"{ratio:g}")
-            facts = {
+            written = {
                 "schema": 1,
-                "name": name,
+                "name": directory.name,
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "classes": list(network.classes),
-                "synsets": list(synsets),
-                "scores": dict(scores),
-                "cost": dict(cost),
-                "recipe": dict(recipe),
-                "keep": keep,
+                "synsets": list(facts["synsets"]),
+                "scores": dict(facts["scores"]),
+                "cost": dict(facts["cost"]),
+                "recipe": dict(facts["recipe"]),
+                "keep": facts["keep"],
                 "snapshots": [f"{ratio:g}" for ratio in snapshots],
             }
-            write_json(partial / _ENTRY, facts)
-        return self.entry(name)
+            write_json(partial / _ENTRY, written)
+        return self._read(directory)
 
     def remove(self, name: str) -> None:
         """Delete an entry."""
         self._must_have(name)
-        folder = self.path / "entries"
+        folder = self.path / _ENTRIES
         try:
             gone = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=folder))
             (folder / name).rename(gone / name)
@@ -271,21 +297,34 @@ class Zoo:
             raise BadInput(f"cannot remove {folder / name}: {error.strerror or error}") from error
 
     def verify(self, backbone: "Backbone") -> dict[str, str]:
-        """Entry name → what is wrong with it, for every broken entry."""
+        """Folder of an entry or trunk → what is wrong with it, for every broken one."""
         self.check(backbone)
         broken = {}
-        for name in self.names():
-            try:
-                self._read(name).check(backbone)
-            except BadInput as error:
-                broken[name] = str(error)
+        for kind in (_ENTRIES, _TRUNKS):
+            for name in self._folders(kind):
+                try:
+                    self._read(self.path / kind / name).check(backbone)
+                except BadInput as error:
+                    broken[name if kind == _ENTRIES else f"{kind}/{name}"] = str(error)
         return broken
 
 
 def _broken(entry: Path, why: Exception) -> BadInput:
     reason = f"it lacks {why}" if isinstance(why, KeyError) else str(why)
-    removal = f"mvp-edge zoo rm {entry.parent.parent} {entry.name}"
-    return BadInput(f"zoo entry {entry.name} is broken: {reason}; {removal} removes it")
+    zoo = entry.parent.parent
+    if entry.parent.name == _TRUNKS:
+        remedy = f"mvp-edge zoo trunk {zoo} --tasks DIR --keep {entry.name} --force makes it anew"
+        return BadInput(f"the zoo's trunk {entry.name} is broken: {reason}; {remedy}")
+    remedy = f"mvp-edge zoo rm {zoo} {entry.name} removes it"
+    return BadInput(f"zoo entry {entry.name} is broken: {reason}; {remedy}")
+
+
+def wide_enough(networks: Sequence[Entry], keep: float) -> Entry:
+    """The narrowest of them that is as wide as ``keep``; where none is, the widest."""
+    enough = [one for one in networks if one.keep >= keep - 1e-9]
+    return (
+        min(enough, key=lambda one: one.keep) if enough else max(networks, key=lambda one: one.keep)
+    )
 
 
 def _empty(path: Path) -> bool:

@@ -8,7 +8,8 @@ task's network starts from there instead of from its neighbours' mean: the same 
     entries ─ vote, average (mvp) ──────────────┴─ steps ─→ zoo/trunks/<keep>/
 """
 
-from collections.abc import Collection, Sequence
+import shutil
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,15 +18,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mvp_edge.pruning.finetune import Recipe
+from mvp_edge.pruning.finetune import Recipe, accuracy, predict_logits
 from mvp_edge.pruning.methods import recipe_for
 from mvp_edge.pruning.mvp import mvp
 from mvp_edge.pruning.problem import Problem, Progress, Pruned
-from mvp_edge.subnetwork.backbone import Backbone
+from mvp_edge.subnetwork.backbone import Backbone, load_backbone
 from mvp_edge.subnetwork.budget import exact_widths
 from mvp_edge.subnetwork.units import unit_groups
 from mvp_edge.tasks.task import Images, Task
-from mvp_edge.zoo.entries import Entry
+from mvp_edge.zoo.build import (
+    anchored,
+    choose_accelerator,
+    claim,
+    costs,
+    find_tasks,
+    recipe_facts,
+    to_network,
+    within_limits,
+)
+from mvp_edge.zoo.entries import Entry, Zoo
+from mvp_edge_export.errors import BadInput
 from mvp_edge_export.images import Preprocess
 
 EPOCHS = 16
@@ -33,6 +45,86 @@ EPOCHS = 16
 LEAST_STEPS = 100
 POOL_BYTES = 2**31
 """Decoded images that a pool holds at most: as many of each class as fit."""
+
+
+def grow_trunk(
+    *,
+    path: Path,
+    tasks: Path,
+    sample: str | None = None,
+    backbone: str | None = None,
+    keep: float | None = None,
+    steps: int | None = None,
+    accelerator: str = "auto",
+    seed: int = 0,
+    force: bool = False,
+    progress: Progress = lambda phase, done, total: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Entry:
+    """What `mvp-edge zoo trunk` does; killed at any moment, the same call goes on.
+
+    Args:
+        path: the zoo.
+        tasks: where the images of its tasks lie, as `build_from` has them.
+        sample: as `build_from` has it.
+        backbone: where the zoo's lies, if it has moved.
+        keep: of each unit group; the zoo's own by default.
+        steps: so many; by default ``EPOCHS`` passes through the images.
+        accelerator: auto, cpu or cuda.
+        seed: of tasks, splits and batches.
+        force: replace the trunk of that ratio.
+        progress: told of phases.
+        say: told a line at a time.
+
+    Raises:
+        BadInput: there is one already, the zoo is empty, or the tasks cannot be read.
+    """
+    zoo = Zoo.open(path)
+    entries, ratio = zoo.entries(), zoo.keep if keep is None else keep
+    if not entries:
+        raise BadInput(f"zoo {path} has no tasks that could vote: mvp-edge zoo build makes them")
+    if not force and any(abs(trunk.keep - ratio) < 1e-9 for trunk in zoo.trunks()):
+        raise BadInput(f"zoo {path} has a trunk at keep {ratio:g} already: --force replaces it")
+    size = int(zoo.facts["backbone"]["input_size"])
+    loaded = load_backbone(anchored(backbone or zoo.backbone_source), size)
+    zoo.check(loaded)
+    accelerator = choose_accelerator(accelerator)
+    found = find_tasks(tasks, sample, seed, progress)
+    lacking = sorted(set(zoo.names()) - {task.name for task in found})
+    if lacking:
+        say(f"without images of {len(lacking)} of the zoo's {len(entries)} tasks, as {lacking[0]}")
+    seen = pool(found, "train", loaded.preprocess, progress=progress)
+    unseen = pool(found, "val", loaded.preprocess, progress=progress)
+    say(
+        f"{path}: {len(entries)} tasks vote; {len(seen.images)} images of {len(seen.classes)} classes"
+    )
+    with claim(zoo.path / ".work", f"trunk-{ratio:g}") as work, within_limits(zoo.path):
+        if work is None:
+            raise BadInput(f"another process makes this trunk of zoo {path}: wait for it")
+        pruned, recipe = train_trunk(
+            loaded,
+            zoo.policy,
+            entries,
+            seen,
+            ratio,
+            steps=steps,
+            seed=seed,
+            accelerator=accelerator,
+            checkpoint=work / "checkpoint.safetensors",
+            progress=progress,
+        )
+        logits = predict_logits(pruned.model, unseen.images.pixels, loaded.preprocess)
+        trunk = zoo.add_trunk(
+            to_network(loaded, zoo.policy, seen.classes, pruned),
+            force=force,
+            synsets=[],
+            scores={"val": accuracy(logits, unseen.images.labels)},
+            cost=costs(pruned, loaded),
+            recipe=recipe_facts("trunk", recipe, pruned, seed),
+            keep=ratio,
+        )
+        shutil.rmtree(work)
+    return trunk
 
 
 @dataclass(frozen=True)
@@ -93,6 +185,7 @@ def train_trunk(
     *,
     steps: int | None = None,
     seed: int = 0,
+    accelerator: str = "cpu",
     **more: Any,
 ) -> tuple[Pruned, Recipe]:
     """All entries vote and are averaged; what they keep is trained on the pool.
@@ -105,12 +198,13 @@ def train_trunk(
         keep: of each unit group.
         steps: so many; by default ``EPOCHS`` passes through the pool.
         seed: of the batches.
+        accelerator: cpu or cuda.
         more: of Problem's fields (checkpoint, progress).
     """
     count, recipe = len(pooled.images), recipe_for("mvp", backbone.family)
     if steps is None:
         steps = max(LEAST_STEPS, round(EPOCHS * count / recipe.batch))
-    recipe = recipe_for("mvp", backbone.family, steps=steps)
+    recipe = recipe_for("mvp", backbone.family, steps=steps, accelerator=accelerator)
     problem = Problem(
         backbone=backbone,
         policy=policy,

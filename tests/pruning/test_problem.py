@@ -316,9 +316,9 @@ def test_all_methods_share_what_is_not_their_own() -> None:
 @pytest.mark.parametrize(
     ("name", "family", "culprit"),
     [
-        ("ahnp", "resnet", "ahnp is not for resnet backbones: choose mvp, smsp, ifp"),
-        ("ifp", "vit", "ifp is not for vit backbones: choose mvp, smsp, ahnp"),
-        ("best", "vit", "best: choose one of auto, mvp"),
+        ("ahnp", "resnet", "ahnp is not for resnet backbones: choose trunk, mvp, smsp, ifp"),
+        ("ifp", "vit", "ifp is not for vit backbones: choose trunk, mvp, smsp, ahnp"),
+        ("best", "vit", "best: choose one of auto, trunk, mvp"),
     ],
 )
 def test_a_method_that_does_not_fit(name: str, family: str, culprit: str) -> None:

@@ -1,0 +1,173 @@
+"""A zoo's trunk: what it is made of, what it may not do to a zoo, and that new tasks start from it."""
+
+import json
+import shutil
+import signal
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mvp_edge.subnetwork.backbone import load_backbone
+from mvp_edge.subnetwork.network import Network
+from mvp_edge.tasks.task import Task, tasks_in
+from mvp_edge.zoo import trunk as module
+from mvp_edge.zoo.entries import Zoo, wide_enough
+from mvp_edge.zoo.trunk import pool, train_trunk
+from tests.support.tiny import KNOWN, At, command, halve, prune, refused, tree, write_digits
+
+TRUNK = ("zoo", "trunk", "zoo", "--tasks", "digits", "--sample", "4x3")
+PRUNE = ("--steps", "0")
+
+
+def grown(place: Path, *more: str, **options: Any) -> None:
+    done = command(*TRUNK, "--steps", "20", *more, cwd=place, **options)
+    assert done.code == 0, done.err
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(Network.load(folder).weights)
+
+
+def test_a_pool_has_each_class_of_each_source_once(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preprocess = load_backbone(str(place / "backbone.json")).preprocess
+    write_digits(place / "many/first", ("zero", "one"))
+    write_digits(place / "many/second", ("one", "two"))
+    first, second = tasks_in(place / "many")
+    part = Task.open(place / "many/first", classes=["zero", "one"], name="again")
+    pooled = pool([first, second, part], "train", preprocess)
+    assert pooled.classes == ("first/one", "zero", "second/one", "two")
+    expected = [
+        images.pixels[images.labels == label]
+        for images in (first.images("train", preprocess), second.images("train", preprocess))
+        for label in (0, 1)
+    ]
+    for label, pixels in enumerate(expected):
+        assert np.array_equal(pooled.images.pixels[pooled.images.labels == label], pixels)
+    assert len(pooled.images) == sum(map(len, expected))
+
+    less = pool([first, second], "val", preprocess, without=["one"])
+    assert less.classes == ("zero", "two")
+    assert set(less.images.labels) == {0, 1}
+    monkeypatch.setattr(module, "POOL_BYTES", 4 * 5 * 3 * preprocess.size**2)
+    few = pool([first, second], "train", preprocess)
+    assert Counter(few.images.labels.tolist()) == dict.fromkeys(range(4), 5)
+
+
+def test_all_entries_vote_for_it(place: Path) -> None:
+    backbone, zoo = load_backbone(str(place / "backbone.json")), Zoo.open(place / "zoo")
+    pooled = pool([Task.open(place / "digits")], "train", backbone.preprocess)
+    made, recipe = train_trunk(backbone, zoo.policy, zoo.entries(), pooled, zoo.keep, steps=0)
+    kept = [entry.network.kept for entry in zoo.entries()]
+    for name, units in made.kept.items():
+        votes = Counter(unit for one in kept for unit in one[name].tolist())
+        least = min(votes[unit] for unit in units.tolist())
+        assert all(count <= least for unit, count in votes.items() if unit not in units)
+    assert pooled.classes == tuple(sorted(KNOWN))
+    assert recipe.steps == 0
+    passes = len(pooled.images) * module.EPOCHS / recipe.batch
+    usual = train_trunk(backbone, zoo.policy, zoo.entries(), pooled, zoo.keep)[1]
+    assert usual.steps == max(module.LEAST_STEPS, round(passes))
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_same_bits(place: Path) -> None:
+    shutil.copytree(place / "zoo", place / "clean")
+    clean = command("zoo", "trunk", "clean", *TRUNK[3:], "--steps", "60", cwd=place)
+    assert clean.code == 0, clean.err
+    assert "5 classes on validation images" in clean.out
+    for at in (At("tuning", 30), At("tuning", 55, signal=signal.SIGINT), At(file="0.5")):
+        stopped = command(*TRUNK, "--steps", "60", cwd=place, at=at)
+        assert stopped.code == (130 if at.signal == signal.SIGINT else -9), stopped.err
+        assert not list((place / "zoo/trunks").glob("[0-9]*"))
+    grown(place, "--steps", "60")
+    ours, theirs = (weights(place / zoo / "trunks/0.5") for zoo in ("zoo", "clean"))
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+    assert not (place / "zoo/.work/trunk-0.5").exists()
+
+
+def test_new_tasks_start_from_it(place: Path) -> None:
+    before = prune(place, *PRUNE)
+    assert "mvp (3 of the zoo's 4 tasks vote)" in before.err
+    grown(place)
+    done = prune(place, *PRUNE)
+    assert done.code == 0, done.err
+    assert "trunk (from the zoo's trunk of 5 classes)" in done.err
+    run = place / "runs/002"
+    facts = json.loads((run / "run.json").read_text())
+    assert (facts["method"], facts["training"]["similarity_flops"]) == ("trunk", 0)
+    assert not (run / "neighbours.json").exists()
+    trunk, ours = (Network.load(folder) for folder in (place / "zoo/trunks/0.5", run))
+    assert all(np.array_equal(ours.kept[name], units) for name, units in trunk.kept.items())
+    body = [name for name in ours.weights if name.startswith("layer") and "conv" in name]
+    assert len(body) >= 8
+    assert all(torch.equal(ours.weights[name], trunk.weights[name]) for name in body)
+    page = command("report", "runs/002", cwd=place)
+    assert page.code == 0, page.err
+    assert "from the zoo&#39;s trunk of 5 classes" in (run / "report.html").read_text()
+
+    narrow = prune(place, *PRUNE, keep="0.25")
+    assert "trunk" in narrow.err
+    smaller = Network.load(place / "runs/003")
+    for name, units in smaller.kept.items():
+        assert set(units) <= set(trunk.kept[name])
+    voted = prune(place, *PRUNE, neighbours="2")
+    assert "mvp (2 of the zoo's 4 tasks vote)" in voted.err
+
+
+def test_a_run_does_not_go_on_from_another_trunk(place: Path) -> None:
+    grown(place)
+    killed = command("prune", "--device", "board.yaml", "--task", "task", "--zoo", "zoo",
+                     "--steps", "60", cwd=place, at=At("tuning", 40))  # fmt: skip
+    assert killed.code == -9
+    grown(place, "--force", "--seed", "1")
+    again = prune(place, steps="60", out="runs/001")
+    assert again.code == 2
+    assert "the zoo's trunk" in again.error
+
+
+def test_what_cannot_be_is_refused_and_nothing_changes(place: Path) -> None:
+    before = tree(place)
+    refused(prune(place, method="trunk"), place, "zoo trunk", "zoo zoo has none", before=before)
+    grown(place)
+    before = tree(place)
+    refused(command(*TRUNK, cwd=place), place, "a trunk at keep 0.5", "--force", before=before)
+    refused(prune(place, method="trunk", tau="0.5"), place, "--tau", "holds none", before=before)
+    refused(
+        command(*TRUNK[:4], "nowhere", "--keep", "0.25", cwd=place), place, "nowhere", before=before
+    )
+    shutil.rmtree(place / "zoo/entries")
+    before = tree(place)
+    refused(command(*TRUNK, "--force", cwd=place), place, "no tasks that could vote", before=before)
+
+
+def test_it_is_listed_and_checked(place: Path) -> None:
+    grown(place)
+    grown(place, "--keep", "0.75")
+    listed = command("zoo", "list", "zoo", "--json", cwd=place)
+    trunks = json.loads(listed.out)["trunks"]
+    assert [one["keep"] for one in trunks] == [0.5, 0.75]
+    assert "trunk, keep 0.75" in command("zoo", "list", "zoo", cwd=place).out
+    found = Zoo.open(place / "zoo").trunks()
+    assert [wide_enough(found, keep).keep for keep in (0.1, 0.5, 0.6, 0.75, 1.0)] == [
+        0.5, 0.5, 0.75, 0.75, 0.75
+    ]  # fmt: skip
+    assert command("zoo", "verify", "zoo", cwd=place).code == 0
+    halve(place / "zoo/trunks/0.5/network.safetensors")
+    checked = command("zoo", "verify", "zoo", cwd=place)
+    assert checked.code == 2
+    assert "the zoo's trunk 0.5 is broken" in checked.error
+    assert "--force makes it anew" in checked.error
+    grown(place, "--keep", "0.5", "--force")
+    assert command("zoo", "verify", "zoo", cwd=place).code == 0
+
+
+def test_tasks_without_images_are_said(place: Path) -> None:
+    done = command("zoo", "trunk", "zoo", "--tasks", "digits", "--sample", "2x3", "--steps", "20",
+                   cwd=place)  # fmt: skip
+    assert done.code == 0, done.err
+    assert "without images of 2 of the zoo's 4 tasks" in done.err
