@@ -11,13 +11,11 @@ Every one has the same batches, augmentation, optimiser and schedule as the meth
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -181,16 +179,11 @@ def distilled(problem: Problem, student: nn.Module, *, share: float, warmth: flo
     return outcome
 
 
-def pooled_weights(name: str) -> Path:
-    """Where the weights of `benchmarks.pooled` lie."""
-    return Path(__file__).parent / "zoos" / "pooled" / f"{name}.safetensors"
-
-
-def pooled(problem: Problem, weights: Path) -> Pruned:
+def pooled(problem: Problem, weights: Mapping[str, torch.Tensor]) -> Pruned:
     """A network of the pruned ones' shape that `benchmarks.pooled` trained, fine-tuned for the task."""
     model = thin(problem)
     own = tuple(f"{name}." for name in heads(model))
-    body = {n: t for n, t in load_file(weights).items() if not n.startswith(own)}
+    body = {n: t for n, t in weights.items() if not n.startswith(own)}
     model.load_state_dict(body, strict=False)
     return fine_tune(problem, model, first_units(problem))
 

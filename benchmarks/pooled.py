@@ -5,7 +5,8 @@
 The plan's ``pooled`` says how: ``start: nothing`` is a network that somebody trained from random weights on all
 of the backbone's data; ``start: zoo`` is the product's trunk, of the zoo's entries and their tasks' images.
 ``apart: [first, past]`` keeps it from these targets: their entries do not vote, and none of their classes is seen.
-What it cost is in its row. Resumable. Targets are fine-tuned from it by the study's method `pooled`.
+What it cost is in its row. Resumable. It lies below `zoos/pooled/`; targets start from it by the product's method
+`trunk`, or the study's `pooled`.
 """
 
 import argparse
@@ -15,18 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
-from benchmarks.peers import first_units, pooled_weights, thin
-from benchmarks.study import HERE, Study
+from benchmarks.peers import first_units, thin
+from benchmarks.study import HERE, POOLED, Study
 from mvp_edge.pruning.finetune import accuracy, predict_logits
 from mvp_edge.pruning.methods import recipe_for
 from mvp_edge.pruning.problem import Pruned
 from mvp_edge.pruning.scratch import fine_tune
 from mvp_edge.runs.rundir import machine, versions
 from mvp_edge.tasks.task import Task
+from mvp_edge.zoo.build import to_network
 from mvp_edge.zoo.trunk import Pool, pool, train_trunk
-from mvp_edge_export.storage import atomic_file, write_json
+from mvp_edge_export.storage import write_json
 
 
 def main() -> None:
@@ -39,8 +40,9 @@ def main() -> None:
     study = Study.open(options.plan)
     how = study.plan["pooled"][options.name]
     unseen = study.tasks[slice(*how.get("apart", [0, 0]))]
-    weights = pooled_weights(options.name)
-    more: dict[str, Any] = {"checkpoint": weights.with_suffix(".checkpoint"), "progress": _said}
+    folder = POOLED / options.name
+    folder.mkdir(parents=True, exist_ok=True)
+    more: dict[str, Any] = {"checkpoint": folder / "making.checkpoint", "progress": _said}
     own, classes = {task.name for task in unseen}, {c for task in unseen for c in task.classes}
     whose = [task for task in study.tasks if task.name not in own]
     if how["start"] == "nothing":
@@ -63,8 +65,8 @@ def main() -> None:
             steps=how.get("steps"),
             **more,
         )
-    with atomic_file(weights) as partial:
-        save_file(made.model.state_dict(), partial)
+    to_network(study.backbone, study.zoo.policy, seen.classes, made).save(folder)
+    more["checkpoint"].unlink()
     logits = predict_logits(made.model, test.images.pixels, study.backbone.preprocess)
     row = {
         "schema": 1,

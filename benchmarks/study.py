@@ -46,6 +46,7 @@ from mvp_edge.runs.settle import DEFAULT_NEIGHBOURS
 from mvp_edge.subnetwork.backbone import Backbone, load_backbone
 from mvp_edge.subnetwork.budget import exact_widths
 from mvp_edge.subnetwork.cost import forward_macs, paper_cost
+from mvp_edge.subnetwork.network import Network
 from mvp_edge.subnetwork.units import unit_groups
 from mvp_edge.tasks.task import Task, sample_tasks
 from mvp_edge.zoo.build import build_zoo, claim
@@ -55,6 +56,8 @@ from mvp_edge.zoo.similarity import Candidate
 from mvp_edge_export.storage import read_json, write_json
 
 HERE = Path(__file__).parent
+POOLED = HERE / "zoos" / "pooled"
+"""Networks of `benchmarks.pooled`."""
 RECIPE = ("lr", "updates", "optimizer", "turn", "head", "statistics", "augment")
 """What a variant may set otherwise in its recipe."""
 
@@ -248,7 +251,14 @@ def run_variant(
     keep = variant.get("keep", study.zoo.keep)
     problem = study.problem(images, len(task.classes), recipe, keep, seed=variant.get("seed", 0))
     row: dict[str, Any] = {}
-    if named and METHODS[name].asks != "nobody":
+    pruned: Pruned | Outcome
+    if "start" in variant:
+        row["start"] = study.start(variant["start"], task)
+        start = Network.load(POOLED / row["start"])
+        voter = Voter(row["start"], start.kept, start.ranking, start.weights)
+        problem = replace(problem, voters=[voter])
+        pruned = mvp(problem) if named else peers.pooled(problem, start.weights)
+    elif named and METHODS[name].asks != "nobody":
         whole = study.ranking(task, entries, variant.get("similarity", "leep"))
         zoo = some_of(entries, variant.get("entries"), study.tasks.index(task))
         found = whole.among(zoo)
@@ -263,15 +273,14 @@ def run_variant(
         problem = replace(problem, voters=voters[1])
         row["zoo"] = len(entries)
         row["neighbours"] = [{"task": c.task, "score": c.score} for c in chosen]
-        pruned: Pruned | Outcome = _method(variant, voters[0])(problem)
+        pruned = _method(variant, voters[0])(problem)
     else:
-        if "start" in variant:
-            variant = {**variant, "start": study.start(variant["start"], task)}
         pruned = _method(variant)(problem) if named else _peer(variant, problem)
     seconds, cpu = time.perf_counter() - clock, time.process_time() - cpu
     test = task.images("test", backbone.preprocess)
     top1 = accuracy(predict_logits(pruned.model, test.pixels, backbone.preprocess), test.labels)
     return {
+        **variant,
         **row,
         "accuracy": top1,
         "n": len(test),
@@ -283,7 +292,6 @@ def run_variant(
         "threads": torch.get_num_threads(),
         "arithmetic": arithmetic(),
         **_spent(study, pruned, similarity_flops, recipe.batch),
-        **variant,
     }
 
 
@@ -345,8 +353,6 @@ def _peer(variant: dict[str, Any], problem: Problem) -> Pruned | Outcome:
     if name == "torch-pruning":
         how = {key: variant[key] for key in ("importance", "everywhere", "rounds")}
         return peers.torch_pruning(problem, **how)
-    if name == "pooled":
-        return peers.pooled(problem, peers.pooled_weights(variant["start"]))
     if name == "distilled":
         student = (
             timm.create_model(variant["student"], num_classes=problem.classes)
