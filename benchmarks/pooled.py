@@ -2,8 +2,9 @@
 
     python -m benchmarks.pooled benchmarks/plans/resnet18-cifar100.yaml trunk-0
 
-The plan's ``pooled`` says how: ``start: nothing`` is a network that somebody trained from random weights on all
-of the backbone's data; ``start: zoo`` is the product's trunk, of the zoo's entries and their tasks' images.
+The plan's ``pooled`` says how: ``start: zoo`` is the product's trunk, of all entries' votes and weights; ``magnitude``
+starts from the backbone's largest units instead, without any zoo; ``nothing`` from random weights. ``images`` are those
+of the zoo's tasks, or all of the backbone's data.
 ``apart: [first, past]`` keeps it from these targets: their entries do not vote, and none of their classes is seen.
 What it cost is in its row. Resumable. It lies below `zoos/pooled/`; targets start from it by the product's method
 `trunk`, or the study's `pooled`.
@@ -20,13 +21,14 @@ import torch
 from benchmarks.peers import first_units, thin
 from benchmarks.study import HERE, POOLED, Study
 from mvp_edge.pruning.finetune import accuracy, predict_logits
-from mvp_edge.pruning.methods import recipe_for
+from mvp_edge.pruning.methods import METHODS, recipe_for
 from mvp_edge.pruning.problem import Pruned
 from mvp_edge.pruning.scratch import fine_tune
 from mvp_edge.runs.rundir import machine, versions
 from mvp_edge.tasks.task import Task
 from mvp_edge.zoo.build import to_network
-from mvp_edge.zoo.trunk import Pool, pool, train_trunk
+from mvp_edge.zoo.entries import Entry
+from mvp_edge.zoo.trunk import Pool, pool, train_trunk, usual_steps
 from mvp_edge_export.storage import write_json
 
 
@@ -45,26 +47,14 @@ def main() -> None:
     more: dict[str, Any] = {"checkpoint": folder / "making.checkpoint", "progress": _said}
     own, classes = {task.name for task in unseen}, {c for task in unseen for c in task.classes}
     whose = [task for task in study.tasks if task.name not in own]
-    if how["start"] == "nothing":
-        source = Path(os.environ["MVP_EDGE_DATA"]) / study.plan["draws"][0]["images"]
-        whose = [Task.open(source)]
+    if how["images"] == "all":
+        whose = [Task.open(Path(os.environ["MVP_EDGE_DATA"]) / study.plan["draws"][0]["images"])]
     seen, test = (
         pool(whose, split, study.backbone.preprocess, without=classes)
         for split in ("train", "test")
     )
-    if how["start"] == "nothing":
-        made = _from_nothing(study, seen, how["steps"], more)
-    else:
-        entries = [one for one in study.zoo.entries() if one.name not in own]
-        made, _ = train_trunk(
-            study.backbone,
-            study.zoo.policy,
-            entries[: study.plan.get("first")],
-            seen,
-            study.zoo.keep,
-            steps=how.get("steps"),
-            **more,
-        )
+    entries = [one for one in study.zoo.entries() if one.name not in own]
+    made = _made(study, how, seen, entries[: study.plan.get("first")], more)
     to_network(study.backbone, study.zoo.policy, seen.classes, made).save(folder)
     more["checkpoint"].unlink()
     logits = predict_logits(made.model, test.images.pixels, study.backbone.preprocess)
@@ -74,7 +64,7 @@ def main() -> None:
         **how,
         "steps": len(made.history.steps),
         "classes": len(seen.classes),
-        "images": len(seen.images),
+        "seen": len(seen.images),
         "accuracy": accuracy(logits, test.images.labels),
         "total_flops": made.ledger.total_flops,
         "seconds": made.seconds,
@@ -85,12 +75,23 @@ def main() -> None:
     print(f"{100 * row['accuracy']:.1f} % of {row['classes']} classes")
 
 
-def _from_nothing(study: Study, seen: Pool, steps: int, more: dict[str, Any]) -> Pruned:
-    """From random weights, with the recipe that such a network needs."""
-    recipe = recipe_for(None, study.backbone.family, steps=steps)
-    recipe = replace(recipe, batch=256, lr=0.2, head="random", statistics=False)
-    task = study.problem(seen.images, len(seen.classes), recipe, study.zoo.keep, **more)
-    return fine_tune(task, thin(task), first_units(task))
+def _made(
+    study: Study, how: dict[str, Any], seen: Pool, entries: list[Entry], more: dict[str, Any]
+) -> Pruned:
+    """Trained from what the plan says."""
+    backbone, keep, start = study.backbone, study.zoo.keep, how["start"]
+    if start == "zoo":
+        steps = how.get("steps")
+        made, _ = train_trunk(backbone, study.zoo.policy, entries, seen, keep, steps=steps, **more)
+        return made
+    steps = how.get("steps", usual_steps(seen))
+    recipe = recipe_for(start if start in METHODS else None, backbone.family, steps=steps)
+    if start == "nothing":  # what a network from random weights needs
+        recipe = replace(recipe, batch=256, lr=0.2, head="random", statistics=False)
+    problem = study.problem(seen.images, len(seen.classes), recipe, keep, **more)
+    if start == "nothing":
+        return fine_tune(problem, thin(problem), first_units(problem))
+    return METHODS[start].prune(problem)
 
 
 def _said(phase: str, done: int, total: int) -> None:

@@ -201,9 +201,7 @@ def train_trunk(
         accelerator: cpu or cuda.
         more: of Problem's fields (checkpoint, progress).
     """
-    count, recipe = len(pooled.images), recipe_for("mvp", backbone.family)
-    if steps is None:
-        steps = max(LEAST_STEPS, round(EPOCHS * count / recipe.batch))
+    steps = usual_steps(pooled) if steps is None else steps
     recipe = recipe_for("mvp", backbone.family, steps=steps, accelerator=accelerator)
     problem = Problem(
         backbone=backbone,
@@ -218,3 +216,8 @@ def train_trunk(
         **more,
     )
     return mvp(problem), recipe
+
+
+def usual_steps(pooled: Pool) -> int:
+    """As many as ``EPOCHS`` passes through the images take."""
+    return max(LEAST_STEPS, round(EPOCHS * len(pooled.images) / Recipe().batch))
