@@ -2,9 +2,9 @@
 
     python -m benchmarks.pooled benchmarks/plans/resnet18-cifar100.yaml trunk-0
 
-The plan's ``pooled`` says how: ``start: zoo`` is the product's trunk, of all entries' votes and weights; ``magnitude``
-starts from the backbone's largest units instead, without any zoo; ``nothing`` from random weights. ``images`` are those
-of the zoo's tasks, or all of the backbone's data.
+The plan's ``pooled`` says how: ``start: zoo`` is the product's trunk, of all entries' votes and weights;
+``magnitude`` starts from the backbone's largest units, without any zoo; ``nothing`` from random weights.
+``images`` are those of the zoo's tasks, or all of the backbone's data.
 ``apart: [first, past]`` keeps it from these targets: their entries do not vote, and none of their classes is seen.
 What it cost is in its row. Resumable. It lies below `zoos/pooled/`; targets start from it by the product's method
 `trunk`, or the study's `pooled`.
