@@ -19,7 +19,9 @@ from benchmarks.study_tables import CONTROLS
 OUT = Path(__file__).parents[1] / "docs" / "evidence"
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 VERMILION, BLUE, GREEN, GREY, ORANGE = "#d55e00", "#0072b2", "#009e73", "#777777", "#e69f00"
+PURPLE = "#cc79a7"
 METHODS = {
+    "trunk": ("from the zoo's trunk", PURPLE, "P"),
     "mvp": ("MVP", VERMILION, "o"),
     "smsp": ("SMSP", BLUE, "s"),
     "ifp": ("IFP", GREEN, "^"),
@@ -111,12 +113,12 @@ def similarity(axes: Axes) -> bool:
 def controls(axes: Axes) -> bool:
     """Each control's difference to MVP@100."""
     rows = study_rows(MAIN)
-    names = [f"mvp@100-{name}" for name in CONTROLS]
+    names = ["trunk@100", *(f"mvp@100-{name}" for name in CONTROLS)]
     names += ["magnitude@100", "random@100", "ifp@5", "ifp@1000", "unpruned@100"]
     return _bars(axes, rows, names, "mvp@100")
 
 
-_PEERS = r"small|thin|mobilenet|probe|ifp@1000|unpruned"
+_PEERS = r"trunk@|small|thin|mobilenet|probe|ifp@1000|unpruned"
 
 
 def peers(axes: Axes) -> bool:

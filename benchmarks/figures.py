@@ -51,6 +51,7 @@ def headline() -> list[Figure]:
         *_study_figures("resnet18-keep0.32", "ifp@1000", "ResNet-18, CIFAR-100, tied keep 0.32"),
         *_study_figures("deit-tiny-imagenet", "ahnp@500", "DeiT-Tiny at 64 px, keep 0.25"),
         *_trial_figures(),
+        *_trunk_figures(),
         *_peer_figures(),
         *_zoo_figures(),
     ]
@@ -135,6 +136,11 @@ _GOALS = {
     ("mvp@300", "scratch"): ("P1-mvp300-minus-ifp1000", "best of 200, 300: ≥ 3"),
     ("mvp@100-disjoint", "scratch"): ("P1-disjoint100-minus-ifp1000", "stated"),
     ("mvp@100", "random@100"): ("P1-mvp100-minus-random100", "stated"),
+    ("trunk@100", "scratch"): ("P1-trunk100-minus-ifp1000", "≥ 2"),
+    ("trunk@20", "scratch"): ("P1-trunk20-minus-ifp1000", "≥ 0"),
+    ("trunk@100", "mvp@100"): ("P1-trunk100-minus-mvp100", "stated"),
+    ("trunk@20", "mvp@20"): ("P1-trunk20-minus-mvp20", "stated"),
+    ("trunk@20", "mvp@100"): ("P1-trunk20-minus-mvp100", "stated"),
 }
 _SUFFIX = {"resnet18-cifar100": "", "resnet18-keep0.32": "-keep0.32", "deit-tiny-imagenet": "-deit"}
 
@@ -151,14 +157,15 @@ def _study_figures(study: str, scratch: str, conditions: str) -> Iterator[Figure
             text = f"{ours} − {theirs}, {conditions}, {got[3]} targets, leave-one-out, test images"
             goal = "stated" if suffix else goal
             yield Figure(name, *got[:3], "points", goal, text, where, command)
-    spent = ratio(rows, "mvp@100", scratch, "total_flops")
-    if spent:
-        text = (
-            f"{scratch} over mvp@100, real training multiply-adds (similarity, statistics and head "
-            f"included), {conditions}, {spent[3]} targets"
-        )
-        goal = "stated" if suffix else "≥ 100"
-        yield Figure(f"P2-cost-ratio{suffix}", *spent[:3], "×", goal, text, where, command)
+    for ours, name in (("mvp@100", "P2-cost-ratio"), ("trunk@100", "P2-cost-ratio-trunk")):
+        spent = ratio(rows, ours, scratch, "total_flops")
+        if spent:
+            text = (
+                f"{scratch} over {ours}, real training multiply-adds (similarity, statistics and head "
+                f"included), {conditions}, {spent[3]} targets"
+            )
+            goal = "stated" if suffix else "≥ 100"
+            yield Figure(f"{name}{suffix}", *spent[:3], "×", goal, text, where, command)
 
 
 _RESNET = "ResNet-18, CIFAR-100, tied keep 0.1"
@@ -184,6 +191,27 @@ def _trial_figures() -> Iterator[Figure]:
         yield from _difference_figure(rows, *pair, name, "stated", MAIN)
 
 
+def _trunk_figures() -> Iterator[Figure]:
+    """What else a trunk could be made of, and what it costs once."""
+    rows = study_rows(MAIN)
+    for other in ("magnitude", "long"):
+        for steps in (20, 100):
+            name = f"P1-trunk{steps}-minus-trunk-{other}{steps}"
+            pair = f"trunk@{steps}", f"trunk-{other}@{steps}"
+            yield from _difference_figure(rows, *pair, name, "stated", MAIN)
+    trunks = [
+        json.loads(path.read_text()) for path in sorted((RESULTS / "pooled").glob("trunk-?.json"))
+    ]
+    scratch = [row["ifp@1000"]["total_flops"] for row in rows.values() if "ifp@1000" in row]
+    if trunks and scratch:
+        shares = [trunk["total_flops"] / float(np.mean(scratch)) for trunk in trunks]
+        text = f"multiply-adds of a trunk over one ifp@1000's, {_RESNET}; mean and range of {len(trunks)}"
+        yield Figure(
+            "P2-trunk-over-ifp1000", float(np.mean(shares)), min(shares), max(shares), "×", "stated", text,
+            "benchmarks/results/pooled/", f"python -m benchmarks.pooled benchmarks/plans/{MAIN}.yaml trunk-0",
+        )  # fmt: skip
+
+
 def best_peer(rows: Rows, pattern: str) -> str | None:
     """The most accurate variant of those that the most targets have."""
     found: dict[str, list[float]] = {}
@@ -202,9 +230,12 @@ def _peer_figures() -> Iterator[Figure]:
         if best:
             name = f"P4-minus-torch-pruning{steps}"
             yield from _difference_figure(rows, "mvp@100", best, name, goal, "peers")
+            name = f"P4-trunk100-minus-torch-pruning{steps}"
+            yield from _difference_figure(rows, "trunk@100", best, name, "stated", "peers")
     for theirs in ("small@100", "thin-distilled@100", "probe"):
-        name = f"P4-minus-{theirs.replace('@', '')}"
-        yield from _difference_figure(rows, "mvp@100", theirs, name, "stated", "peers")
+        for ours, start in (("mvp@100", "P4"), ("trunk@100", "P4-trunk100")):
+            name = f"{start}-minus-{theirs.replace('@', '')}"
+            yield from _difference_figure(rows, ours, theirs, name, "stated", "peers")
     parity = cost_to_parity(rows)
     if parity:
         text = (

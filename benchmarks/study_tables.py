@@ -60,15 +60,27 @@ CONTROLS = ("random-mask", "backbone-weights", "one", "disjoint", "random-neighb
 """What is changed in MVP: the mask, the weights, whom it asks."""
 
 SEEDED = ("mvp@100", "mvp@20", "random@100", "ifp@1000")
-PEERS = ("mvp@20", "tp-.*", "small.*", "thin.*", "mobilenet.*", "probe", "unpruned.*", "ifp@1000")
+PEERS = (
+    "mvp@20",
+    "trunk@(20|100)",
+    "tp-.*",
+    "small.*",
+    "thin.*",
+    "mobilenet.*",
+    "probe",
+    "unpruned.*",
+    "ifp@1000",
+)
 
 TABLES = [
     StudyTable(
         "resnet18-cifar100",
         "resnet18-cifar100",
         "ifp@1000",
-        (r"mvp@\d+", r"smsp@.*", r"magnitude@\d+", r"random@\d+", r"ifp.*", r"conventional.*", r"unpruned.*"),
+        (r"trunk@\d+", r"mvp@\d+", r"smsp@.*", r"magnitude@\d+", r"random@\d+", r"ifp.*", r"conventional.*",
+         r"unpruned.*"),
     ),
+    StudyTable("trunk", "resnet18-cifar100", "ifp@1000", (r"trunk@\d+", r"trunk.*", r"mvp@(20|100)")),
     StudyTable(
         "controls",
         "resnet18-cifar100",
