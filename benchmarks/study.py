@@ -19,13 +19,13 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import timm
 import torch
 import yaml
 
 from benchmarks import peers
 from benchmarks.peers import Outcome
+from benchmarks.voters import Ranking, asked, some_of
 from mvp_edge.pruning.ahnp import Scores, ahnp
 from mvp_edge.pruning.arithmetic import faster_dtype
 from mvp_edge.pruning.finetune import (
@@ -42,7 +42,6 @@ from mvp_edge.pruning.scratch import fine_tune
 from mvp_edge.pruning.smsp import smsp
 from mvp_edge.pruning.votes import Voter
 from mvp_edge.runs.rundir import machine, versions
-from mvp_edge.runs.settle import DEFAULT_NEIGHBOURS
 from mvp_edge.subnetwork.backbone import Backbone, load_backbone
 from mvp_edge.subnetwork.budget import exact_widths
 from mvp_edge.subnetwork.cost import forward_macs, paper_cost
@@ -52,7 +51,6 @@ from mvp_edge.tasks.task import Task, sample_tasks
 from mvp_edge.zoo.build import build_zoo, claim
 from mvp_edge.zoo.entries import Entry, Zoo
 from mvp_edge.zoo.neighbours import LEEP_IMAGES, Similarity, find_neighbours
-from mvp_edge.zoo.similarity import Candidate
 from mvp_edge_export.storage import read_json, write_json
 
 HERE = Path(__file__).parent
@@ -63,21 +61,6 @@ RECIPE = ("lr", "updates", "optimizer", "turn", "head", "statistics", "augment")
 
 
 @dataclass(frozen=True)
-class Ranking:
-    """A zoo's entries by similarity to a target, and what that cost."""
-
-    candidates: tuple[Candidate, ...]
-    flops: int
-    seconds: float
-
-    def among(self, entries: Sequence[Entry]) -> "Ranking":
-        """Of some of the entries alone, whose scores are the same, at their share of the cost."""
-        names, share = {one.name for one in entries}, len(entries) / len(self.candidates)
-        some = tuple(one for one in self.candidates if one.task in names)
-        return Ranking(some, round(self.flops * share), self.seconds * share)
-
-
-@dataclass(frozen=True)
 class Study:
     """A plan with everything it names loaded."""
 
@@ -85,7 +68,7 @@ class Study:
     backbone: Backbone
     tasks: list[Task]
     zoo: Zoo
-    rankings: dict[tuple[str, str, int], "Ranking"] = field(default_factory=dict)
+    rankings: dict[tuple[str, str, int], Ranking] = field(default_factory=dict)
     """What was found already, by (target, measure, entries)."""
 
     @classmethod
@@ -131,7 +114,7 @@ class Study:
         entries = self.zoo.entries()
         return [one for one in entries[: self.plan.get("first")] if one.name != task.name]
 
-    def ranking(self, task: Task, entries: Sequence[Entry], measure: Similarity) -> "Ranking":
+    def ranking(self, task: Task, entries: Sequence[Entry], measure: Similarity) -> Ranking:
         """The entries by similarity to a target, as `prune` finds it; found once a process."""
         key = (task.name, measure, len(entries))
         if key not in self.rankings:
@@ -298,30 +281,6 @@ def run_variant(
 def arithmetic() -> str:
     """What this machine trains in: processors differ, and the last digits of a result with them."""
     return str(faster_dtype("cpu") or torch.float32).removeprefix("torch.")
-
-
-def some_of(entries: Sequence[Entry], count: int | None, target: int) -> Sequence[Entry]:
-    """A smaller zoo: ``count`` of the entries, drawn anew for each target, nested in its larger draws."""
-    drawn = np.random.default_rng([target, 11]).permutation(len(entries))
-    return [entries[i] for i in sorted(drawn[:count])]
-
-
-def asked(ranked: Sequence[Candidate], variant: dict[str, Any], seed: int) -> Sequence[Candidate]:
-    """Those of the ranked entries, the nearest first, whose networks a variant uses."""
-    whole = METHODS[variant["method"]].asks == "zoo"
-    count = variant.get("neighbours", len(ranked) if whole else DEFAULT_NEIGHBOURS)
-    who = variant.get("who", "nearest")
-    if who == "farthest":
-        return ranked[-count:]
-    if who == "random":
-        rng = np.random.default_rng([seed, 7])
-        return [ranked[i] for i in sorted(rng.permutation(len(ranked))[:count])]
-    if who == "zoo":
-        return ranked
-    if who != "nearest":  # the nearest of a fifth of the zoo: "fifth-1" to "fifth-5"
-        first = (int(who.removeprefix("fifth-")) - 1) * len(ranked) // 5
-        return ranked[first : first + count]
-    return ranked[:count]
 
 
 def _method(variant: dict[str, Any], zoo: Sequence[Voter] = ()) -> Callable[[Problem], Pruned]:

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.study import Study, asked, is_current, some_of
+from benchmarks.study import Study, is_current
+from benchmarks.voters import asked, some_of
 from mvp_edge.pruning.finetune import Recipe
 from mvp_edge.zoo.similarity import Candidate
 
@@ -71,3 +72,12 @@ def test_a_targets_place_is_that_in_its_own_draw() -> None:
     plan = {"draws": [{"count": 2}, {"count": 3}]}
     study = Study(plan, None, tasks, None)  # type: ignore[arg-type]
     assert [study.place(task) for task in tasks] == [0, 1, 0, 1, 2]
+
+
+def test_a_target_starts_from_the_trunk_that_was_kept_apart_from_it() -> None:
+    tasks: list[Any] = list("abcd")
+    pooled = {"first": {"apart": [0, 2]}, "second": {"apart": [2, 4]}}
+    study = Study({"draws": [{"count": 4}], "pooled": pooled}, None, tasks, None)  # type: ignore[arg-type]
+    found = [study.start(["first", "second"], task) for task in tasks]
+    assert found == ["first", "first", "second", "second"]
+    assert study.start("first", tasks[3]) == "first"

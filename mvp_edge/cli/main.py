@@ -112,7 +112,7 @@ def _end(code: int, line: str) -> None:
 @click.option("--classes", metavar="A,B,…", help="Only these classes of the task.")
 @click.option(
     "--method", type=click.Choice(["auto", *METHODS]), default="auto", show_default=True,
-    help="auto: the zoo votes; from scratch where it has no tasks.",
+    help="auto: from the zoo's trunk; without one its tasks vote; from scratch where it has none.",
 )  # fmt: skip
 @click.option("--policy", type=click.Choice(POLICIES), help="What is prunable [the zoo's].")
 @click.option("--similarity", type=click.Choice(["leep", "wordnet"]), help="[leep]")
