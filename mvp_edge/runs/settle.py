@@ -257,7 +257,12 @@ def settle(
         first, more = task.skipped[0], len(task.skipped) - 1
         others = f" and {more} more (run.json lists them)" if more else ""
         say(f"skipped {first.file}: {first.why}{others}")
-    method, entries, neighbours, reason = _voters(request, backbone, zoo, task)
+    widest = _ceiling(
+        request,
+        zoo,
+        several=request.front is not None or _climbs(request, "mvp", profile, task),
+    )
+    method, entries, neighbours, reason = _voters(request, backbone, zoo, task, widest)
     several = request.front is not None or _climbs(request, method, profile, task)
     plan = solve(
         backbone.model,
@@ -352,9 +357,9 @@ def _task(request: Request, progress: Progress) -> Task:
 
 
 def _voters(
-    request: Request, backbone: Backbone, zoo: Zoo | None, task: Task
+    request: Request, backbone: Backbone, zoo: Zoo | None, task: Task, widest: float
 ) -> tuple[str, tuple[Entry, ...], int, str]:
-    """The method, who may vote, how many do, and why so."""
+    """The method, who may vote, how many do, and why so; ``widest``: the largest keep ratio wanted."""
     given = [name for name, usual in _VOTING.items() if getattr(request, name) != usual]
     asks = "neighbours" if request.method == "auto" else METHODS[request.method].asks
     votes = asks in ("neighbours", "zoo")
@@ -368,7 +373,7 @@ def _voters(
         return request.method, (), 0, "as asked"
     if asks == "trunk" or (request.method == "auto" and not given):
         trunks = tuple(zoo.trunks()) if zoo else ()
-        if trunks:
+        if trunks and (asks == "trunk" or trunks[-1].keep >= widest - 1e-9):
             why = f"from the zoo's trunk of {len(trunks[0].classes)} classes"
             return "trunk", trunks, 0, why if request.method == "auto" else f"as asked; {why}"
         if asks == "trunk":
