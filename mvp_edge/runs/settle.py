@@ -21,7 +21,7 @@ from mvp_edge.subnetwork.backbone import Backbone, load_backbone
 from mvp_edge.subnetwork.budget import Plan, solve
 from mvp_edge.subnetwork.units import POLICIES
 from mvp_edge.tasks.task import Task
-from mvp_edge.zoo.build import anchored, choose_accelerator
+from mvp_edge.zoo.build import DEFAULT_KEEP, anchored, choose_accelerator
 from mvp_edge.zoo.entries import Entry, Zoo, wide_enough
 from mvp_edge.zoo.neighbours import Similarity
 from mvp_edge.zoo.synsets import load_overrides, wordnet
@@ -29,8 +29,6 @@ from mvp_edge_export.errors import BadInput
 from mvp_edge_export.profile import DeviceProfile, load_profile
 from mvp_edge_export.storage import sha256_json
 
-DEFAULT_KEEP = 0.1
-"""Kept where neither a zoo nor the user says: the paper's 90 % pruned."""
 MAX_INPUT, MAX_FRONT = 1024, 12
 DEFAULT_NEIGHBOURS = 3
 
