@@ -21,14 +21,14 @@ import torch
 from benchmarks.peers import first_units, thin
 from benchmarks.study import HERE, POOLED, Study
 from mvp_edge.pruning.finetune import accuracy, predict_logits
-from mvp_edge.pruning.methods import METHODS, recipe_for
+from mvp_edge.pruning.methods import recipe_for
 from mvp_edge.pruning.problem import Pruned
 from mvp_edge.pruning.scratch import fine_tune
 from mvp_edge.runs.rundir import machine, versions
 from mvp_edge.tasks.task import Task
 from mvp_edge.zoo.build import to_network
 from mvp_edge.zoo.entries import Entry
-from mvp_edge.zoo.trunk import Pool, pool, train_trunk, usual_steps
+from mvp_edge.zoo.trunk import Pool, pool, train_trunk
 from mvp_edge_export.storage import write_json
 
 
@@ -80,18 +80,15 @@ def _made(
 ) -> Pruned:
     """Trained from what the plan says."""
     backbone, keep, start = study.backbone, study.zoo.keep, how["start"]
-    if start == "zoo":
-        steps = how.get("steps")
-        made, _ = train_trunk(backbone, study.zoo.policy, entries, seen, keep, steps=steps, **more)
-        return made
-    steps = how.get("steps", usual_steps(seen))
-    recipe = recipe_for(start if start in METHODS else None, backbone.family, steps=steps)
-    if start == "nothing":  # what a network from random weights needs
-        recipe = replace(recipe, batch=256, lr=0.2, head="random", statistics=False)
+    if start != "nothing":
+        voters = entries if start == "zoo" else []
+        return train_trunk(
+            backbone, study.zoo.policy, voters, seen, keep, steps=how.get("steps"), **more
+        )[0]
+    recipe = recipe_for(None, backbone.family, steps=how["steps"])  # what random weights need:
+    recipe = replace(recipe, batch=256, lr=0.2, head="random", statistics=False)
     problem = study.problem(seen.images, len(seen.classes), recipe, keep, **more)
-    if start == "nothing":
-        return fine_tune(problem, thin(problem), first_units(problem))
-    return METHODS[start].prune(problem)
+    return fine_tune(problem, thin(problem), first_units(problem))
 
 
 def _said(phase: str, done: int, total: int) -> None:

@@ -85,7 +85,7 @@ def zoo_build(console: Console, **options: Any) -> None:
     "trunk",
     epilog=example(
         "mvp-edge zoo trunk zoo/ --tasks tasks/",
-        "mvp-edge zoo trunk zoo/ --tasks cifar100.zip --sample 20x5 --keep 0.25",
+        "mvp-edge zoo trunk new/ --backbone resnet18 --tasks tasks/ --keep 0.25",
     ),
 )
 @click.argument("path", metavar="ZOO", type=PATH)
@@ -94,20 +94,28 @@ def zoo_build(console: Console, **options: Any) -> None:
     required=True,
     type=PATH,
     metavar="DIR",
-    help="The folder of tasks that the zoo was built from; with --sample, of classes.",
+    help="The folder of tasks; with --sample, of classes: those that the zoo was built from.",
 )
 @click.option("--sample", metavar="NxK", help="As the zoo was built.")
-@click.option("--backbone", type=click.Path(), metavar="NAME|FILE", help=backbone_help)
-@click.option("--keep", type=Number(0, 1, min_open=True), help="[the zoo's]")
+@click.option(
+    "--backbone",
+    type=click.Path(),
+    metavar="NAME|FILE",
+    help=f"Of a new zoo: {backbone_help}",
+)
+@click.option("--policy", type=click.Choice(POLICIES), help="Of a new zoo [the family's default].")
+@click.option("--keep", type=Number(0, 1, min_open=True), help="[the zoo's; 0.1 of a new one]")
 @click.option("--steps", type=click.IntRange(1), help="[16 passes through the images]")
 @click.option("--force", is_flag=True, help="Replace the trunk of that ratio.")
+@input_size
 @accelerator
 @seed
 @common
 def zoo_trunk(console: Console, **options: Any) -> None:
-    """Train one network of all the zoo's tasks; `prune` starts new tasks from it.
+    """Train one network of all tasks at once; `prune` starts new tasks from it.
 
-    The images of all tasks are needed once more, in one place. Killed at any moment, the same command goes on.
+    The zoo's entries say what it keeps; without entries, the backbone's largest units are kept. The images of all
+    tasks are needed in one place. Killed at any moment, the same command goes on.
     """
     console.say("loading …")
     from mvp_edge.zoo.trunk import grow_trunk

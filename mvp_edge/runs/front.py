@@ -30,9 +30,10 @@ from mvp_edge.runs.run import (
     tune_reference,
 )
 from mvp_edge.runs.rundir import Claim, RunDirectory
-from mvp_edge.runs.settle import DEFAULT_KEEP, Settled
+from mvp_edge.runs.settle import Settled
 from mvp_edge.runs.sizing import sized
 from mvp_edge.subnetwork.budget import ladder, solve
+from mvp_edge.zoo.build import DEFAULT_KEEP
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.measuring.bench import time_model
 from mvp_edge_export.measuring.machine import differences, this_machine

@@ -21,7 +21,7 @@ from mvp_edge.subnetwork.backbone import Backbone, load_backbone
 from mvp_edge.subnetwork.budget import Plan, solve
 from mvp_edge.subnetwork.units import POLICIES
 from mvp_edge.tasks.task import Task
-from mvp_edge.zoo.build import anchored, choose_accelerator
+from mvp_edge.zoo.build import DEFAULT_KEEP, anchored, choose_accelerator
 from mvp_edge.zoo.entries import Entry, Zoo, wide_enough
 from mvp_edge.zoo.neighbours import Similarity
 from mvp_edge.zoo.synsets import load_overrides, wordnet
@@ -29,8 +29,6 @@ from mvp_edge_export.errors import BadInput
 from mvp_edge_export.profile import DeviceProfile, load_profile
 from mvp_edge_export.storage import sha256_json
 
-DEFAULT_KEEP = 0.1
-"""Kept where neither a zoo nor the user says: the paper's 90 % pruned."""
 MAX_INPUT, MAX_FRONT = 1024, 12
 DEFAULT_NEIGHBOURS = 3
 
@@ -257,7 +255,12 @@ def settle(
         first, more = task.skipped[0], len(task.skipped) - 1
         others = f" and {more} more (run.json lists them)" if more else ""
         say(f"skipped {first.file}: {first.why}{others}")
-    method, entries, neighbours, reason = _voters(request, backbone, zoo, task)
+    widest = _ceiling(
+        request,
+        zoo,
+        several=request.front is not None or _climbs(request, "mvp", profile, task),
+    )
+    method, entries, neighbours, reason = _voters(request, backbone, zoo, task, widest)
     several = request.front is not None or _climbs(request, method, profile, task)
     plan = solve(
         backbone.model,
@@ -352,9 +355,9 @@ def _task(request: Request, progress: Progress) -> Task:
 
 
 def _voters(
-    request: Request, backbone: Backbone, zoo: Zoo | None, task: Task
+    request: Request, backbone: Backbone, zoo: Zoo | None, task: Task, widest: float
 ) -> tuple[str, tuple[Entry, ...], int, str]:
-    """The method, who may vote, how many do, and why so."""
+    """The method, who may vote, how many do, and why so; ``widest``: the largest keep ratio wanted."""
     given = [name for name, usual in _VOTING.items() if getattr(request, name) != usual]
     asks = "neighbours" if request.method == "auto" else METHODS[request.method].asks
     votes = asks in ("neighbours", "zoo")
@@ -368,7 +371,7 @@ def _voters(
         return request.method, (), 0, "as asked"
     if asks == "trunk" or (request.method == "auto" and not given):
         trunks = tuple(zoo.trunks()) if zoo else ()
-        if trunks:
+        if trunks and (asks == "trunk" or trunks[-1].keep >= widest - 1e-9):
             why = f"from the zoo's trunk of {len(trunks[0].classes)} classes"
             return "trunk", trunks, 0, why if request.method == "auto" else f"as asked; {why}"
         if asks == "trunk":

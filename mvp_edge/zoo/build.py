@@ -29,6 +29,9 @@ from mvp_edge.zoo.entries import Zoo
 from mvp_edge.zoo.synsets import wordnet
 from mvp_edge_export.errors import BadInput
 
+DEFAULT_KEEP = 0.1
+"""Kept where neither a zoo nor the user says: the paper's 90 % pruned."""
+
 
 def build_from(
     *,
@@ -36,7 +39,7 @@ def build_from(
     tasks: Path,
     path: Path,
     sample: str | None = None,
-    keep: float = 0.1,
+    keep: float = DEFAULT_KEEP,
     policy: str | None = None,
     method: str | None = None,
     steps: int | None = None,

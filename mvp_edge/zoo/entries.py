@@ -319,6 +319,11 @@ def _broken(entry: Path, why: Exception) -> BadInput:
     return BadInput(f"zoo entry {entry.name} is broken: {reason}; {remedy}")
 
 
+def is_zoo(path: Path) -> bool:
+    """Whether there is a zoo already, sound or not."""
+    return (path / _ZOO).exists()
+
+
 def wide_enough(networks: Sequence[Entry], keep: float) -> Entry:
     """The narrowest of them that is as wide as ``keep``; where none is, the widest."""
     enough = [one for one in networks if one.keep >= keep - 1e-9]

@@ -2,7 +2,8 @@
 
 Which units are kept depends little on the task that asks (benchmarks/README.md, *How similar must the tasks
 be*). So the whole zoo votes once, and what it keeps is trained once on the pooled images of its tasks. A new
-task's network starts from there instead of from its neighbours' mean: the same steps reach further.
+task's network starts from there instead of from its neighbours' mean: the same steps reach further. Where nothing
+was pruned yet, the backbone's largest units are trained instead.
 
     tasks ─ pool ─→ images of all their classes ┐
     entries ─ vote, average (mvp) ──────────────┴─ steps ─→ zoo/trunks/<keep>/
@@ -10,7 +11,7 @@ task's network starts from there instead of from its neighbours' mean: the same 
 
 import shutil
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mvp_edge.pruning.finetune import Recipe, accuracy, predict_logits
-from mvp_edge.pruning.methods import recipe_for
-from mvp_edge.pruning.mvp import mvp
+from mvp_edge.pruning.methods import METHODS, recipe_for
 from mvp_edge.pruning.problem import Problem, Progress, Pruned
 from mvp_edge.subnetwork.backbone import Backbone, load_backbone
 from mvp_edge.subnetwork.budget import exact_widths
-from mvp_edge.subnetwork.units import unit_groups
+from mvp_edge.subnetwork.units import POLICIES, unit_groups
 from mvp_edge.tasks.task import Images, Task
 from mvp_edge.zoo.build import (
+    DEFAULT_KEEP,
     anchored,
     choose_accelerator,
     claim,
@@ -36,7 +37,7 @@ from mvp_edge.zoo.build import (
     to_network,
     within_limits,
 )
-from mvp_edge.zoo.entries import Entry, Zoo
+from mvp_edge.zoo.entries import Entry, Zoo, is_zoo
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.images import Preprocess
 
@@ -53,8 +54,10 @@ def grow_trunk(
     tasks: Path,
     sample: str | None = None,
     backbone: str | None = None,
+    policy: str | None = None,
     keep: float | None = None,
     steps: int | None = None,
+    input_size: int | None = None,
     accelerator: str = "auto",
     seed: int = 0,
     force: bool = False,
@@ -64,12 +67,14 @@ def grow_trunk(
     """What `mvp-edge zoo trunk` does; killed at any moment, the same call goes on.
 
     Args:
-        path: the zoo.
+        path: the zoo; made for ``backbone`` if need be.
         tasks: where the images of its tasks lie, as `build_from` has them.
         sample: as `build_from` has it.
-        backbone: where the zoo's lies, if it has moved.
-        keep: of each unit group; the zoo's own by default.
+        backbone: of a new zoo, or where an existing zoo's lies, if it has moved.
+        policy: of a new zoo; the family's default.
+        keep: of each unit group; the zoo's own by default, and a tenth of a new one's.
         steps: so many; by default ``EPOCHS`` passes through the images.
+        input_size: of a new zoo's images; the backbone's by default.
         accelerator: auto, cpu or cuda.
         seed: of tasks, splits and batches.
         force: replace the trunk of that ratio.
@@ -77,27 +82,21 @@ def grow_trunk(
         say: told a line at a time.
 
     Raises:
-        BadInput: there is one already, the zoo is empty, or the tasks cannot be read.
+        BadInput: there is one already, or the zoo, the backbone or the tasks cannot be read.
     """
-    zoo = Zoo.open(path)
-    entries, ratio = zoo.entries(), zoo.keep if keep is None else keep
-    if not entries:
-        raise BadInput(f"zoo {path} has no tasks that could vote: mvp-edge zoo build makes them")
-    if not force and any(abs(trunk.keep - ratio) < 1e-9 for trunk in zoo.trunks()):
-        raise BadInput(f"zoo {path} has a trunk at keep {ratio:g} already: --force replaces it")
-    size = int(zoo.facts["backbone"]["input_size"])
-    loaded = load_backbone(anchored(backbone or zoo.backbone_source), size)
-    zoo.check(loaded)
     accelerator = choose_accelerator(accelerator)
     found = find_tasks(tasks, sample, seed, progress)
+    zoo, loaded = _opened(path, backbone, policy, keep, input_size)
+    entries, ratio = zoo.entries(), zoo.keep if keep is None else keep
+    if not force and any(abs(trunk.keep - ratio) < 1e-9 for trunk in zoo.trunks()):
+        raise BadInput(f"zoo {path} has a trunk at keep {ratio:g} already: --force replaces it")
     lacking = sorted(set(zoo.names()) - {task.name for task in found})
     if lacking:
         say(f"without images of {len(lacking)} of the zoo's {len(entries)} tasks, as {lacking[0]}")
     seen = pool(found, "train", loaded.preprocess, progress=progress)
     unseen = pool(found, "val", loaded.preprocess, progress=progress)
-    say(
-        f"{path}: {len(entries)} tasks vote; {len(seen.images)} images of {len(seen.classes)} classes"
-    )
+    who = f"{len(entries)} tasks vote" if entries else "no tasks yet, so the largest units are kept"
+    say(f"{path}: {who}; {len(seen.images)} images of {len(seen.classes)} classes")
     with claim(zoo.path / ".work", f"trunk-{ratio:g}") as work, within_limits(zoo.path):
         if work is None:
             raise BadInput(f"another process makes this trunk of zoo {path}: wait for it")
@@ -125,6 +124,28 @@ def grow_trunk(
         )
         shutil.rmtree(work)
     return trunk
+
+
+def _opened(
+    path: Path,
+    backbone: str | None,
+    policy: str | None,
+    keep: float | None,
+    input_size: int | None,
+) -> tuple[Zoo, Backbone]:
+    """The zoo, made if need be, and its backbone."""
+    if is_zoo(path):
+        zoo = Zoo.open(path)
+        size = input_size or int(zoo.facts["backbone"]["input_size"])
+        loaded = load_backbone(anchored(backbone or zoo.backbone_source), size)
+        zoo.check(loaded, policy)
+        return zoo, loaded
+    if backbone is None:
+        raise BadInput(f"{path} is no zoo yet: name the backbone of a new one with --backbone")
+    loaded = load_backbone(anchored(backbone), input_size)
+    chosen, ratio = policy or POLICIES[loaded.family][0], DEFAULT_KEEP if keep is None else keep
+    exact_widths(unit_groups(loaded.model, chosen), ratio)
+    return Zoo.create(path, loaded, chosen, ratio), loaded
 
 
 @dataclass(frozen=True)
@@ -188,12 +209,12 @@ def train_trunk(
     accelerator: str = "cpu",
     **more: Any,
 ) -> tuple[Pruned, Recipe]:
-    """All entries vote and are averaged; what they keep is trained on the pool.
+    """All entries vote and are averaged, or nobody does; what is kept is trained on the pool.
 
     Args:
         backbone: the zoo's.
         policy: the zoo's.
-        entries: who votes.
+        entries: who votes; where nobody does, the backbone's largest units are kept.
         pooled: the images.
         keep: of each unit group.
         steps: so many; by default ``EPOCHS`` passes through the pool.
@@ -201,8 +222,11 @@ def train_trunk(
         accelerator: cpu or cuda.
         more: of Problem's fields (checkpoint, progress).
     """
-    steps = usual_steps(pooled) if steps is None else steps
-    recipe = recipe_for("mvp", backbone.family, steps=steps, accelerator=accelerator)
+    name = "mvp" if entries else "magnitude"
+    recipe = recipe_for(name, backbone.family, accelerator=accelerator)
+    if steps is None:
+        steps = max(LEAST_STEPS, round(EPOCHS * len(pooled.images) / recipe.batch))
+    recipe = replace(recipe, steps=steps)
     problem = Problem(
         backbone=backbone,
         policy=policy,
@@ -215,9 +239,4 @@ def train_trunk(
         voters=[entry.voter(keep) for entry in entries],
         **more,
     )
-    return mvp(problem), recipe
-
-
-def usual_steps(pooled: Pool) -> int:
-    """As many as ``EPOCHS`` passes through the images take."""
-    return max(LEAST_STEPS, round(EPOCHS * len(pooled.images) / Recipe().batch))
+    return METHODS[name].prune(problem), recipe

@@ -115,6 +115,10 @@ def test_new_tasks_start_from_it(place: Path) -> None:
     smaller = Network.load(place / "runs/003")
     for name, units in smaller.kept.items():
         assert set(units) <= set(trunk.kept[name])
+    for wider in (("--keep", "0.75"), ("--keep", "0.6", "--front", "2")):  # than the trunk
+        assert "mvp (3 of the zoo's 4 tasks vote)" in prune(place, *PRUNE, *wider).err
+    asked = prune(place, *PRUNE, method="trunk", keep="0.75")
+    assert "trunk (as asked; from the zoo's trunk of 5 classes)" in asked.err
     voted = prune(place, *PRUNE, neighbours="2")
     assert "mvp (2 of the zoo's 4 tasks vote)" in voted.err
 
@@ -140,9 +144,26 @@ def test_what_cannot_be_is_refused_and_nothing_changes(place: Path) -> None:
     refused(
         command(*TRUNK[:4], "nowhere", "--keep", "0.25", cwd=place), place, "nowhere", before=before
     )
-    shutil.rmtree(place / "zoo/entries")
-    before = tree(place)
-    refused(command(*TRUNK, "--force", cwd=place), place, "no tasks that could vote", before=before)
+    fresh = ("zoo", "trunk", "fresh", "--tasks")
+    refused(command(*fresh, "digits", "--sample", "4x3", cwd=place), place, "fresh is no zoo yet",
+            "--backbone", before=before)  # fmt: skip
+    refused(command(*fresh, "nowhere", "--backbone", "backbone.json", cwd=place), place, "nowhere",
+            before=before)  # fmt: skip
+
+
+def test_without_a_zoo_the_largest_units_are_trained(place: Path) -> None:
+    words = ("zoo", "trunk", "fresh", "--backbone", "backbone.json", "--tasks", "digits")
+    done = command(*words, "--sample", "4x3", "--keep", "0.5", "--steps", "20", cwd=place)
+    assert done.code == 0, done.err
+    assert "no tasks yet, so the largest units are kept" in done.err
+    trunk = Network.load(place / "fresh/trunks/0.5")
+    largest = prune(place, *PRUNE, method="magnitude")
+    assert largest.code == 0, largest.err
+    expected = Network.load(place / "runs/001").kept
+    assert all(np.array_equal(trunk.kept[name], units) for name, units in expected.items())
+    run = prune(place, *PRUNE, zoo="fresh")
+    assert "trunk (from the zoo's trunk of 5 classes)" in run.err
+    assert "0 entries" in command("zoo", "list", "fresh", cwd=place).out
 
 
 def test_it_is_listed_and_checked(place: Path) -> None:
