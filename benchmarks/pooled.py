@@ -4,7 +4,8 @@
 
 The plan's ``pooled`` says how: ``start: zoo`` is the product's trunk, of all entries' votes and weights;
 ``magnitude`` starts from the backbone's largest units, without any zoo; ``nothing`` from random weights.
-``images`` are those of the zoo's tasks, or all of the backbone's data.
+``images`` are those of the zoo's tasks, or all of the backbone's data. ``taught: T``: by the backbone's logits of
+them at temperature T, without labels; its accuracy is then how often it agrees with the backbone.
 ``apart: [first, past]`` keeps it from these targets: their entries do not vote, and none of their classes is seen.
 What it cost is in its row. Resumable. It lies below `zoos/pooled/`; targets start from it by the product's method
 `trunk`, or the study's `pooled`.
@@ -16,19 +17,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.peers import first_units, thin
 from benchmarks.study import HERE, POOLED, Study
+from benchmarks.teaching import Taught, teaching_loss
 from mvp_edge.pruning.finetune import accuracy, predict_logits
-from mvp_edge.pruning.methods import recipe_for
-from mvp_edge.pruning.problem import Pruned
+from mvp_edge.pruning.methods import METHODS, recipe_for
+from mvp_edge.pruning.problem import Pruned, Training
 from mvp_edge.pruning.scratch import fine_tune
 from mvp_edge.runs.rundir import machine, versions
-from mvp_edge.tasks.task import Task
+from mvp_edge.subnetwork.cost import forward_macs
+from mvp_edge.tasks.task import Images, Task
 from mvp_edge.zoo.build import to_network
 from mvp_edge.zoo.entries import Entry
-from mvp_edge.zoo.trunk import Pool, pool, train_trunk
+from mvp_edge.zoo.trunk import EPOCHS, Pool, pool, train_trunk
 from mvp_edge_export.storage import write_json
 
 
@@ -54,6 +58,8 @@ def main() -> None:
         for split in ("train", "test")
     )
     entries = [one for one in study.zoo.entries() if one.name not in own]
+    if "taught" in how:
+        seen, test = (_as_the_backbone_sees(study, one) for one in (seen, test))
     made = _made(study, how, seen, entries[: study.plan.get("first")], more)
     to_network(study.backbone, study.zoo.policy, seen.classes, made).save(folder)
     more["checkpoint"].unlink()
@@ -80,6 +86,8 @@ def _made(
 ) -> Pruned:
     """Trained from what the plan says."""
     backbone, keep, start = study.backbone, study.zoo.keep, how["start"]
+    if "taught" in how:
+        return _taught(study, how, seen)
     if start != "nothing":
         voters = entries if start == "zoo" else []
         return train_trunk(
@@ -89,6 +97,33 @@ def _made(
     recipe = replace(recipe, batch=256, lr=0.2, head="random", statistics=False)
     problem = study.problem(seen.images, len(seen.classes), recipe, keep, **more)
     return fine_tune(problem, thin(problem), first_units(problem))
+
+
+def _as_the_backbone_sees(study: Study, pooled: Pool) -> Pool:
+    """The same images, labelled by the backbone with what it was trained to tell apart."""
+    whole = study.backbone.model
+    pixels = pooled.images.pixels
+    labels = predict_logits(whole, pixels, study.backbone.preprocess, fast=True).argmax(1)
+    return Pool(study.backbone.classes, Images(pixels, labels.astype(np.int64)))
+
+
+def _taught(study: Study, how: dict[str, Any], seen: Pool) -> Pruned:
+    """From the backbone's largest units, by the backbone's opinion of the images alone: nobody labelled them."""
+    backbone, steps = study.backbone, round(EPOCHS * len(seen.images) / 128)
+    recipe = recipe_for("magnitude", backbone.family, steps=how.get("steps", steps))
+    problem = study.problem(seen.images, len(seen.classes), recipe, study.zoo.keep)
+    start = METHODS["magnitude"].prune(replace(problem, recipe=replace(recipe, steps=0)))
+    training = Training(replace(problem, progress=_said), start.model, start.kept)
+    training.ledger = start.ledger
+    logits = predict_logits(backbone.model, seen.images.pixels, backbone.preprocess, fast=True)
+    macs = forward_macs(backbone.model, backbone.shape)
+    training.ledger.statistics_flops += macs * len(seen.images)
+    training.batches = Taught(problem, torch.from_numpy(logits))
+    training.loss = teaching_loss(1.0, how["taught"])
+    training.run(recipe.steps)
+    made = training.finished({})
+    made.ranking = start.ranking
+    return made
 
 
 def _said(phase: str, done: int, total: int) -> None:
