@@ -194,7 +194,7 @@ def _trial_figures() -> Iterator[Figure]:
 def _trunk_figures() -> Iterator[Figure]:
     """What else a trunk could be made of, and what it costs once."""
     rows = study_rows(MAIN)
-    for other in ("magnitude", "long"):
+    for other in ("magnitude", "taught", "long"):
         for steps in (20, 100):
             name = f"P1-trunk{steps}-minus-trunk-{other}{steps}"
             pair = f"trunk@{steps}", f"trunk-{other}@{steps}"
