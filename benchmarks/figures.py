@@ -49,7 +49,7 @@ def headline() -> list[Figure]:
     found = [
         *_study_figures(MAIN, "ifp@1000", _RESNET),
         *_study_figures("resnet18-keep0.32", "ifp@1000", "ResNet-18, CIFAR-100, tied keep 0.32"),
-        *_study_figures("deit-tiny-imagenet", "ahnp@500", "DeiT-Tiny at 64 px, keep 0.25"),
+        *_study_figures(_DEIT, "ahnp@500", "DeiT-Tiny at 64 px, keep 0.25"),
         *_trial_figures(),
         *_trunk_figures(),
         *_peer_figures(),
@@ -68,19 +68,20 @@ def headline() -> list[Figure]:
 
 
 MAIN = "resnet18-cifar100"
-_OF_MAIN = ("peers", "zoo-size", "ratios", "seeds")
-"""Studies of the main study's targets and zoo: what it has measured already is not measured again."""
+_DEIT = "deit-tiny-imagenet"
+_PART_OF = {**dict.fromkeys(("peers", "zoo-size", "ratios", "seeds"), MAIN), "deit-trunk": _DEIT}
+"""Studies of another one's targets: what that has measured already is not measured again."""
 
 
 def study_rows(study: str) -> dict[str, dict[str, dict[str, Any]]]:
-    """All rows of a study, with the main study's of the same targets where the zoo is the same."""
+    """All rows of a study, with those of the study that it is a part of, of the same targets."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for path in sorted((RESULTS / study).glob("*.json")):
         facts = json.loads(path.read_text())
         found[facts["target"]] = facts["rows"]
-    if study in _OF_MAIN:
-        main = study_rows(MAIN)
-        found = {target: {**main.get(target, {}), **rows} for target, rows in found.items()}
+    if study in _PART_OF:
+        whole = study_rows(_PART_OF[study])
+        found = {target: {**whole.get(target, {}), **rows} for target, rows in found.items()}
     return found
 
 
@@ -194,7 +195,7 @@ def _trial_figures() -> Iterator[Figure]:
 def _trunk_figures() -> Iterator[Figure]:
     """What else a trunk could be made of, and what it costs once."""
     rows = study_rows(MAIN)
-    for other in ("magnitude", "long"):
+    for other in ("magnitude", "taught", "long"):
         for steps in (20, 100):
             name = f"P1-trunk{steps}-minus-trunk-{other}{steps}"
             pair = f"trunk@{steps}", f"trunk-{other}@{steps}"

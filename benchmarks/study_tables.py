@@ -90,6 +90,7 @@ TABLES = [
     StudyTable("one-update", "resnet18-cifar100", "ifp@1000", (r"mvp@\d+-one-update", r".*-one-update")),
     StudyTable("resnet18-keep0.32", "resnet18-keep0.32", "ifp@1000", (r"mvp@\d+", r"mvp.*", ".*")),
     StudyTable("deit-tiny-imagenet", "deit-tiny-imagenet", "ahnp@500", (r"mvp@\d+", r"mvp.*", ".*")),
+    StudyTable("deit-trunk", "deit-trunk", "ahnp@500", (r"trunk@\d+", r"mvp@(20|100)")),
     StudyTable("zoo-size", "zoo-size", "mvp@100", ("mvp@100-zoo-.*", r"mvp@100-n\d", "mvp@100-wordnet")),
     StudyTable("zoo-size-20", "zoo-size", "mvp@20", ("mvp@20-zoo-.*", "mvp@20-fifth.*", "mvp@20-(wordnet|by-lot)")),
     *(
