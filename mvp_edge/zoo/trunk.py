@@ -10,6 +10,7 @@ was pruned yet, the backbone's largest units are trained instead.
 """
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -93,13 +94,17 @@ def grow_trunk(
     lacking = sorted(set(zoo.names()) - {task.name for task in found})
     if lacking:
         say(f"without images of {len(lacking)} of the zoo's {len(entries)} tasks, as {lacking[0]}")
-    seen = pool(found, "train", loaded.preprocess, progress=progress)
-    unseen = pool(found, "val", loaded.preprocess, progress=progress)
-    who = f"{len(entries)} tasks vote" if entries else "no tasks yet, so the largest units are kept"
-    say(f"{path}: {who}; {len(seen.images)} images of {len(seen.classes)} classes")
     with claim(zoo.path / ".work", f"trunk-{ratio:g}") as work, within_limits(zoo.path):
         if work is None:
             raise BadInput(f"another process makes this trunk of zoo {path}: wait for it")
+        seen = pool(found, "train", loaded.preprocess, progress=progress)
+        unseen = pool(found, "val", loaded.preprocess, progress=progress)
+        who = (
+            f"{len(entries)} tasks vote"
+            if entries
+            else "no tasks yet, so the largest units are kept"
+        )
+        say(f"{path}: {who}; {len(seen.images)} images of {len(seen.classes)} classes")
         pruned, recipe = train_trunk(
             loaded,
             zoo.policy,
@@ -175,23 +180,20 @@ def pool(
         without: names of classes that are left out.
         progress: told of the images that have to be decoded.
     """
-    sources = {(task.source, name) for task in tasks for name in task.classes}
-    image = 3 * preprocess.size**2
-    most = max(1, POOL_BYTES // (image * max(1, len(sources))))
+    first = {(task.source, name): task.name for task in reversed(tasks) for name in task.classes}
+    first = {one: task for one, task in first.items() if one[1] not in without}
+    most = max(1, POOL_BYTES // (3 * preprocess.size**2 * max(1, len(first))))
     parts: dict[tuple[str, str], NDArray[np.uint8]] = {}
     for task in tasks:
         images = task.images(
             split, preprocess, progress=partial(progress, f"{task.name}: decoding {split}")
         )
         for label, name in enumerate(task.classes):
-            if (task.source, name) not in parts and name not in without:
-                parts[task.source, name] = images.pixels[
-                    np.flatnonzero(images.labels == label)[:most]
-                ]
-    names = [name for _, name in parts]
-    classes = [
-        name if names.count(name) == 1 else f"{Path(source).stem}/{name}" for source, name in parts
-    ]
+            if first.get((task.source, name)) == task.name:
+                rows = np.flatnonzero(images.labels == label)[:most]
+                parts[task.source, name] = images.pixels[rows]
+    names = Counter(name for _, name in parts)
+    classes = [one[1] if names[one[1]] == 1 else f"{first[one]}/{one[1]}" for one in parts]
     labels = np.repeat(np.arange(len(parts)), [len(part) for part in parts.values()])
     pixels = np.concatenate([*parts.values(), np.empty((0, *[preprocess.size] * 2, 3), np.uint8)])
     return Pool(tuple(classes), Images(pixels, labels.astype(np.int64)))
