@@ -8,7 +8,7 @@ import click
 
 from mvp_edge.cli.console import Console
 from mvp_edge.cli.options import (
-    METHODS,
+    FROM_SCRATCH,
     PATH,
     POLICIES,
     Group,
@@ -56,7 +56,7 @@ def zoo() -> None:
 )
 @click.option("--keep", type=Number(0, 1, min_open=True), default=0.1, show_default=True)
 @click.option("--policy", type=click.Choice(POLICIES), help="[the family's default]")
-@click.option("--method", type=click.Choice(METHODS[1:]), help="[ifp for ResNet, ahnp for ViT]")
+@click.option("--method", type=click.Choice(FROM_SCRATCH), help="[ifp for ResNet, ahnp for ViT]")
 @click.option("--steps", type=click.IntRange(1), help="[1000]")
 @click.option(
     "--snapshots", default="", metavar="0.5,0.25", help="Also keep the weights at these ratios."

@@ -12,7 +12,7 @@ import pytest
 
 from mvp_edge.cli.console import Console
 from mvp_edge.cli.main import cli
-from mvp_edge.cli.options import METHODS, POLICIES, numbers
+from mvp_edge.cli.options import FROM_SCRATCH, METHODS, POLICIES, numbers
 from mvp_edge_export.errors import BadInput
 from tests.support.tiny import command, in_process
 
@@ -104,6 +104,8 @@ def _check_options() -> None:
     assert asked <= typed
     assert set(get_type_hints(Options)) == asked - {"device", "task", "zoo"}
     assert tuple(methods.METHODS) == METHODS
+    alone = [name for name, one in methods.METHODS.items() if one.asks == "nobody"]
+    assert tuple(alone) == FROM_SCRATCH
     assert {policy for family in units.POLICIES.values() for policy in family} == {*POLICIES}
 
 
