@@ -44,15 +44,22 @@ evidence-quick: $(READY)
 	$(BIN)/python -m benchmarks.study_tables quick
 
 QUICK   := OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study benchmarks/plans/quick.yaml
-STUDIES := resnet18-cifar100 resnet18-keep0.32 deit-tiny-imagenet zoo-size classes unseen ratios seeds
+STUDIES := resnet18-cifar100 resnet18-keep0.32 deit-tiny-imagenet deit-trunk zoo-size classes unseen ratios \
+           seeds peers
+POOLED  := resnet18-cifar100/trunk-0 resnet18-cifar100/trunk-1 resnet18-cifar100/trunk-2 \
+           resnet18-cifar100/trunk-0-magnitude resnet18-cifar100/trunk-0-taught \
+           resnet18-cifar100/trunk-0-long deit-trunk/trunk-deit peers/small
 PLAN    := benchmarks/plans/resnet18-cifar100.yaml
 
 evidence: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study $(PLAN) --only zoo
+	for one in $(POOLED); do \
+	  test -e benchmarks/results/pooled/$${one#*/}.json || OMP_NUM_THREADS=1 \
+	    $(BIN)/python -m benchmarks.pooled benchmarks/plans/$${one%/*}.yaml $${one#*/} || exit; \
+	done
 	for study in $(STUDIES); do \
 	  OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study benchmarks/plans/$$study.yaml || exit; \
 	done
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.small $(PLAN)
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study benchmarks/plans/peers.yaml
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trials benchmarks/plans/trials.yaml --steps 20,100
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.overlap $(PLAN)
 	$(BIN)/python -m benchmarks.summary
