@@ -54,7 +54,7 @@ PLAN    := benchmarks/plans/resnet18-cifar100.yaml
 evidence: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study $(PLAN) --only zoo
 	for one in $(POOLED); do \
-	  test -e benchmarks/results/pooled/$${one#*/}.json || OMP_NUM_THREADS=1 \
+	  test -e benchmarks/zoos/pooled/$${one#*/}/network.json || OMP_NUM_THREADS=1 \
 	    $(BIN)/python -m benchmarks.pooled benchmarks/plans/$${one%/*}.yaml $${one#*/} || exit; \
 	done
 	for study in $(STUDIES); do \
