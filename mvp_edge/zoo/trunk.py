@@ -13,7 +13,6 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -178,16 +177,15 @@ def pool(
         split: train, val or test.
         preprocess: the backbone's.
         without: names of classes that are left out.
-        progress: told of the images that have to be decoded.
+        progress: told of each task whose images are there.
     """
     first = {(task.source, name): task.name for task in reversed(tasks) for name in task.classes}
     first = {one: task for one, task in first.items() if one[1] not in without}
     most = max(1, POOL_BYTES // (3 * preprocess.size**2 * max(1, len(first))))
     parts: dict[tuple[str, str], NDArray[np.uint8]] = {}
-    for task in tasks:
-        images = task.images(
-            split, preprocess, progress=partial(progress, f"{task.name}: decoding {split}")
-        )
+    for number, task in enumerate(tasks, 1):
+        images = task.images(split, preprocess)
+        progress(f"decoding {split} of all tasks", number, len(tasks))
         for label, name in enumerate(task.classes):
             if first.get((task.source, name)) == task.name:
                 rows = np.flatnonzero(images.labels == label)[:most]

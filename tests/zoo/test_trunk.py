@@ -108,7 +108,9 @@ def test_new_tasks_start_from_it(place: Path) -> None:
     assert all(torch.equal(ours.weights[name], trunk.weights[name]) for name in body)
     page = command("report", "runs/002", cwd=place)
     assert page.code == 0, page.err
-    assert "from the zoo&#39;s trunk of 5 classes" in (run / "report.html").read_text()
+    written = (run / "report.html").read_text()
+    assert "began as one of many tasks (from the zoo&#39;s trunk of 5 classes)" in written
+    assert "from scratch" not in written
 
     narrow = prune(place, *PRUNE, keep="0.25")
     assert "trunk" in narrow.err
