@@ -62,7 +62,7 @@ def main() -> None:
         seen, test = (_as_the_backbone_sees(study, one) for one in (seen, test))
     made = _made(study, how, seen, entries[: study.plan.get("first")], more)
     to_network(study.backbone, study.zoo.policy, seen.classes, made).save(folder)
-    more["checkpoint"].unlink()
+    more["checkpoint"].unlink(missing_ok=True)
     logits = predict_logits(made.model, test.images.pixels, study.backbone.preprocess)
     row = {
         "schema": 1,
