@@ -14,7 +14,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from benchmarks.figures import MAIN, Rows, best_peer, difference, interval, mean, study_rows
-from benchmarks.study_tables import CONTROLS
+from benchmarks.study_tables import CONTROLS, PEERS
 
 OUT = Path(__file__).parents[1] / "docs" / "evidence"
 # Okabe and Ito's colours, which colour-blind readers tell apart.
@@ -118,15 +118,13 @@ def controls(axes: Axes) -> bool:
     return _bars(axes, rows, names, "mvp@100")
 
 
-_PEERS = r"trunk@|small|thin|mobilenet|probe|ifp@1000|unpruned"
-
-
 def peers(axes: Axes) -> bool:
-    """What else a user could do, against MVP@100."""
+    """What else a user could do, against MVP@100; of Torch-Pruning's variants the best of each number of steps."""
     rows = study_rows("peers")
     best = [best_peer(rows, rf"tp-.*@{steps}") for steps in (100, 1000)]
+    others = "|".join(name for name in PEERS if not name.startswith("tp-"))
     names = [name for name in best if name]
-    names += sorted(n for n in {n for r in rows.values() for n in r} if re.match(_PEERS, n))
+    names += sorted(n for n in {n for r in rows.values() for n in r} if re.fullmatch(others, n))
     return _bars(axes, rows, names, "mvp@100")
 
 

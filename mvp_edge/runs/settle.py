@@ -369,16 +369,18 @@ def _voters(
         )
     if asks == "nobody":
         return request.method, (), 0, "as asked"
-    if asks == "trunk" or (request.method == "auto" and not given):
-        trunks = tuple(zoo.trunks()) if zoo else ()
-        if trunks and (asks == "trunk" or trunks[-1].keep >= widest - 1e-9):
-            why = f"from the zoo's trunk of {len(trunks[0].classes)} classes"
+    trunks, aside = tuple(zoo.trunks()) if zoo else (), ""
+    if asks == "trunk" and not trunks:
+        where = f"zoo {zoo.path} has none" if zoo else "no --zoo was given"
+        raise BadInput(
+            f"--method trunk needs a zoo's trunk, but {where}: `mvp-edge zoo trunk` makes one"
+        )
+    if trunks and (asks == "trunk" or (request.method == "auto" and not given)):
+        trunk = wide_enough(trunks, widest)
+        if asks == "trunk" or trunk.keep >= widest - 1e-9:
+            why = f"from the zoo's trunk of {len(trunk.classes)} classes"
             return "trunk", trunks, 0, why if request.method == "auto" else f"as asked; {why}"
-        if asks == "trunk":
-            where = f"zoo {zoo.path} has none" if zoo else "no --zoo was given"
-            raise BadInput(
-                f"--method trunk needs a zoo's trunk, but {where}: `mvp-edge zoo trunk` makes one"
-            )
+        aside = f"; its trunk of keep {trunk.keep:g} is narrower than {widest:g}"
     others = tuple(e for e in zoo.entries() if e.name != task.name) if zoo else ()
     own = set(task.classes)
     entries = tuple(e for e in others if not (request.disjoint and own & set(e.classes)))
@@ -392,7 +394,7 @@ def _voters(
     if entries:
         most = len(entries) if asks == "zoo" else min(DEFAULT_NEIGHBOURS, len(entries))
         count = request.neighbours or most
-        why = f"{count} of the zoo's {_tasks(len(entries))} vote"
+        why = f"{count} of the zoo's {_tasks(len(entries))} vote{aside}"
         if request.method == "auto":
             return "mvp", entries, count, why
         return request.method, entries, count, f"as asked; {why}"
@@ -401,7 +403,7 @@ def _voters(
             f"--method {request.method} needs neighbours, but {where}: use --method auto, or build a zoo"
         )
     unused = f"; {', '.join(map(_flag, given))} unused" if given else ""
-    return FROM_SCRATCH[backbone.family], (), 0, f"from scratch, since {where}{unused}"
+    return FROM_SCRATCH[backbone.family], (), 0, f"from scratch, since {where}{aside}{unused}"
 
 
 def _tasks(count: int) -> str:

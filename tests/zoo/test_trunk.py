@@ -12,11 +12,14 @@ import pytest
 import torch
 
 from mvp_edge.subnetwork.backbone import load_backbone
+from mvp_edge.subnetwork.budget import exact_widths
 from mvp_edge.subnetwork.network import Network
+from mvp_edge.subnetwork.units import unit_groups
 from mvp_edge.tasks.task import Task, tasks_in
 from mvp_edge.zoo import trunk as module
 from mvp_edge.zoo.entries import Zoo, wide_enough
 from mvp_edge.zoo.trunk import pool, train_trunk
+from tests.support.networks import backbone, digits, problem, prune_by
 from tests.support.tiny import KNOWN, At, command, halve, prune, refused, tree, write_digits
 
 TRUNK = ("zoo", "trunk", "zoo", "--tasks", "digits", "--sample", "4x3")
@@ -60,9 +63,9 @@ def test_a_pool_has_each_class_of_each_source_once(
 
 
 def test_all_entries_vote_for_it(place: Path) -> None:
-    backbone, zoo = load_backbone(str(place / "backbone.json")), Zoo.open(place / "zoo")
-    pooled = pool([Task.open(place / "digits")], "train", backbone.preprocess)
-    made, recipe = train_trunk(backbone, zoo.policy, zoo.entries(), pooled, zoo.keep, steps=0)
+    whole, zoo = load_backbone(str(place / "backbone.json")), Zoo.open(place / "zoo")
+    pooled = pool([Task.open(place / "digits")], "train", whole.preprocess)
+    made, recipe = train_trunk(whole, zoo.policy, zoo.entries(), pooled, zoo.keep, steps=0)
     kept = [entry.network.kept for entry in zoo.entries()]
     for name, units in made.kept.items():
         votes = Counter(unit for one in kept for unit in one[name].tolist())
@@ -71,8 +74,22 @@ def test_all_entries_vote_for_it(place: Path) -> None:
     assert pooled.classes == tuple(sorted(KNOWN))
     assert recipe.steps == 0
     passes = len(pooled.images) * module.EPOCHS / recipe.batch
-    usual = train_trunk(backbone, zoo.policy, zoo.entries(), pooled, zoo.keep)[1]
+    usual = train_trunk(whole, zoo.policy, zoo.entries(), pooled, zoo.keep)[1]
     assert usual.steps == max(module.LEAST_STEPS, round(passes))
+
+
+def test_a_vit_has_one_too() -> None:
+    whole = backbone("vit")
+    images = digits(count=40)
+    pooled = module.Pool(tuple(map(str, range(int(images.labels.max()) + 1))), images)
+    made, recipe = train_trunk(whole, "heads-nodes", [], pooled, 0.5, steps=3)
+    groups = unit_groups(whole.model, "heads-nodes")
+    expected = exact_widths(groups, 0.5)
+    assert {name: len(units) for name, units in made.kept.items()} == expected
+    assert made.model(torch.zeros(2, 3, 16, 16)).shape == (2, len(pooled.classes))
+    assert (recipe.optimizer, len(made.history.steps)) == ("adamw", 3)
+    largest = prune_by("magnitude", problem("vit", "magnitude", steps=0, widths=expected))
+    assert all(np.array_equal(made.kept[name], units) for name, units in largest.kept.items())
 
 
 def test_killed_at_any_moment_it_goes_on_to_the_same_bits(place: Path) -> None:
@@ -118,7 +135,8 @@ def test_new_tasks_start_from_it(place: Path) -> None:
     for name, units in smaller.kept.items():
         assert set(units) <= set(trunk.kept[name])
     for wider in (("--keep", "0.75"), ("--keep", "0.6", "--front", "2")):  # than the trunk
-        assert "mvp (3 of the zoo's 4 tasks vote)" in prune(place, *PRUNE, *wider).err
+        said = f"its trunk of keep 0.5 is narrower than {wider[1]})"
+        assert f"mvp (3 of the zoo's 4 tasks vote; {said}" in prune(place, *PRUNE, *wider).err
     asked = prune(place, *PRUNE, method="trunk", keep="0.75")
     assert "trunk (as asked; from the zoo's trunk of 5 classes)" in asked.err
     voted = prune(place, *PRUNE, neighbours="2")
