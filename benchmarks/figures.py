@@ -120,13 +120,9 @@ def ratio(rows: Rows, ours: str, theirs: str, key: str) -> tuple[float, float, f
 def _compared(both: Values, statistic: Statistic) -> tuple[float, float, float, int] | None:
     if len(both) < 2:
         return None
-    value, low, high = float(statistic(both.T)), *interval(both, statistic)
-    return (
-        round(value, 9),
-        round(low, 9),
-        round(high, 9),
-        len(both),
-    )  # beyond it, the summation's order
+    found = float(statistic(both.T)), *interval(both, statistic)
+    value, low, high = (round(one, 9) for one in found)  # beyond it, the summation's order
+    return value, low, high, len(both)
 
 
 # Of the study on ResNet-18 at keep 0.1; those of other studies are stated without a goal.

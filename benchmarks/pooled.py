@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from benchmarks.peers import first_units, thin
 from benchmarks.study import HERE, POOLED, Study
@@ -32,7 +33,7 @@ from mvp_edge.subnetwork.cost import forward_macs
 from mvp_edge.tasks.task import Images, Task
 from mvp_edge.zoo.build import to_network
 from mvp_edge.zoo.entries import Entry
-from mvp_edge.zoo.trunk import EPOCHS, Pool, pool, train_trunk
+from mvp_edge.zoo.trunk import Pool, pool, train_trunk, usual_steps
 from mvp_edge_export.storage import write_json
 
 
@@ -59,9 +60,9 @@ def main() -> None:
     )
     entries = [one for one in study.zoo.entries() if one.name not in own]
     if "taught" in how:
-        seen, test = (_as_the_backbone_sees(study, one) for one in (seen, test))
+        test, _ = _as_the_backbone_sees(study, test)
     made = _made(study, how, seen, entries[: study.plan.get("first")], more)
-    to_network(study.backbone, study.zoo.policy, seen.classes, made).save(folder)
+    to_network(study.backbone, study.zoo.policy, test.classes, made).save(folder)
     more["checkpoint"].unlink(missing_ok=True)
     logits = predict_logits(made.model, test.images.pixels, study.backbone.preprocess)
     row = {
@@ -69,7 +70,7 @@ def main() -> None:
         "name": options.name,
         **how,
         "steps": len(made.history.steps),
-        "classes": len(seen.classes),
+        "classes": len(test.classes),
         "seen": len(seen.images),
         "accuracy": accuracy(logits, test.images.labels),
         "total_flops": made.ledger.total_flops,
@@ -99,23 +100,22 @@ def _made(
     return fine_tune(problem, thin(problem), first_units(problem))
 
 
-def _as_the_backbone_sees(study: Study, pooled: Pool) -> Pool:
-    """The same images, labelled by the backbone with what it was trained to tell apart."""
-    whole = study.backbone.model
-    pixels = pooled.images.pixels
-    labels = predict_logits(whole, pixels, study.backbone.preprocess, fast=True).argmax(1)
-    return Pool(study.backbone.classes, Images(pixels, labels.astype(np.int64)))
+def _as_the_backbone_sees(study: Study, pooled: Pool) -> tuple[Pool, NDArray[np.float32]]:
+    """The same images, labelled by the backbone with what it was trained to tell apart, and its logits of them."""
+    backbone, pixels = study.backbone, pooled.images.pixels
+    logits = predict_logits(backbone.model, pixels, backbone.preprocess, fast=True)
+    return Pool(backbone.classes, Images(pixels, logits.argmax(1).astype(np.int64))), logits
 
 
-def _taught(study: Study, how: dict[str, Any], seen: Pool) -> Pruned:
+def _taught(study: Study, how: dict[str, Any], pooled: Pool) -> Pruned:
     """From the backbone's largest units, by the backbone's opinion of the images alone: nobody labelled them."""
-    backbone, steps = study.backbone, round(EPOCHS * len(seen.images) / 128)
-    recipe = recipe_for("magnitude", backbone.family, steps=how.get("steps", steps))
+    backbone, (seen, logits) = study.backbone, _as_the_backbone_sees(study, pooled)
+    recipe = recipe_for("magnitude", backbone.family)
+    recipe = replace(recipe, steps=how.get("steps", usual_steps(len(seen.images), recipe.batch)))
     problem = study.problem(seen.images, len(seen.classes), recipe, study.zoo.keep)
     start = METHODS["magnitude"].prune(replace(problem, recipe=replace(recipe, steps=0)))
     training = Training(replace(problem, progress=_said), start.model, start.kept)
     training.ledger = start.ledger
-    logits = predict_logits(backbone.model, seen.images.pixels, backbone.preprocess, fast=True)
     macs = forward_macs(backbone.model, backbone.shape)
     training.ledger.statistics_flops += macs * len(seen.images)
     training.batches = Taught(problem, torch.from_numpy(logits))

@@ -200,7 +200,7 @@ class Settled:
     def trunk(self) -> Entry | None:
         """The network of all the zoo's tasks that the new one starts from."""
         trunk = METHODS[self.method].asks == "trunk"
-        return wide_enough(self.entries, self.plan.keep) if trunk else None
+        return wide_enough(self.entries, self.plan.keep, _width) if trunk else None
 
     @property
     def climbs(self) -> bool:
@@ -369,14 +369,15 @@ def _voters(
         )
     if asks == "nobody":
         return request.method, (), 0, "as asked"
-    trunks, aside = tuple(zoo.trunks()) if zoo else (), ""
+    wanted = asks == "trunk" or (request.method == "auto" and not given)
+    trunks, aside = tuple(zoo.trunks()) if zoo and wanted else (), ""
     if asks == "trunk" and not trunks:
         where = f"zoo {zoo.path} has none" if zoo else "no --zoo was given"
         raise BadInput(
             f"--method trunk needs a zoo's trunk, but {where}: `mvp-edge zoo trunk` makes one"
         )
-    if trunks and (asks == "trunk" or (request.method == "auto" and not given)):
-        trunk = wide_enough(trunks, widest)
+    if trunks:
+        trunk = wide_enough(trunks, widest, _width)
         if asks == "trunk" or trunk.keep >= widest - 1e-9:
             why = f"from the zoo's trunk of {len(trunk.classes)} classes"
             return "trunk", trunks, 0, why if request.method == "auto" else f"as asked; {why}"
@@ -404,6 +405,10 @@ def _voters(
         )
     unused = f"; {', '.join(map(_flag, given))} unused" if given else ""
     return FROM_SCRATCH[backbone.family], (), 0, f"from scratch, since {where}{aside}{unused}"
+
+
+def _width(trunk: Entry) -> float:
+    return trunk.keep
 
 
 def _tasks(count: int) -> str:

@@ -11,11 +11,11 @@ zoo/trunks/<keep>/              networks of all its tasks, as entries (mvp_edge.
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, TypeVar, Unpack
 
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.storage import atomic_directory, read_json, write_json
@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # listing a zoo must not import torch
 
 _ZOO, _ENTRY = "zoo.json", "entry.json"
 _ENTRIES, _TRUNKS = "entries", "trunks"
+_Network = TypeVar("_Network")
 _FACTS = {"policy", "keep", "name", "sha256", "source", "local", "input_size"}
 """What zoo.json says of the zoo and its backbone."""
 
@@ -78,8 +79,7 @@ class Entry:
 
         network = weights = self.network
         if keep > self.keep + 1e-9 and self.snapshots:
-            enough = [ratio for ratio in self.snapshots if float(ratio) >= keep - 1e-9]
-            ratio = min(enough, key=float) if enough else max(self.snapshots, key=float)
+            ratio = wide_enough(self.snapshots, keep, float)
             weights = self._load(self.directory / ratio)
         return Voter(self.name, weights.kept, network.ranking, weights.weights, similarity)
 
@@ -324,12 +324,12 @@ def is_zoo(path: Path) -> bool:
     return (path / _ZOO).exists()
 
 
-def wide_enough(networks: Sequence[Entry], keep: float) -> Entry:
+def wide_enough(
+    networks: Sequence[_Network], keep: float, width: Callable[[_Network], float]
+) -> _Network:
     """The narrowest of them that is as wide as ``keep``; where none is, the widest."""
-    enough = [one for one in networks if one.keep >= keep - 1e-9]
-    return (
-        min(enough, key=lambda one: one.keep) if enough else max(networks, key=lambda one: one.keep)
-    )
+    enough = [one for one in networks if width(one) >= keep - 1e-9]
+    return min(enough, key=width) if enough else max(networks, key=width)
 
 
 def _empty(path: Path) -> bool:

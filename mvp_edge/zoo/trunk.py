@@ -225,7 +225,7 @@ def train_trunk(
     name = "mvp" if entries else "magnitude"
     recipe = recipe_for(name, backbone.family, accelerator=accelerator)
     if steps is None:
-        steps = max(LEAST_STEPS, round(EPOCHS * len(pooled.images) / recipe.batch))
+        steps = usual_steps(len(pooled.images), recipe.batch)
     recipe = replace(recipe, steps=steps)
     problem = Problem(
         backbone=backbone,
@@ -240,3 +240,8 @@ def train_trunk(
         **more,
     )
     return METHODS[name].prune(problem), recipe
+
+
+def usual_steps(images: int, batch: int) -> int:
+    """As many as ``EPOCHS`` passes through the images take."""
+    return max(LEAST_STEPS, round(EPOCHS * images / batch))
