@@ -124,7 +124,8 @@ def train_backbone(folder: Path, console: Console) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from mvp_edge.pruning.finetune import Recipe, accuracy, predict_logits
+    from mvp_edge.pruning.batches import Recipe
+    from mvp_edge.pruning.finetune import accuracy, predict_logits
     from mvp_edge.pruning.problem import Problem
     from mvp_edge.pruning.scratch import fine_tune
     from mvp_edge.subnetwork.backbone import Architecture, Backbone

@@ -85,18 +85,23 @@ def zoo_build(console: Console, **options: Any) -> None:
     "trunk",
     epilog=example(
         "mvp-edge zoo trunk zoo/ --tasks tasks/",
-        "mvp-edge zoo trunk new/ --backbone resnet18 --tasks tasks/ --keep 0.25",
+        "mvp-edge zoo trunk new/ --backbone resnet18 --images photos/ --keep 0.25",
     ),
 )
 @click.argument("path", metavar="ZOO", type=PATH)
 @click.option(
     "--tasks",
-    required=True,
     type=PATH,
     metavar="DIR",
     help="The folder of tasks; with --sample, of classes: those that the zoo was built from.",
 )
 @click.option("--sample", metavar="NxK", help="As the zoo was built.")
+@click.option(
+    "--images",
+    type=PATH,
+    metavar="DIR|ZIP",
+    help="Images without labels, beside those of the tasks or instead of them.",
+)
 @click.option(
     "--backbone",
     type=click.Path(),
@@ -115,14 +120,18 @@ def zoo_trunk(console: Console, **options: Any) -> None:
     """Train one network of all tasks at once; `prune` starts new tasks from it.
 
     The zoo's entries say what it keeps; without entries, the backbone's largest units are kept. The images of all
-    tasks are needed in one place. Killed at any moment, the same command goes on.
+    tasks are needed in one place; the backbone teaches what it sees in them, so that images without labels will do.
+    Killed at any moment, the same command goes on.
     """
     console.say("loading …")
     from mvp_edge.zoo.trunk import grow_trunk
 
     trunk = grow_trunk(progress=console.progress, say=console.say, **options)
-    top1 = f"{100 * trunk.scores['val']:.1f} % of {len(trunk.classes)} classes on validation images"
-    console.result(_entry_facts(trunk), f"{trunk.directory}: {top1}")
+    told = f"{len(trunk.classes)} classes on validation images"
+    told = told if options["tasks"] else "held-out images as the backbone does"
+    console.result(
+        _entry_facts(trunk), f"{trunk.directory}: {100 * trunk.scores['val']:.1f} % of {told}"
+    )
 
 
 def _ratios(text: str) -> tuple[float, ...]:

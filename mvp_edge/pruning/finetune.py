@@ -1,14 +1,9 @@
-"""Fine-tuning that can be interrupted: batches, statistics, head, steps, and what they cost.
+"""Fine-tuning: statistics, head, steps, and what they cost."""
 
-A batch is a pure function of (seed, step), so nothing but tensors has to be saved for a run that is
-killed to go on to the bit-same weights.
-"""
-
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,69 +17,14 @@ from mvp_edge.pruning.arithmetic import (
     spoils_channels_last,
     worthwhile_threads,
 )
+from mvp_edge.pruning.batches import Batch, Batches, Recipe, to_input
 from mvp_edge.pruning.muon import Muon, update_macs
 from mvp_edge.subnetwork.backbone import heads
 from mvp_edge.subnetwork.cost import forward_macs
 from mvp_edge_export.images import Preprocess
 
-
-class LabelledImages(Protocol):
-    """Decoded images, uint8 [N, S, S, 3], and their labels, int64 [N]."""
-
-    @property
-    def pixels(self) -> NDArray[np.uint8]:
-        """The images."""
-
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        """The index of each image's class."""
-
-
-Batch = tuple[torch.Tensor, Any]
-"""Images, and their labels or what else a loss compares the logits with: (labels, …)."""
-
 Loss = Callable[[torch.Tensor, Any], torch.Tensor]
 """Of logits [N, C] and the second half of a batch."""
-
-
-SHRINKING = 0.8
-"""Iterative methods reach their target after this share of the steps (METHOD §3)."""
-
-
-LEAST_SHARE = 8
-"""Images of an update: BatchNorm's statistics of fewer say little."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a network is fine-tuned."""
-
-    steps: int = 100
-    batch: int = 128
-    updates: int = 1
-    """A step's batch is taken in so many equal shares, one update each: the same images, the same cost."""
-    optimizer: Literal["sgd", "adamw", "muon"] = "sgd"
-    lr: float = 0.01
-    turn: float = 0.0
-    """Of Muon: how far of its own length each matrix moves in an update at the full rate."""
-    schedule: Literal["cosine", "hold", "constant"] = "cosine"
-    """cosine: from lr to 0; hold: lr while the network shrinks (0.8 of the steps), then cosine."""
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    augment: tuple[str, ...] = ("flip", "shift")
-    head: Literal["means", "zero", "random"] = "means"
-    statistics: bool = True
-    """Re-estimate BatchNorm's running statistics on the task before the first step."""
-    accelerator: str = "cpu"
-
-    def rate(self, step: float) -> float:
-        """The learning rate at a step (0-based; a share of it: at one of its updates)."""
-        done = step / self.steps
-        if self.schedule == "hold":
-            done = max(0.0, done - SHRINKING) / (1 - SHRINKING)
-        elif self.schedule == "constant":
-            done = 0.0
-        return self.lr * 0.5 * (1 + math.cos(math.pi * done))
 
 
 @dataclass
@@ -120,77 +60,6 @@ class History:
     def to_json(self) -> dict[str, Any]:
         """As it stands in history.json."""
         return {"schema": 1, **asdict(self)}
-
-
-class Batches:
-    """An endless, seeded stream of augmented training batches; ``batch(step)`` needs no history."""
-
-    def __init__(self, images: LabelledImages, preprocess: Preprocess, recipe: Recipe, seed: int):
-        self.images, self.preprocess, self.recipe, self.seed = images, preprocess, recipe, seed
-        self.size = min(recipe.batch, len(images.labels))
-        self._epoch: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
-
-    def batch(self, step: int) -> Batch:
-        """Images float32 [B, 3, S, S] in channels-last memory, and labels int64 [B]."""
-        first = step * self.size
-        index = np.array([self._at(position) for position in range(first, first + self.size)])
-        pixels = self._augmented(
-            self.images.pixels, index, np.random.default_rng([self.seed, 1, step])
-        )
-        x = to_input(pixels, self.preprocess).to(self.recipe.accelerator)
-        return x, torch.from_numpy(self.images.labels[index]).to(self.recipe.accelerator)
-
-    def shares(self, step: int) -> list[Batch]:
-        """The batch of a step as the recipe's updates take it, one after the other."""
-        x, y = self.batch(step)
-        count = max(1, min(self.recipe.updates, len(y) // LEAST_SHARE))
-        return list(zip(x.tensor_split(count), y.tensor_split(count), strict=True))
-
-    def plain(self, limit: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """At most ``limit`` distinct training images, unaugmented, in batches of about equal size."""
-        order = np.random.default_rng([self.seed, 2]).permutation(len(self.images.labels))[:limit]
-        for index in np.array_split(order, max(1, round(len(order) / self.size))):
-            pixels = torch.from_numpy(np.ascontiguousarray(self.images.pixels[np.sort(index)]))
-            labels = torch.from_numpy(self.images.labels[np.sort(index)])
-            yield (
-                to_input(pixels, self.preprocess).to(self.recipe.accelerator),
-                labels.to(self.recipe.accelerator),
-            )
-
-    def _at(self, position: int) -> int:
-        """The training image at a position of the endless stream of shuffled epochs."""
-        total = len(self.images.labels)
-        epoch, offset = divmod(position, total)
-        if self._epoch[0] != epoch:
-            self._epoch = (epoch, np.random.default_rng([self.seed, 0, epoch]).permutation(total))
-        return int(self._epoch[1][offset])
-
-    def _augmented(
-        self, pixels: NDArray[np.uint8], index: NDArray[np.int64], rng: np.random.Generator
-    ) -> torch.Tensor:
-        """Flip and shift by up to an eighth (edge pixels repeated), as one gather."""
-        chosen = torch.from_numpy(np.ascontiguousarray(pixels[index]))
-        if not self.recipe.augment:
-            return chosen
-        count, side = chosen.shape[:2]
-        rows, columns = np.tile(np.arange(side), (count, 1)), np.tile(np.arange(side), (count, 1))
-        if "flip" in self.recipe.augment:
-            flipped = rng.random(count) < 0.5
-            columns[flipped] = columns[flipped, ::-1]
-        if "shift" in self.recipe.augment:
-            reach = max(1, side // 8)
-            dy, dx = rng.integers(-reach, reach + 1, (2, count, 1))
-            rows, columns = np.clip(rows + dy, 0, side - 1), np.clip(columns + dx, 0, side - 1)
-        picture = torch.arange(count)[:, None, None]
-        return chosen[
-            picture, torch.from_numpy(rows)[:, :, None], torch.from_numpy(columns)[:, None, :]
-        ]
-
-
-def to_input(pixels: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
-    """uint8 [N, S, S, 3] → normalised float32 [N, 3, S, S] (channels-last in memory, no copy)."""
-    mean, std = torch.tensor(preprocess.mean), torch.tensor(preprocess.std)
-    return pixels.float().div_(255).sub_(mean).div_(std).permute(0, 3, 1, 2)
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -229,8 +98,9 @@ def train_step(
     value.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    labels = y[0] if isinstance(y, tuple) else y
-    return value.detach(), (logits.detach().argmax(1) == labels).sum()
+    labels, taught = (y[0], y[1].shape[1]) if isinstance(y, tuple) else (y, 0)
+    told_apart = logits.detach()[:, : logits.shape[1] - taught or None]
+    return value.detach(), (told_apart.argmax(1) == labels).sum()
 
 
 class Stepper:
@@ -333,9 +203,14 @@ def initialise_head(
         hook.remove()
     y = torch.cat(labels)
     for name, head in classifiers.items():
-        weight, bias = class_means(torch.cat(seen[name]).float(), y, classes)
-        head.weight.copy_(weight)
-        head.bias.copy_(bias)
+        features, done = torch.cat(seen[name]).float(), 0
+        for part, own in zip(batches.parts(classes), y.reshape(len(y), -1).unbind(1), strict=True):
+            known = own >= 0
+            if part and known.any():
+                rule = class_means(features[known], own[known], part)
+                for tensor, values in zip((head.weight, head.bias), rule, strict=True):
+                    tensor[done : done + part] = values
+            done += part
 
 
 def class_means(

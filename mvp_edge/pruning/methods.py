@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from mvp_edge.pruning import scratch
 from mvp_edge.pruning.ahnp import ahnp
-from mvp_edge.pruning.finetune import Recipe
+from mvp_edge.pruning.batches import Recipe
 from mvp_edge.pruning.mvp import mvp
 from mvp_edge.pruning.problem import Problem, Pruned
 from mvp_edge.pruning.smsp import smsp

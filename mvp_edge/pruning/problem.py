@@ -20,17 +20,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from mvp_edge.pruning.arithmetic import lay_out
-from mvp_edge.pruning.finetune import (
-    Batches,
-    History,
-    LabelledImages,
-    Ledger,
-    Loss,
-    Recipe,
-    Stepper,
-    accuracy,
-    predict_logits,
-)
+from mvp_edge.pruning.batches import Batches, LabelledImages, Recipe
+from mvp_edge.pruning.finetune import History, Ledger, Loss, Stepper, accuracy, predict_logits
+from mvp_edge.pruning.teaching import Taught, Teacher
 from mvp_edge.pruning.votes import Ballot, Voter
 from mvp_edge.subnetwork.backbone import Backbone
 from mvp_edge.subnetwork.cost import forward_macs
@@ -57,6 +49,8 @@ class Problem:
     validation: LabelledImages | None
     widths: Mapping[str, int]
     recipe: Recipe
+    teacher: Teacher | None = None
+    """Whose opinion counts beside the labels; ``classes`` then counts its classes, too."""
     voters: Sequence[Voter] = ()
     """The zoo's networks that the method asks, the nearest first."""
     seed: int = 0
@@ -74,7 +68,8 @@ class Problem:
     @property
     def batches(self) -> Batches:
         """The seeded stream of training batches."""
-        return Batches(self.train, self.backbone.preprocess, self.recipe, self.seed)
+        how = (self.train, self.backbone.preprocess, self.recipe, self.seed)
+        return Taught(*how, self.teacher.logits) if self.teacher else Batches(*how)
 
 
 @dataclass
@@ -111,7 +106,7 @@ class Training:
         whole = problem.backbone.outline(problem.classes)
         self.dense_macs = forward_macs(whole, problem.backbone.shape)
         self.batches = problem.batches
-        self.loss: Loss = F.cross_entropy
+        self.loss: Loss = problem.teacher.loss if problem.teacher else F.cross_entropy
         self.kept = {
             g.name: np.asarray(kept.get(g.name, np.arange(g.size))) for g in problem.groups
         }
@@ -321,6 +316,9 @@ def _identity(problem: Problem, model: nn.Module, kept: Kept, method: str) -> st
     tensors = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
     units = {name: np.ascontiguousarray(indices) for name, indices in kept.items()}
     arrays = {**{name: tensor.numpy() for name, tensor in tensors.items()}, **units}
+    if problem.teacher is not None:
+        arrays["teacher"] = problem.teacher.logits.numpy()
+        method = f"{method} {problem.teacher.share} {problem.teacher.warmth}"
     arrays["labels"] = np.ascontiguousarray(problem.train.labels)
     arrays["pixels"] = np.ascontiguousarray(
         problem.train.pixels[:: 1 + len(arrays["labels"]) // 64]

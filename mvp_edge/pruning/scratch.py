@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from mvp_edge.pruning.finetune import SHRINKING, estimate_statistics, initialise_head
+from mvp_edge.pruning.batches import SHRINKING
+from mvp_edge.pruning.finetune import estimate_statistics, initialise_head
 from mvp_edge.pruning.problem import Problem, Pruned, Training
 from mvp_edge.subnetwork.subnet import extract
 from mvp_edge.subnetwork.units import Point, UnitGroup, unit_groups

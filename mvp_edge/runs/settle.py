@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from mvp_edge.pruning.finetune import Recipe
+from mvp_edge.pruning.batches import Recipe
 from mvp_edge.pruning.methods import FROM_SCRATCH, METHODS, method_for, recipe_for
 from mvp_edge.pruning.problem import Progress
 from mvp_edge.runs.choice import Pick

@@ -51,6 +51,19 @@ def scan(source: Path) -> Scan:
             return read_folders(source, *_list_folder(source))
 
 
+def list_images(source: Path) -> list[Found]:
+    """Every image file of a folder or a zip, whatever its folders are called; raises BadInput."""
+    match kind_of(source):
+        case "list":
+            raise BadInput(
+                f"{source} is a list of labelled images: give a folder or a zip of images"
+            )
+        case "zip":
+            return _list_zip(source)[0]
+        case "folder":
+            return _list_folder(source)[0]
+
+
 def opener(source: Path) -> Opener:
     """How to read one image of ``source`` by its ``Found.file``; many threads may."""
     match kind_of(source):

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from mvp_edge.pruning.finetune import Recipe, accuracy, predict_logits
+from mvp_edge.pruning.batches import Recipe
+from mvp_edge.pruning.finetune import accuracy, predict_logits
 from mvp_edge.pruning.methods import FROM_SCRATCH, method_for, recipe_for
 from mvp_edge.pruning.problem import Problem, Progress, Pruned
 from mvp_edge.subnetwork.backbone import Backbone, load_backbone

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mvp_edge.pruning.arithmetic import lay_out
-from mvp_edge.pruning.finetune import LabelledImages, Ledger, predict_logits
+from mvp_edge.pruning.batches import LabelledImages
+from mvp_edge.pruning.finetune import Ledger, predict_logits
 from mvp_edge.pruning.problem import Progress
 from mvp_edge.subnetwork.backbone import Backbone
 from mvp_edge.subnetwork.cost import forward_macs

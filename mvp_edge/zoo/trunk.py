@@ -3,12 +3,14 @@
 Which units are kept depends little on the task that asks (benchmarks/README.md, *How similar must the tasks
 be*). So the whole zoo votes once, and what it keeps is trained once on the pooled images of its tasks. A new
 task's network starts from there instead of from its neighbours' mean: the same steps reach further. Where nothing
-was pruned yet, the backbone's largest units are trained instead.
+was pruned yet, the backbone's largest units are trained instead. The whole backbone teaches: what it sees in an
+image counts beside the label, and alone where there is none.
 
-    tasks ─ pool ─→ images of all their classes ┐
-    entries ─ vote, average (mvp) ──────────────┴─ steps ─→ zoo/trunks/<keep>/
+    tasks, images ─ pool ─→ images, labels of some ┬─ the backbone's logits of them ┐
+    entries ─ vote, average (mvp) ─────────────────┴────────────────────────────────┴─ steps ─→ zoo/trunks/<keep>/
 """
 
+import copy
 import shutil
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -17,15 +19,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import nn
 
-from mvp_edge.pruning.finetune import Recipe, accuracy, predict_logits
+from mvp_edge.pruning.batches import Recipe
+from mvp_edge.pruning.finetune import accuracy, predict_logits
 from mvp_edge.pruning.methods import METHODS, recipe_for
 from mvp_edge.pruning.problem import Problem, Progress, Pruned
-from mvp_edge.subnetwork.backbone import Backbone, load_backbone
+from mvp_edge.pruning.teaching import UNLABELLED, Teacher
+from mvp_edge.subnetwork.backbone import Backbone, heads, load_backbone
 from mvp_edge.subnetwork.budget import exact_widths
+from mvp_edge.subnetwork.cost import forward_macs
 from mvp_edge.subnetwork.units import POLICIES, unit_groups
 from mvp_edge.tasks.task import Images, Task
+from mvp_edge.tasks.unlabelled import unlabelled_images
 from mvp_edge.zoo.build import (
     DEFAULT_KEEP,
     anchored,
@@ -41,9 +49,11 @@ from mvp_edge.zoo.entries import Entry, Zoo, is_zoo
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.images import Preprocess
 
-EPOCHS = 16
+EPOCHS = 32
 """How often a trunk sees the pooled images, where the user does not say."""
 LEAST_STEPS = 100
+MOST_HELD_OUT = 1000
+"""Unlabelled images that a trunk is judged by, and not trained on."""
 POOL_BYTES = 2**31
 """Decoded images that a pool holds at most: as many of each class as fit."""
 
@@ -51,7 +61,8 @@ POOL_BYTES = 2**31
 def grow_trunk(
     *,
     path: Path,
-    tasks: Path,
+    tasks: Path | None = None,
+    images: Path | None = None,
     sample: str | None = None,
     backbone: str | None = None,
     policy: str | None = None,
@@ -69,6 +80,7 @@ def grow_trunk(
     Args:
         path: the zoo; made for ``backbone`` if need be.
         tasks: where the images of its tasks lie, as `build_from` has them.
+        images: a folder or a zip of more images, or of all, that nobody labelled.
         sample: as `build_from` has it.
         backbone: of a new zoo, or where an existing zoo's lies, if it has moved.
         policy: of a new zoo; the family's default.
@@ -85,25 +97,32 @@ def grow_trunk(
         BadInput: there is one already, or the zoo, the backbone or the tasks cannot be read.
     """
     accelerator = choose_accelerator(accelerator)
-    found = find_tasks(tasks, sample, seed, progress)
-    zoo, loaded = _opened(path, backbone, policy, keep, input_size)
+    if tasks is None and images is None:
+        raise BadInput("a trunk is trained on images: name --tasks, --images or both")
+    found = find_tasks(tasks, sample, seed, progress) if tasks is not None else []
+    loaded = _allowed(path, backbone, policy, keep, input_size, force=force)
+    loose = None
+    if images is not None:
+        most = POOL_BYTES // (3 * loaded.preprocess.size**2)
+        loose = unlabelled_images(images, loaded.preprocess, most, seed, progress)
+    zoo = _opened(path, loaded, policy, keep)
     entries, ratio = zoo.entries(), zoo.keep if keep is None else keep
-    if not force and any(abs(trunk.keep - ratio) < 1e-9 for trunk in zoo.trunks()):
-        raise BadInput(f"zoo {path} has a trunk at keep {ratio:g} already: --force replaces it")
     lacking = sorted(set(zoo.names()) - {task.name for task in found})
-    if lacking:
+    if lacking and found:
         say(f"without images of {len(lacking)} of the zoo's {len(entries)} tasks, as {lacking[0]}")
     with claim(zoo.path / ".work", f"trunk-{ratio:g}") as work, within_limits(zoo.path):
         if work is None:
             raise BadInput(f"another process makes this trunk of zoo {path}: wait for it")
         seen = pool(found, "train", loaded.preprocess, progress=progress)
         unseen = pool(found, "val", loaded.preprocess, progress=progress)
+        if loose is not None:
+            seen, unseen = with_unlabelled(seen, unseen, loose, seed)
         who = (
             f"{len(entries)} tasks vote"
             if entries
             else "no tasks yet, so the largest units are kept"
         )
-        say(f"{path}: {who}; {len(seen.images)} images of {len(seen.classes)} classes")
+        say(f"{path}: {who}; {_pooled(seen)}")
         pruned, recipe = train_trunk(
             loaded,
             zoo.policy,
@@ -116,12 +135,11 @@ def grow_trunk(
             checkpoint=work / "checkpoint.safetensors",
             progress=progress,
         )
-        logits = predict_logits(pruned.model, unseen.images.pixels, loaded.preprocess)
         trunk = zoo.add_trunk(
-            to_network(loaded, zoo.policy, seen.classes, pruned),
+            to_network(loaded, zoo.policy, told_apart(seen, loaded), pruned),
             force=force,
             synsets=[],
-            scores={"val": accuracy(logits, unseen.images.labels)},
+            scores={"val": score(pruned, unseen, loaded)},
             cost=costs(pruned, loaded),
             recipe=recipe_facts("trunk", recipe, pruned, seed),
             keep=ratio,
@@ -130,34 +148,50 @@ def grow_trunk(
     return trunk
 
 
-def _opened(
+def _allowed(
     path: Path,
     backbone: str | None,
     policy: str | None,
     keep: float | None,
     input_size: int | None,
-) -> tuple[Zoo, Backbone]:
-    """The zoo, made if need be, and its backbone."""
+    *,
+    force: bool,
+) -> Backbone:
+    """The backbone, where the zoo may have such a trunk; nothing is written."""
+    if not is_zoo(path):
+        if backbone is None:
+            raise BadInput(f"{path} is no zoo yet: name the backbone of a new one with --backbone")
+        return load_backbone(anchored(backbone), input_size)
+    zoo = Zoo.open(path)
+    size = input_size or int(zoo.facts["backbone"]["input_size"])
+    loaded = load_backbone(anchored(backbone or zoo.backbone_source), size)
+    zoo.check(loaded, policy)
+    ratio = zoo.keep if keep is None else keep
+    if not force and any(abs(trunk.keep - ratio) < 1e-9 for trunk in zoo.trunks()):
+        raise BadInput(f"zoo {path} has a trunk at keep {ratio:g} already: --force replaces it")
+    return loaded
+
+
+def _opened(path: Path, backbone: Backbone, policy: str | None, keep: float | None) -> Zoo:
+    """The zoo, made if need be."""
     if is_zoo(path):
-        zoo = Zoo.open(path)
-        size = input_size or int(zoo.facts["backbone"]["input_size"])
-        loaded = load_backbone(anchored(backbone or zoo.backbone_source), size)
-        zoo.check(loaded, policy)
-        return zoo, loaded
-    if backbone is None:
-        raise BadInput(f"{path} is no zoo yet: name the backbone of a new one with --backbone")
-    loaded = load_backbone(anchored(backbone), input_size)
-    chosen, ratio = policy or POLICIES[loaded.family][0], DEFAULT_KEEP if keep is None else keep
-    exact_widths(unit_groups(loaded.model, chosen), ratio)
-    return Zoo.create(path, loaded, chosen, ratio), loaded
+        return Zoo.open(path)
+    chosen, ratio = policy or POLICIES[backbone.family][0], DEFAULT_KEEP if keep is None else keep
+    exact_widths(unit_groups(backbone.model, chosen), ratio)
+    return Zoo.create(path, backbone, chosen, ratio)
 
 
 @dataclass(frozen=True)
 class Pool:
-    """The images of many tasks as one task."""
+    """The images of many tasks as one task; those without a label are ``UNLABELLED``."""
 
     classes: tuple[str, ...]
     images: Images
+
+    @property
+    def unlabelled(self) -> "Pool":
+        """The same, their labels forgotten."""
+        return Pool((), Images(self.images.pixels, np.full(len(self.images), UNLABELLED)))
 
 
 def pool(
@@ -197,6 +231,46 @@ def pool(
     return Pool(tuple(classes), Images(pixels, labels.astype(np.int64)))
 
 
+def with_unlabelled(
+    seen: Pool, unseen: Pool, pixels: NDArray[np.uint8], seed: int
+) -> tuple[Pool, Pool]:
+    """The images to train on and those to judge by, with these as well.
+
+    Where there are no others to judge by, a twentieth of these is held out.
+    """
+    if not seen.classes:
+        order = np.random.default_rng([seed, 5]).permutation(len(pixels))
+        out = min(MOST_HELD_OUT, len(pixels) // 20)
+        held, pixels = pixels[np.sort(order[:out])], pixels[np.sort(order[out:])]
+        unseen = Pool((), Images(held, np.full(len(held), UNLABELLED)))
+    labels = np.concatenate([seen.images.labels, np.full(len(pixels), UNLABELLED)])
+    together = Images(np.concatenate([seen.images.pixels, pixels]), labels)
+    return Pool(seen.classes, together), unseen
+
+
+def told_apart(pooled: Pool, backbone: Backbone) -> tuple[str, ...]:
+    """What a trunk's own head tells apart: the pool's classes; without any, the backbone's."""
+    (head, *_) = heads(backbone.model).values()
+    named = backbone.classes or tuple(f"class {n}" for n in range(head.out_features))
+    return pooled.classes or named
+
+
+def score(pruned: Pruned, unseen: Pool, backbone: Backbone) -> float:
+    """Top-1 on images that it was not trained on; without labels, how often it agrees with the backbone."""
+    labels, pixels = unseen.images.labels, unseen.images.pixels
+    if not unseen.classes:
+        labels = predict_logits(backbone.model, pixels, backbone.preprocess).argmax(1)
+    return accuracy(predict_logits(pruned.model, pixels, backbone.preprocess), labels)
+
+
+def _pooled(seen: Pool) -> str:
+    """In words."""
+    loose = int((seen.images.labels == UNLABELLED).sum())
+    labelled = f"{len(seen.images) - loose} images of {len(seen.classes)} classes"
+    parts = [labelled] * bool(seen.classes) + [f"{loose} images without labels"] * bool(loose)
+    return " and ".join(parts)
+
+
 def train_trunk(
     backbone: Backbone,
     policy: str,
@@ -204,12 +278,15 @@ def train_trunk(
     pooled: Pool,
     keep: float,
     *,
+    teach: bool | None = None,
     steps: int | None = None,
     seed: int = 0,
     accelerator: str = "cpu",
     **more: Any,
 ) -> tuple[Pruned, Recipe]:
-    """All entries vote and are averaged, or nobody does; what is kept is trained on the pool.
+    """All entries vote and are averaged, or nobody does; what is kept is trained on the pool, and taught.
+
+    Its head tells apart what `told_apart` says.
 
     Args:
         backbone: the zoo's.
@@ -217,6 +294,7 @@ def train_trunk(
         entries: who votes; where nobody does, the backbone's largest units are kept.
         pooled: the images.
         keep: of each unit group.
+        teach: whether the whole backbone's opinion counts, where labels are all there, too; without, it has to.
         steps: so many; by default ``EPOCHS`` passes through the pool.
         seed: of the batches.
         accelerator: cpu or cuda.
@@ -227,19 +305,44 @@ def train_trunk(
     if steps is None:
         steps = usual_steps(len(pooled.images), recipe.batch)
     recipe = replace(recipe, steps=steps)
+    if teach is None:
+        teach = bool((pooled.images.labels == UNLABELLED).any())
+    teacher = _teacher(backbone, pooled, accelerator) if teach else None
     problem = Problem(
         backbone=backbone,
         policy=policy,
-        classes=len(pooled.classes),
+        classes=len(pooled.classes) + (teacher.classes if teacher else 0),
         train=pooled.images,
         validation=None,
         widths=exact_widths(unit_groups(backbone.model, policy), keep),
         recipe=recipe,
         seed=seed,
+        teacher=teacher,
         voters=[entry.voter(keep) for entry in entries],
         **more,
     )
-    return METHODS[name].prune(problem), recipe
+    pruned = METHODS[name].prune(problem)
+    if teacher:
+        pruned.ledger.statistics_flops += len(pooled.images) * forward_macs(
+            backbone.model, backbone.shape
+        )
+        _cut_heads(pruned.model, len(pooled.classes) or teacher.classes)
+    return pruned, recipe
+
+
+def _teacher(backbone: Backbone, pooled: Pool, accelerator: str) -> Teacher:
+    """The backbone, and what it thinks of the images."""
+    whole = copy.deepcopy(backbone.model).to(accelerator)
+    logits = predict_logits(whole, pooled.images.pixels, backbone.preprocess, fast=True)
+    return Teacher(torch.from_numpy(logits))
+
+
+def _cut_heads(model: nn.Module, outputs: int) -> None:
+    """Leave the first outputs of each head, and forget the others."""
+    for name, head in heads(model).items():
+        less = nn.Linear(head.in_features, outputs)
+        less.load_state_dict({key: t[:outputs].clone() for key, t in head.state_dict().items()})
+        setattr(model, name, less)
 
 
 def usual_steps(images: int, batch: int) -> int:

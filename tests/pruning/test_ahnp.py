@@ -10,14 +10,8 @@ from torch import nn
 
 from mvp_edge.pruning import arithmetic
 from mvp_edge.pruning.ahnp import Gates, Scores, _snapshot, ahnp, fold
-from mvp_edge.pruning.finetune import (
-    Batches,
-    Recipe,
-    accuracy,
-    make_optimizer,
-    predict_logits,
-    train_step,
-)
+from mvp_edge.pruning.batches import Batches, Recipe
+from mvp_edge.pruning.finetune import accuracy, make_optimizer, predict_logits, train_step
 from mvp_edge.pruning.problem import Problem, Training
 from mvp_edge.pruning.scratch import drop_schedule, weight_norms
 from mvp_edge.subnetwork.backbone import Backbone

@@ -14,18 +14,15 @@ from torch.nn import functional as F
 
 from mvp_edge.pruning import arithmetic
 from mvp_edge.pruning.arithmetic import lay_out, worthwhile_threads
+from mvp_edge.pruning.batches import LEAST_SHARE, Batches, Recipe, to_input
 from mvp_edge.pruning.finetune import (
-    LEAST_SHARE,
-    Batches,
     Ledger,
-    Recipe,
     accuracy,
     class_means,
     estimate_statistics,
     initialise_head,
     make_optimizer,
     predict_logits,
-    to_input,
     train_step,
 )
 from mvp_edge.subnetwork.backbone import heads

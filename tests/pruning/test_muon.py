@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from mvp_edge.pruning.finetune import Recipe, make_optimizer
+from mvp_edge.pruning.batches import Recipe
+from mvp_edge.pruning.finetune import make_optimizer
 from mvp_edge.pruning.muon import Muon, orthogonal, turned, update_macs
 from mvp_edge.pruning.problem import Training
 from mvp_edge.subnetwork.backbone import heads

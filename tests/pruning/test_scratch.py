@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from mvp_edge.pruning import arithmetic
-from mvp_edge.pruning.finetune import SHRINKING, predict_logits
+from mvp_edge.pruning.batches import SHRINKING
+from mvp_edge.pruning.finetune import predict_logits
 from mvp_edge.pruning.problem import Training
 from mvp_edge.pruning.scratch import (
     Meter,

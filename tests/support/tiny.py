@@ -243,7 +243,7 @@ def _train(folder: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from mvp_edge.pruning.finetune import Recipe
+    from mvp_edge.pruning.batches import Recipe
     from mvp_edge.pruning.problem import Problem
     from mvp_edge.pruning.scratch import fine_tune
     from mvp_edge.subnetwork.backbone import Architecture, Backbone

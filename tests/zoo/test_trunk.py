@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import zipfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 
 from mvp_edge.subnetwork.backbone import load_backbone
 from mvp_edge.subnetwork.budget import exact_widths
+from mvp_edge.subnetwork.cost import forward_macs
 from mvp_edge.subnetwork.network import Network
 from mvp_edge.subnetwork.units import unit_groups
 from mvp_edge.tasks.task import Task, tasks_in
@@ -184,6 +186,56 @@ def test_without_a_zoo_the_largest_units_are_trained(place: Path) -> None:
     run = prune(place, *PRUNE, zoo="fresh")
     assert "trunk (from the zoo's trunk of 5 classes)" in run.err
     assert "0 entries" in command("zoo", "list", "fresh", cwd=place).out
+
+
+def test_images_without_labels_will_do(place: Path) -> None:
+    loose = place / "loose"
+    for number, file in enumerate(sorted((place / "digits").rglob("*.png"))):
+        folder = loose / f"of/{number % 3}"
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, folder / f"{number}.png")
+    (loose / "of/broken.png").write_bytes(b"no image")
+    (loose / "notes.txt").write_text("not looked at")
+    count = len(list(loose.rglob("*.png"))) - 1
+    words = ("zoo", "trunk", "fresh", "--backbone", "backbone.json", "--keep", "0.5", "--images")
+    done = command(*words, "loose", "--steps", "20", cwd=place)
+    assert done.code == 0, done.err
+    assert f"{count - count // 20} images without labels" in done.err
+    assert "of held-out images as the backbone does" in done.out
+    (trunk,) = Zoo.open(place / "fresh").trunks()
+    whole = load_backbone(str(place / "backbone.json"))
+    assert trunk.classes == whole.classes
+    forward = forward_macs(whole.model, whole.shape)
+    assert trunk.cost["statistics"] > forward * (count - count // 20)  # the teacher's own work
+    run = prune(place, *PRUNE, zoo="fresh")
+    assert "trunk (from the zoo's trunk" in run.err
+
+    grown(place, "--images", "loose", "--keep", "0.75")
+    both = next(one for one in Zoo.open(place / "zoo").trunks() if one.keep == 0.75)
+    assert len(both.classes) == 5  # the tasks' own, whatever the backbone tells apart
+    assert set(both.classes) < set(KNOWN)
+    with zipfile.ZipFile(place / "loose.zip", "w") as archive:
+        for file in sorted(loose.rglob("*.png")):
+            archive.write(file, file.relative_to(loose))
+    assert command(*words, "loose.zip", "--steps", "20", "--force", cwd=place).code == 0
+    zipped, before = weights(place / "fresh/trunks/0.5"), dict(trunk.network.weights)
+    assert all(torch.equal(zipped[name], tensor) for name, tensor in before.items())
+
+
+def test_images_that_cannot_be_used_are_refused(place: Path) -> None:
+    (place / "empty").mkdir()
+    (place / "bad").mkdir()
+    (place / "bad/one.png").write_bytes(b"no image")
+    before = tree(place)
+    fresh = ("zoo", "trunk", "zoo")
+    refused(command(*fresh, cwd=place), place, "--tasks", "--images", before=before)
+    for folder, why in (
+        ("empty", "no image that can be read"),
+        ("bad", "one.png"),
+        ("nowhere", "nowhere"),
+    ):
+        done = command(*fresh, "--images", folder, cwd=place)
+        refused(done, place, why, before=before)
 
 
 def test_it_is_listed_and_checked(place: Path) -> None:

@@ -1,0 +1,115 @@
+"""A teacher's part of the loss and of the head, against formulas written out."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from mvp_edge.pruning import arithmetic
+from mvp_edge.pruning.batches import Batches, to_input
+from mvp_edge.pruning.finetune import Ledger, class_means, initialise_head, predict_logits
+from mvp_edge.pruning.teaching import UNLABELLED, Taught, Teacher
+from mvp_edge.subnetwork.backbone import heads
+from mvp_edge.tasks.task import Images
+from tests.support.networks import backbone, digits, problem, prune_by
+
+PREPROCESS = backbone("resnet18").preprocess
+
+
+@pytest.fixture(autouse=True)
+def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums are compared here; bfloat16 would hide mistakes."""
+    monkeypatch.setattr(arithmetic, "faster_dtype", lambda _accelerator: None)
+
+
+def test_the_loss_is_the_mean_over_images_of_what_each_heeds() -> None:
+    generator = torch.Generator().manual_seed(0)
+    outputs, logits = torch.randn(6, 5, generator=generator), torch.randn(6, 2, generator=generator)
+    labels = torch.tensor([0, 2, UNLABELLED, 1, UNLABELLED, 2])
+    teacher = Teacher(logits, share=0.3, warmth=2.0)
+    expected = 0.0
+    for row, label in enumerate(labels.tolist()):
+        theirs, ours = torch.softmax(logits[row] / 2, 0), torch.softmax(outputs[row, 3:] / 2, 0)
+        apart = 4 * float((theirs * (theirs / ours).log()).sum())
+        if label == UNLABELLED:
+            expected += apart / 6
+        else:
+            wrong = -float(torch.log_softmax(outputs[row, :3], 0)[label])
+            expected += (0.3 * apart + 0.7 * wrong) / 6
+    assert float(teacher.loss(outputs, (labels, logits))) == pytest.approx(expected, rel=1e-5)
+
+
+def test_without_labels_the_teacher_alone_counts_and_agreement_costs_nothing() -> None:
+    logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
+    nobody, teacher = torch.full((4,), UNLABELLED), Teacher(logits)
+    outputs = logits.clone().requires_grad_()
+    loss = teacher.loss(outputs, (nobody, logits))
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert float(loss.detach()) == pytest.approx(0, abs=1e-6)
+    assert outputs.grad is not None
+    assert outputs.grad.abs().max() < 1e-6
+    assert float(teacher.loss(logits.flip(1), (nobody, logits))) > 0.1
+
+
+def test_each_image_comes_with_its_own_opinion() -> None:
+    given = problem("resnet18", "magnitude", steps=4)
+    images, count = given.train, len(given.train.labels)
+    numbered = torch.arange(count, dtype=torch.float32)[:, None].repeat(1, 2)
+    how = (images, PREPROCESS, replace(given.recipe, augment=()), 3)
+    plain, taught = Batches(*how), Taught(*how, numbered)
+    for step in (0, 1, 7):
+        for (x, y), (same, (labels, opinions)) in zip(
+            plain.shares(step), taught.shares(step), strict=True
+        ):
+            assert torch.equal(x, same)
+            assert torch.equal(y, labels)
+            rows = opinions[:, 0].long().tolist()
+            assert [int(images.labels[row]) for row in rows] == labels.tolist()
+            assert torch.equal(x, to_input(torch.from_numpy(images.pixels[rows]), PREPROCESS))
+
+
+def test_each_part_of_the_head_is_the_class_means_of_its_own_classes() -> None:
+    given = problem("resnet18", "magnitude", steps=0)
+    labels = given.train.labels.copy()
+    labels[::3] = UNLABELLED
+    images = Images(given.train.pixels, labels)
+    whole = given.backbone
+    logits = torch.from_numpy(predict_logits(whole.model, images.pixels, whole.preprocess))
+    classes = int(labels.max()) + 1
+    batches = Taught(images, whole.preprocess, given.recipe, 0, logits)
+    model = whole.with_head(classes + logits.shape[1])
+    initialise_head(model, batches, classes + logits.shape[1], Ledger(), limit=10**6)
+    (head,) = heads(model).values()
+
+    features: list[torch.Tensor] = []
+    hook = head.register_forward_pre_hook(lambda _m, inputs: features.append(inputs[0]))
+    predict_logits(model, images.pixels, whole.preprocess)
+    hook.remove()
+    seen, known = torch.cat(features), torch.from_numpy(labels >= 0)
+    first = class_means(seen[known], torch.from_numpy(labels)[known], classes)
+    second = class_means(seen, logits.argmax(1), logits.shape[1])
+    for got, parts in zip((head.weight, head.bias), zip(first, second, strict=True), strict=True):
+        expected = torch.cat(parts)
+        assert torch.allclose(got, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+
+
+def test_what_is_taught_comes_to_agree_with_its_teacher() -> None:
+    whole, images = backbone("resnet18"), digits()
+    logits = predict_logits(whole.model, images.pixels, whole.preprocess)
+    logits = 4 * (logits - logits.mean(0)) / logits.std(0)
+    given = problem("resnet18", "magnitude", steps=0)
+    unlabelled = Images(images.pixels, np.full(len(images), UNLABELLED))
+    given = replace(
+        given, train=unlabelled, classes=logits.shape[1], teacher=Teacher(torch.from_numpy(logits))
+    )
+
+    def agreement(steps: int) -> float:
+        recipe = replace(given.recipe, steps=steps, augment=())
+        made = prune_by("magnitude", replace(given, recipe=recipe))
+        ours = predict_logits(made.model, images.pixels, whole.preprocess)
+        return float((ours.argmax(1) == logits.argmax(1)).mean())
+
+    before, after = agreement(0), agreement(60)
+    assert after > before + 0.1
+    assert after > 0.6
