@@ -191,10 +191,16 @@ def _trial_figures() -> Iterator[Figure]:
 def _trunk_figures() -> Iterator[Figure]:
     """What else a trunk could be made of, and what it costs once."""
     rows = study_rows(MAIN)
-    for other in ("magnitude", "taught", "long"):
+    for ours, theirs in (
+        ("trunk", "trunk-short"),  # more images, more steps
+        ("trunk-long", "trunk-short"),  # more steps
+        ("trunk-short", "trunk-magnitude"),  # votes
+        ("trunk-taught", "trunk-magnitude"),  # a teacher beside the labels
+        ("trunk-images", "trunk-magnitude"),  # a teacher instead of labels
+    ):
         for steps in (20, 100):
-            name = f"P1-trunk{steps}-minus-trunk-{other}{steps}"
-            pair = f"trunk@{steps}", f"trunk-{other}@{steps}"
+            name = f"P1-{ours}{steps}-minus-{theirs}{steps}"
+            pair = f"{ours}@{steps}", f"{theirs}@{steps}"
             yield from _difference_figure(rows, *pair, name, "stated", MAIN)
     trunks = [
         json.loads(path.read_text()) for path in sorted((RESULTS / "pooled").glob("trunk-?.json"))

@@ -19,16 +19,10 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.teaching import Taught, backbone_features, backbone_opinions, teaching_loss
+from benchmarks.teaching import backbone_features, backbone_opinions, taught, teaching_loss
 from mvp_edge.pruning.arithmetic import compute, lay_out, spoils_channels_last
-from mvp_edge.pruning.finetune import (
-    Batches,
-    Ledger,
-    Loss,
-    Stepper,
-    estimate_statistics,
-    initialise_head,
-)
+from mvp_edge.pruning.batches import Batches
+from mvp_edge.pruning.finetune import Ledger, Loss, Stepper, estimate_statistics, initialise_head
 from mvp_edge.pruning.problem import Problem, Pruned
 from mvp_edge.pruning.scratch import fine_tune
 from mvp_edge.subnetwork.backbone import heads
@@ -96,7 +90,7 @@ def _cut(
         "taylor": lambda: tp.importance.GroupTaylorImportance(),
         "bn-scale": lambda: tp.importance.BNScaleImportance(),
     }
-    example = torch.zeros(1, *problem.backbone.shape)
+    example = torch.zeros(1, *problem.backbone.shape, device=next(model.parameters()).device)
 
     def pruned(one: nn.Module, ratio: float) -> nn.Module:
         tp.pruner.BasePruner(
@@ -140,6 +134,7 @@ def _gradients(outcome: Outcome, problem: Problem) -> None:
 
 
 def _begin(outcome: Outcome, problem: Problem) -> None:
+    outcome.model.to(problem.recipe.accelerator)
     estimate_statistics(outcome.model, problem.batches, outcome.ledger)
     initialise_head(outcome.model, problem.batches, problem.classes, outcome.ledger)
 
@@ -173,7 +168,7 @@ def distilled(problem: Problem, student: nn.Module, *, share: float, warmth: flo
     """
     outcome = Outcome(student)
     batches = (
-        Taught(problem, backbone_opinions(problem, outcome.ledger)) if share else problem.batches
+        taught(problem, backbone_opinions(problem, outcome.ledger)) if share else problem.batches
     )
     _train(outcome, problem, 0, problem.recipe.steps, batches, teaching_loss(share, warmth))
     return outcome

@@ -19,7 +19,8 @@ import torch
 from torch.nn import functional as F
 
 from mvp_edge.pruning.arithmetic import compute, lay_out, spoils_channels_last
-from mvp_edge.pruning.finetune import Recipe, make_optimizer, train_step
+from mvp_edge.pruning.batches import Recipe
+from mvp_edge.pruning.finetune import make_optimizer, train_step
 from mvp_edge.pruning.problem import Problem, Training
 from mvp_edge.runs.rundir import machine, versions
 from mvp_edge.subnetwork.backbone import Architecture, Backbone

@@ -7,6 +7,7 @@ through the product's own functions; nothing here trains or prunes by itself.
 """
 
 import argparse
+import fcntl
 import math
 import os
 import re
@@ -28,13 +29,8 @@ from benchmarks.peers import Outcome
 from benchmarks.voters import Ranking, asked, some_of
 from mvp_edge.pruning.ahnp import Scores, ahnp
 from mvp_edge.pruning.arithmetic import faster_dtype
-from mvp_edge.pruning.finetune import (
-    LabelledImages,
-    Ledger,
-    Recipe,
-    accuracy,
-    predict_logits,
-)
+from mvp_edge.pruning.batches import LabelledImages, Recipe
+from mvp_edge.pruning.finetune import Ledger, accuracy, predict_logits
 from mvp_edge.pruning.methods import METHODS, recipe_for
 from mvp_edge.pruning.mvp import Voting, mvp
 from mvp_edge.pruning.problem import Problem, Pruned
@@ -51,7 +47,7 @@ from mvp_edge.tasks.task import Task, sample_tasks
 from mvp_edge.zoo.build import build_zoo, claim
 from mvp_edge.zoo.entries import Entry, Zoo
 from mvp_edge.zoo.neighbours import LEEP_IMAGES, Similarity, find_neighbours
-from mvp_edge_export.storage import read_json, write_json
+from mvp_edge_export.storage import read_json, sha256_file, write_json
 
 HERE = Path(__file__).parent
 POOLED = HERE / "zoos" / "pooled"
@@ -68,11 +64,12 @@ class Study:
     backbone: Backbone
     tasks: list[Task]
     zoo: Zoo
+    accelerator: str = "cpu"
     rankings: dict[tuple[str, str, int], Ranking] = field(default_factory=dict)
     """What was found already, by (target, measure, entries)."""
 
     @classmethod
-    def open(cls, path: Path) -> "Study":
+    def open(cls, path: Path, accelerator: str = "cpu") -> "Study":
         plan = yaml.safe_load(path.read_text())
         data = os.environ.get("MVP_EDGE_DATA")
         if not data:
@@ -91,7 +88,7 @@ class Study:
             "zoo", plan["study"]
         )  # a plan may use another study's zoo, which it does not build
         zoo = Zoo.create(HERE / "zoos" / name, backbone, plan["policy"], plan["keep"])
-        return cls(plan, backbone, tasks, zoo)
+        return cls(plan, backbone, tasks, zoo, accelerator)
 
     def problem(
         self, images: LabelledImages, classes: int, recipe: Recipe, keep: float, **more: Any
@@ -110,9 +107,8 @@ class Study:
         )
 
     def entries(self, task: Task) -> list[Entry]:
-        """The zoo that a target sees: leave-one-out, and no more than the plan's ``first`` tasks."""
-        entries = self.zoo.entries()
-        return [one for one in entries[: self.plan.get("first")] if one.name != task.name]
+        """The zoo that a target sees: leave-one-out."""
+        return [one for one in self.zoo.entries() if one.name != task.name]
 
     def ranking(self, task: Task, entries: Sequence[Entry], measure: Similarity) -> Ranking:
         """The entries by similarity to a target, as `prune` finds it; found once a process."""
@@ -143,7 +139,12 @@ class Study:
         """The product's, with what the plan sets for all one-shot methods and the variant for itself."""
         name = variant["method"]
         method = METHODS.get(name)
-        recipe = recipe_for(name if method else None, self.backbone.family, steps=variant["steps"])
+        recipe = recipe_for(
+            name if method else None,
+            self.backbone.family,
+            steps=variant["steps"],
+            accelerator=self.accelerator,
+        )
         if method and method.one_shot:
             recipe = replace(recipe, **self.plan.get("recipe", {}))
         return replace(recipe, **{key: variant[key] for key in RECIPE if key in variant})
@@ -155,8 +156,14 @@ class Study:
         apart = {name: range(*self.plan["pooled"][name]["apart"]) for name in names}
         return next(name for name in names if self.place(task) in apart[name])
 
-    def rows(self, task: Task) -> Path:
+    def file(self, task: Task) -> Path:
+        """Where a target's rows stand."""
         return HERE / "results" / str(self.plan["study"]) / f"{task.name}.json"
+
+    def rows(self, task: Task) -> dict[str, Any]:
+        """A target's rows by the variants' names."""
+        path = self.file(task)
+        return dict(read_json(path, "rows")["rows"]) if path.exists() else {}
 
 
 def main() -> None:
@@ -165,59 +172,96 @@ def main() -> None:
     arguments.add_argument("--threads", type=int, default=1)
     arguments.add_argument("--only", choices=["zoo", "variants"])
     arguments.add_argument("--variants", default=".*", help="a regular expression of whole names")
+    arguments.add_argument("--targets", type=int, help="only so many of the first of each draw")
+    arguments.add_argument("--accelerator", choices=["cpu", "cuda"], default="cpu")
     arguments.add_argument("--reverse", action="store_true", help="take the tasks from the end")
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
-    study = Study.open(options.plan)
+    study = Study.open(options.plan, options.accelerator)
     tasks = study.tasks[::-1] if options.reverse else study.tasks
     if options.only != "variants" and "zoo" not in study.plan:
         name = study.plan["scratch"]
-        recipe = recipe_for(name, study.backbone.family, steps=study.plan.get("scratch_steps"))
+        recipe = recipe_for(
+            name,
+            study.backbone.family,
+            steps=study.plan.get("scratch_steps"),
+            accelerator=study.accelerator,
+        )
         build_zoo(study.zoo, study.backbone, tasks, method=name, recipe=recipe, progress=_said)
     if options.only != "zoo":
         for task in tasks:
-            run_variants(study, task, options.variants)
+            if options.targets is None or study.place(task) < options.targets:
+                run_variants(study, task, options.variants)
 
 
 def run_variants(study: Study, task: Task, only: str = ".*") -> None:
-    """All rows of one target whose variants match ``only``; those that exist are kept."""
+    """All rows of one target whose variants match ``only``, but those that exist or that another process makes."""
     entries = study.entries(task)
     own = next((e for e in study.zoo.entries() if e.name == task.name), None)
     if own is None and "zoo" not in study.plan:
         return  # its baseline is not there yet
-    with claim(study.zoo.path / ".work", f"rows-{study.plan['study']}-{task.name}") as work:
-        if work is None:
-            return
-        path = study.rows(task)
-        rows: dict[str, Any] = read_json(path, "rows")["rows"] if path.exists() else {}
-        if own is not None and "scratch" in study.plan:
-            rows[f"{study.plan['scratch']}@{own.recipe['steps']}"] = _scratch_row(own)
-        for name, variant in study.plan["variants"].items():
-            if not re.fullmatch(only, name) or study.place(task) >= variant.get(
-                "targets", math.inf
-            ):
-                continue
-            if name in rows and is_current(rows[name], len(entries), study.recipe(variant)):
+    if own is not None and "scratch" in study.plan:
+        keep_row(study, task, f"{study.plan['scratch']}@{own.recipe['steps']}", _scratch_row(own))
+    for name, variant in study.plan["variants"].items():
+        if not re.fullmatch(only, name) or study.place(task) >= variant.get("targets", math.inf):
+            continue
+        start = study.start(variant["start"], task) if "start" in variant else None
+        if start and not (POOLED / start / "network.safetensors").exists():
+            print(
+                f"{task.name}: {name} waits for `python -m benchmarks.pooled` {start}", flush=True
+            )
+            continue
+        network = sha256_file(POOLED / start / "network.safetensors") if start else None
+        row = study.rows(task).get(name)
+        if is_current(row, len(entries), study.recipe(variant), network):
+            continue
+        work = study.zoo.path / ".work"
+        with claim(work, f"row-{study.plan['study']}-{task.name}-{name}") as claimed:
+            if claimed is None:
                 continue
             print(f"{task.name}: {name}", flush=True)
-            rows[name] = run_variant(study, task, entries, variant)
-            write_json(
-                path,
-                {
-                    "schema": 1,
-                    "study": study.plan["study"],
-                    "target": task.name,
-                    "classes": list(task.classes),
-                    "images": {split: len(e) for split, e in task.splits.items()},
-                    "machine": machine(),
-                    "versions": versions(),
-                    "rows": rows,
-                },
-            )
+            made = run_variant(study, task, entries, variant)
+            keep_row(study, task, name, {**made, "network": network} if network else made)
+            claimed.rmdir()
 
 
-def is_current(row: dict[str, Any], zoo: int, recipe: Recipe) -> bool:
-    """Whether a row was made with the zoo and the recipe as they stand now."""
+def keep_row(study: Study, task: Task, name: str, row: dict[str, Any]) -> None:
+    """Put one row among a target's, whose file other processes write, too."""
+    path = study.file(task)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (study.zoo.path / ".work" / "rows.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        rows = study.rows(task)
+        if rows.get(name) == row:
+            return
+        write_json(
+            path,
+            {
+                "schema": 1,
+                "study": study.plan["study"],
+                "target": task.name,
+                "classes": list(task.classes),
+                "images": {split: len(e) for split, e in task.splits.items()},
+                "machine": machine(),
+                "versions": versions(),
+                "rows": {**rows, name: row},
+            },
+        )
+
+
+def is_current(
+    row: dict[str, Any] | None, zoo: int, recipe: Recipe, network: str | None = None
+) -> bool:
+    """Whether there is a row, made with the zoo, the recipe and the start as they are now.
+
+    Args:
+        row: None where there is none.
+        zoo: entries that the target sees.
+        recipe: of the variant.
+        network: hash of the network that it starts from, if it does.
+    """
+    if row is None or row.get("network") != network:
+        return False
     now = {"zoo": zoo, "lr": recipe.lr, "updates": recipe.updates, "turn": recipe.turn}
     return all(row.get(key, value) == value for key, value in now.items())
 
@@ -273,14 +317,20 @@ def run_variant(
         "seconds": seconds,
         "cpu_seconds": cpu,
         "threads": torch.get_num_threads(),
-        "arithmetic": arithmetic(),
+        "arithmetic": arithmetic(study.accelerator),
+        "processor": processor(study.accelerator),
         **_spent(study, pruned, similarity_flops, recipe.batch),
     }
 
 
-def arithmetic() -> str:
+def arithmetic(accelerator: str) -> str:
     """What this machine trains in: processors differ, and the last digits of a result with them."""
-    return str(faster_dtype("cpu") or torch.float32).removeprefix("torch.")
+    return str(faster_dtype(accelerator) or torch.float32).removeprefix("torch.")
+
+
+def processor(accelerator: str) -> str:
+    """What this machine trains on."""
+    return torch.cuda.get_device_name() if accelerator == "cuda" else str(machine()["cpu"])
 
 
 def _method(variant: dict[str, Any], zoo: Sequence[Voter] = ()) -> Callable[[Problem], Pruned]:

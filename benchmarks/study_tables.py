@@ -80,7 +80,12 @@ TABLES = [
         (r"trunk@\d+", r"mvp@\d+", r"smsp@.*", r"magnitude@\d+", r"random@\d+", r"ifp.*", r"conventional.*",
          r"unpruned.*"),
     ),
-    StudyTable("trunk", "resnet18-cifar100", "ifp@1000", (r"trunk@\d+", r"trunk.*", r"mvp@(20|100)")),
+    StudyTable(
+        "trunk",
+        "resnet18-cifar100",
+        "ifp@1000",
+        (r"trunk@\d+", r"trunk-short.*", r"trunk-long.*", r"trunk.*", r"mvp@(20|100)"),
+    ),
     StudyTable(
         "controls",
         "resnet18-cifar100",
@@ -108,7 +113,6 @@ TABLES = [
     StudyTable("trials-20", "trials-resnet18", "base@20", (r"updates.*@20", r".*@20"), least=4),
     StudyTable("tuning", "tuning", "base"),
     StudyTable("tuning-deit", "tuning-deit", "base"),
-    StudyTable("wider", "wider", "keep0.32-one-update"),
     StudyTable("quick", "quick", "ifp@1000"),
 ]  # fmt: skip
 

@@ -9,28 +9,20 @@ from torch import nn
 from torch.nn import functional as F
 
 from mvp_edge.pruning.arithmetic import compute
-from mvp_edge.pruning.finetune import Batches, Ledger, Loss, class_means, to_input
+from mvp_edge.pruning.batches import to_input
+from mvp_edge.pruning.finetune import Ledger, Loss, class_means
 from mvp_edge.pruning.problem import Problem
+from mvp_edge.pruning.teaching import Taught
 from mvp_edge.pruning.votes import Voter
 from mvp_edge.subnetwork.backbone import heads
 from mvp_edge.subnetwork.cost import forward_macs
 from mvp_edge.subnetwork.subnet import resize
 
 
-class Taught(Batches):
-    """Batches whose labels come with the teacher's logits of the image as it is, before it is augmented."""
-
-    def __init__(self, problem: Problem, opinions: torch.Tensor) -> None:
-        super().__init__(problem.train, problem.backbone.preprocess, problem.recipe, problem.seed)
-        self.opinions = opinions
-
-    def shares(self, step: int) -> list[Any]:
-        """(images, (labels, logits)) of each update."""
-        first = step * self.size
-        opinions = self.opinions[[self._at(place) for place in range(first, first + self.size)]]
-        parts = super().shares(step)
-        taught = zip(parts, opinions.tensor_split(len(parts)), strict=True)
-        return [(x, (y, theirs)) for (x, y), theirs in taught]
+def taught(problem: Problem, opinions: torch.Tensor) -> Taught:
+    """A problem's batches with a teacher's opinions [N, C] of the task's own classes."""
+    how = (problem.train, problem.backbone.preprocess, problem.recipe, problem.seed)
+    return Taught(*how, opinions)
 
 
 def teaching_loss(share: float, warmth: float, smooth: float = 0.0) -> Loss:

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.study import Study, is_current
 from benchmarks.voters import asked, some_of
-from mvp_edge.pruning.finetune import Recipe
+from mvp_edge.pruning.batches import Recipe
 from mvp_edge.zoo.similarity import Candidate
 
 RANKED = [Candidate(f"task-{number}", -float(number), ("a", "b")) for number in range(20)]
@@ -65,6 +65,11 @@ def test_a_row_is_current_until_its_zoo_or_its_recipe_changes() -> None:
     assert is_current({}, 5, recipe)  # a row that asks nobody
     for change in ({"zoo": 6}, {"lr": 0.2}, {"updates": 1}):
         assert not is_current({**row, **change}, 5, recipe)
+    assert not is_current(None, 5, recipe)
+    started = {**row, "network": "one"}
+    assert is_current(started, 5, recipe, "one")
+    for other in (row, {**row, "network": "another"}):
+        assert not is_current(other, 5, recipe, "one")
 
 
 def test_a_targets_place_is_that_in_its_own_draw() -> None:

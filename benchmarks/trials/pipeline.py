@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.teaching import Taught, backbone_opinions, committee_opinions, teaching_loss
+from benchmarks.teaching import backbone_opinions, committee_opinions, taught, teaching_loss
 from benchmarks.trials.rebuilding import rebuild
 from mvp_edge.pruning.arithmetic import compute
-from mvp_edge.pruning.finetune import Recipe, estimate_statistics, initialise_head
+from mvp_edge.pruning.batches import Recipe
+from mvp_edge.pruning.finetune import estimate_statistics, initialise_head
 from mvp_edge.pruning.mvp import Voting, average_into, hold_vote
 from mvp_edge.pruning.problem import Problem, Pruned, Training
 from mvp_edge.pruning.scratch import Meter, least_important, weight_norms
@@ -246,7 +247,7 @@ def heed(training: Training, trial: Trial, zoo: Sequence[Voter]) -> None:
             opinions = committee_opinions(problem, zoo[: trial.committee], ledger)
         else:
             opinions = backbone_opinions(problem, ledger)
-        training.batches = Taught(problem, opinions)
+        training.batches = taught(problem, opinions)
     training.loss = teaching_loss(trial.distil, trial.warmth, trial.smooth)
 
 
