@@ -2,13 +2,12 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from scipy.stats import spearmanr
 
 from benchmarks.device.grid_tables import (
     MEMORY_GOAL,
@@ -18,15 +17,19 @@ from benchmarks.device.grid_tables import (
     memory_ratio,
     speed_rows,
 )
-
-RESULTS = Path(__file__).parent / "results"
-
-Values = NDArray[np.float64]
-Rows = Mapping[str, Mapping[str, Mapping[str, Any]]]
-"""target → variant → row."""
-
-Statistic = Callable[[Values], Values]
-"""Of values [..., columns, rows], or [..., rows] where there is one column alone: one number for each of [...]."""
+from benchmarks.rows import (
+    DEIT,
+    MAIN,
+    RESULTS,
+    Rows,
+    Values,
+    compared,
+    difference,
+    interval,
+    mean,
+    ratio,
+    study_rows,
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ def headline() -> list[Figure]:
     found = [
         *_study_figures(MAIN, "ifp@1000", _RESNET),
         *_study_figures("resnet18-keep0.32", "ifp@1000", "ResNet-18, CIFAR-100, tied keep 0.32"),
-        *_study_figures(_DEIT, "ahnp@500", "DeiT-Tiny at 64 px, keep 0.25"),
+        *_study_figures(DEIT, "ahnp@500", "DeiT-Tiny at 64 px, keep 0.25"),
         *_trial_figures(),
         *_trunk_figures(),
         *_peer_figures(),
@@ -58,6 +61,7 @@ def headline() -> list[Figure]:
     for name, figures in (
         ("speed", speed_figures),
         ("step", step_figures),
+        ("choice", choice_figures),
     ):
         path = RESULTS / f"{name}.json"
         if path.exists():
@@ -65,64 +69,6 @@ def headline() -> list[Figure]:
     for grid in grids():
         found += grid_figures(grid, f"benchmarks/device/results/{grid.name}.json")
     return found
-
-
-MAIN = "resnet18-cifar100"
-_DEIT = "deit-tiny-imagenet"
-_PART_OF = {**dict.fromkeys(("peers", "zoo-size", "ratios", "seeds"), MAIN), "deit-trunk": _DEIT}
-"""Studies of another one's targets: what that has measured already is not measured again."""
-
-
-def study_rows(study: str) -> dict[str, dict[str, dict[str, Any]]]:
-    """All rows of a study, with those of the study that it is a part of, of the same targets."""
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    for path in sorted((RESULTS / study).glob("*.json")):
-        facts = json.loads(path.read_text())
-        found[facts["target"]] = facts["rows"]
-    if study in _PART_OF:
-        whole = study_rows(_PART_OF[study])
-        found = {target: {**whole.get(target, {}), **rows} for target, rows in found.items()}
-    return found
-
-
-def paired(rows: Rows, ours: str, theirs: str, key: str = "accuracy") -> Values:
-    """[targets with both, 2] values of two variants."""
-    both = [(r[ours][key], r[theirs][key]) for r in rows.values() if ours in r and theirs in r]
-    return np.array(both, dtype=np.float64).reshape(-1, 2)
-
-
-def interval(values: Values, statistic: Statistic) -> tuple[float, float]:
-    """95 % bootstrap interval of ``statistic`` over the rows of ``values``, 10,000 resamples, fixed seed."""
-    draws = np.random.default_rng(0).integers(0, len(values), (10_000, len(values)))
-    low, high = np.percentile(statistic(np.moveaxis(values[draws], 1, -1)), [2.5, 97.5])
-    return float(low), float(high)
-
-
-def mean(values: Values) -> Values:
-    """The statistic that most intervals are of."""
-    return np.asarray(values.mean(-1))
-
-
-def difference(rows: Rows, ours: str, theirs: str) -> tuple[float, float, float, int] | None:
-    """Mean paired difference in points of top-1, its interval, and how many targets."""
-    return _compared(
-        paired(rows, ours, theirs), lambda both: mean(100 * (both[..., 0, :] - both[..., 1, :]))
-    )
-
-
-def ratio(rows: Rows, ours: str, theirs: str, key: str) -> tuple[float, float, float, int] | None:
-    """Ratio of means theirs / ours of a cost, its interval, and how many targets."""
-    return _compared(
-        paired(rows, ours, theirs, key), lambda both: mean(both[..., 1, :]) / mean(both[..., 0, :])
-    )
-
-
-def _compared(both: Values, statistic: Statistic) -> tuple[float, float, float, int] | None:
-    if len(both) < 2:
-        return None
-    found = float(statistic(both.T)), *interval(both, statistic)
-    value, low, high = (round(one, 9) for one in found)  # beyond it, the summation's order
-    return value, low, high, len(both)
 
 
 # Of the study on ResNet-18 at keep 0.1; those of other studies are stated without a goal.
@@ -265,7 +211,7 @@ def cost_to_parity(rows: Rows) -> tuple[float, float, float, int] | None:
         share = np.clip((ours - low) / np.maximum(high - low, 1e-9), 0.0, 1.0)
         return np.asarray(np.exp((1 - share) * np.log(cheap) + share * np.log(dear)) / spent)
 
-    return _compared(np.array(both, dtype=np.float64), ratio_of)
+    return compared(np.array(both, dtype=np.float64), ratio_of)
 
 
 def _zoo_figures() -> Iterator[Figure]:
@@ -276,6 +222,33 @@ def _zoo_figures() -> Iterator[Figure]:
             pair = f"mvp@{steps}-zoo-{count}", f"mvp@{steps}"
             name = f"P11-mvp{steps}-zoo{count}-minus-zoo23"
             yield from _difference_figure(rows, *pair, name, "stated", "zoo-size")
+
+
+def choice_figures(facts: Mapping[str, Any], source: str) -> list[Figure]:
+    """P11: how far what a measure says of the voters agrees with the accuracy they came to, and what it takes."""
+    rows: list[dict[str, Any]] = facts["rows"]
+    found = []
+    command = "python -m benchmarks.choice benchmarks/plans/zoo-size.yaml"
+    for measure in ("leep", "wordnet"):
+        agreed = []
+        for target in sorted({row["target"] for row in rows}):
+            own = [row for row in rows if row["target"] == target]
+            scores = [[row[key] for row in own] for key in (measure, "accuracy")]
+            agreed.append(float(spearmanr(*scores).statistic))
+        values = np.array(agreed)
+        text = (
+            f"rank correlation of {measure} with mvp@20 over choices of three voters, within a target; "
+            f"{_RESNET}, {len(agreed)} targets"
+        )
+        low, high = interval(values, mean)
+        name = f"P11-rank-correlation-{measure}"
+        found.append(
+            Figure(name, float(values.mean()), low, high, "", "stated", text, source, command)
+        )
+        seconds = float(np.mean([row[f"{measure}_seconds"] for row in rows]))
+        name, text = f"P11-seconds-{measure}", f"{measure} of a target over the zoo, one thread"
+        found.append(Figure(name, seconds, None, None, "s", "stated", text, source, command))
+    return found
 
 
 def speed_figures(facts: Mapping[str, Any], source: str) -> list[Figure]:

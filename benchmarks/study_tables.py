@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from benchmarks.figures import Rows, difference, interval, mean, ratio, study_rows
+from benchmarks.rows import Rows, difference, interval, mean, ratio, study_rows
 
 
 @dataclass(frozen=True)

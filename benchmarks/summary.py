@@ -29,12 +29,8 @@ from benchmarks.device.tables import (
     predictor_table,
     widths_table,
 )
-from benchmarks.figures import (
-    RESULTS,
-    Figure,
-    headline,
-    leep_agreement,
-)
+from benchmarks.figures import Figure, headline, leep_agreement
+from benchmarks.rows import RESULTS
 from benchmarks.study_tables import TABLES, overlap_table
 
 HERE = Path(__file__).parent

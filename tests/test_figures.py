@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import figures, summary
+from benchmarks.rows import difference, interval, mean, paired
 from benchmarks.study_tables import StudyTable, overlap_table, table
 
 ROOT = Path(__file__).parent.parent
@@ -25,11 +26,11 @@ def test_only_targets_with_both_variants_are_paired() -> None:
         "b": {"x": {"accuracy": 0.9}},
         "c": {"x": {"accuracy": 0.6}, "y": {"accuracy": 0.7}},
     }
-    assert figures.paired(rows, "x", "y").tolist() == [[0.8, 0.7], [0.6, 0.7]]
-    found = figures.difference(rows, "x", "y")
+    assert paired(rows, "x", "y").tolist() == [[0.8, 0.7], [0.6, 0.7]]
+    found = difference(rows, "x", "y")
     assert found is not None
-    mean, low, high, count = found
-    assert mean == pytest.approx(0.0)
+    middle, low, high, count = found
+    assert middle == pytest.approx(0.0)
     assert [low, high] == pytest.approx([-10, 10])
     assert count == 2
 
@@ -39,7 +40,7 @@ def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
     covered = 0
     for _ in range(40):
         sample = rng.normal(size=(24, 1))
-        low, high = figures.interval(sample, figures.mean)
+        low, high = interval(sample, mean)
         covered += low <= 0 <= high
     assert covered >= 33  # 95 % of 40 is 38; below 33 in one run of a thousand
 
@@ -95,3 +96,22 @@ def test_the_overlap_is_by_fifths_of_similarity() -> None:
     assert "| *all units* | | 10 % | 23.8 %" in text
     assert "farthest fifth: +20.0 points (+20.0 … +20.0)" in text
     assert "within a target: 1.00" in text
+
+
+def test_the_correlation_is_that_within_each_target() -> None:
+    rows = [
+        {
+            "target": target,
+            "accuracy": 0.5 + shift + 0.01 * place,
+            "leep": shift * 9 + (place if rising else -place),
+            "wordnet": float(place == 1),
+            "leep_seconds": 4.0,
+            "wordnet_seconds": 0.5,
+        }
+        for target, shift, rising in (("a", 0.0, True), ("b", 0.3, True), ("c", 0.1, False))
+        for place in range(4)
+    ]
+    found = {one.id: one for one in figures.choice_figures({"rows": rows}, "here")}
+    assert found["P11-rank-correlation-leep"].value == pytest.approx(1 / 3)
+    assert found["P11-rank-correlation-wordnet"].value == pytest.approx(-0.2582, abs=1e-3)
+    assert found["P11-seconds-leep"].value == pytest.approx(4.0)
