@@ -265,11 +265,10 @@ def _entry_line(entry: "Entry") -> str:
 
 
 def _trunk_line(trunk: "Entry") -> str:
-    made = f"trunk@{trunk.recipe['steps']}"
-    top1 = 100 * trunk.scores["val"]
-    return (
-        f"{f'trunk, keep {trunk.name}':<28} {top1:5.1f} %  {made:<14} {len(trunk.classes)} classes"
-    )
+    from mvp_edge.zoo.entries import origin
+
+    made, top1 = f"trunk@{trunk.recipe['steps']}", 100 * trunk.scores["val"]
+    return f"{f'trunk, keep {trunk.name}':<28} {top1:5.1f} %  {made:<14} {origin(trunk)}"
 
 
 def _zoo_line(facts: Any, count: int) -> str:

@@ -22,7 +22,7 @@ from mvp_edge.subnetwork.budget import Plan, solve
 from mvp_edge.subnetwork.units import POLICIES
 from mvp_edge.tasks.task import Task
 from mvp_edge.zoo.build import DEFAULT_KEEP, anchored, choose_accelerator
-from mvp_edge.zoo.entries import Entry, Zoo, wide_enough
+from mvp_edge.zoo.entries import Entry, Zoo, origin, wide_enough
 from mvp_edge.zoo.neighbours import Similarity
 from mvp_edge.zoo.synsets import load_overrides, wordnet
 from mvp_edge_export.errors import BadInput
@@ -379,7 +379,7 @@ def _voters(
     if trunks:
         trunk = wide_enough(trunks, widest, _width)
         if asks == "trunk" or trunk.keep >= widest - 1e-9:
-            why = f"from the zoo's trunk of {len(trunk.classes)} classes"
+            why = f"from the zoo's trunk of {origin(trunk)}"
             return "trunk", trunks, 0, why if request.method == "auto" else f"as asked; {why}"
         aside = f"; its trunk of keep {trunk.keep:g} is narrower than {widest:g}"
     others = tuple(e for e in zoo.entries() if e.name != task.name) if zoo else ()

@@ -324,6 +324,14 @@ def is_zoo(path: Path) -> bool:
     return (path / _ZOO).exists()
 
 
+def origin(trunk: Entry) -> str:
+    """What a trunk was trained on, in words."""
+    images = trunk.recipe.get("images", {"labelled": 1})
+    if not images["labelled"]:
+        return f"{images['unlabelled']} images"
+    return f"{len(trunk.classes)} classes"
+
+
 def wide_enough(
     networks: Sequence[_Network], keep: float, width: Callable[[_Network], float]
 ) -> _Network:

@@ -52,6 +52,7 @@ from mvp_edge_export.images import Preprocess
 EPOCHS = 32
 """How often a trunk sees the pooled images, where the user does not say."""
 LEAST_STEPS = 100
+ASKED_AT_ONCE = 250
 MOST_HELD_OUT = 1000
 """Unlabelled images that a trunk is judged by, and not trained on."""
 POOL_BYTES = 2**31
@@ -99,6 +100,8 @@ def grow_trunk(
     accelerator = choose_accelerator(accelerator)
     if tasks is None and images is None:
         raise BadInput("a trunk is trained on images: name --tasks, --images or both")
+    if tasks is None and sample is not None:
+        raise BadInput(f"--sample {sample} draws from the classes of --tasks, which is not given")
     found = find_tasks(tasks, sample, seed, progress) if tasks is not None else []
     loaded = _allowed(path, backbone, policy, keep, input_size, force=force)
     loose = None
@@ -122,7 +125,7 @@ def grow_trunk(
             if entries
             else "no tasks yet, so the largest units are kept"
         )
-        say(f"{path}: {who}; {_pooled(seen)}")
+        say(f"{path}: {who}; {_in_words(seen)}")
         pruned, recipe = train_trunk(
             loaded,
             zoo.policy,
@@ -141,7 +144,7 @@ def grow_trunk(
             synsets=[],
             scores={"val": score(pruned, unseen, loaded)},
             cost=costs(pruned, loaded),
-            recipe=recipe_facts("trunk", recipe, pruned, seed),
+            recipe=recipe_facts("trunk", recipe, pruned, seed) | {"images": _counted(seen)},
             keep=ratio,
         )
         shutil.rmtree(work)
@@ -263,12 +266,16 @@ def score(pruned: Pruned, unseen: Pool, backbone: Backbone) -> float:
     return accuracy(predict_logits(pruned.model, pixels, backbone.preprocess), labels)
 
 
-def _pooled(seen: Pool) -> str:
-    """In words."""
-    loose = int((seen.images.labels == UNLABELLED).sum())
-    labelled = f"{len(seen.images) - loose} images of {len(seen.classes)} classes"
-    parts = [labelled] * bool(seen.classes) + [f"{loose} images without labels"] * bool(loose)
-    return " and ".join(parts)
+def _counted(seen: Pool) -> dict[str, int]:
+    """How many images have a label, and how many have none."""
+    known = int((seen.images.labels != UNLABELLED).sum())
+    return {"labelled": known, "unlabelled": len(seen.images) - known}
+
+
+def _in_words(seen: Pool) -> str:
+    known, loose = _counted(seen).values()
+    labelled = [f"{known} images of {len(seen.classes)} classes"] if known else []
+    return " and ".join(labelled + ([f"{loose} images without labels"] if loose else []))
 
 
 def train_trunk(
@@ -307,7 +314,7 @@ def train_trunk(
     recipe = replace(recipe, steps=steps)
     if teach is None:
         teach = bool((pooled.images.labels == UNLABELLED).any())
-    teacher = _teacher(backbone, pooled, accelerator) if teach else None
+    teacher = _teacher(backbone, pooled, accelerator, **more) if teach else None
     problem = Problem(
         backbone=backbone,
         policy=policy,
@@ -330,11 +337,21 @@ def train_trunk(
     return pruned, recipe
 
 
-def _teacher(backbone: Backbone, pooled: Pool, accelerator: str) -> Teacher:
+def _teacher(
+    backbone: Backbone,
+    pooled: Pool,
+    accelerator: str,
+    progress: Progress = lambda phase, done, total: None,
+    **_: Any,
+) -> Teacher:
     """The backbone, and what it thinks of the images."""
-    whole = copy.deepcopy(backbone.model).to(accelerator)
-    logits = predict_logits(whole, pooled.images.pixels, backbone.preprocess, fast=True)
-    return Teacher(torch.from_numpy(logits))
+    whole, pixels = copy.deepcopy(backbone.model).to(accelerator), pooled.images.pixels
+    opinions = []
+    for first in range(0, len(pixels), ASKED_AT_ONCE):
+        some = pixels[first : first + ASKED_AT_ONCE]
+        opinions.append(predict_logits(whole, some, backbone.preprocess, fast=True))
+        progress("asking the backbone", first + len(some), len(pixels))
+    return Teacher(torch.from_numpy(np.concatenate(opinions)))
 
 
 def _cut_heads(model: nn.Module, outputs: int) -> None:

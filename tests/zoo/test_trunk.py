@@ -208,7 +208,8 @@ def test_images_without_labels_will_do(place: Path) -> None:
     forward = forward_macs(whole.model, whole.shape)
     assert trunk.cost["statistics"] > forward * (count - count // 20)  # the teacher's own work
     run = prune(place, *PRUNE, zoo="fresh")
-    assert "trunk (from the zoo's trunk" in run.err
+    assert f"trunk (from the zoo's trunk of {count - count // 20} images)" in run.err
+    assert f"{count - count // 20} images" in command("zoo", "list", "fresh", cwd=place).out
 
     grown(place, "--images", "loose", "--keep", "0.75")
     both = next(one for one in Zoo.open(place / "zoo").trunks() if one.keep == 0.75)
@@ -229,6 +230,8 @@ def test_images_that_cannot_be_used_are_refused(place: Path) -> None:
     before = tree(place)
     fresh = ("zoo", "trunk", "zoo")
     refused(command(*fresh, cwd=place), place, "--tasks", "--images", before=before)
+    refused(command(*fresh, "--images", "loose", "--sample", "2x3", cwd=place), place, "--sample 2x3",
+            "--tasks", before=before)  # fmt: skip
     for folder, why in (
         ("empty", "no image that can be read"),
         ("bad", "one.png"),
