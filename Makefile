@@ -44,24 +44,22 @@ evidence-quick: $(READY)
 	$(BIN)/python -m benchmarks.study_tables quick
 
 QUICK   := OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study benchmarks/plans/quick.yaml
-STUDIES := resnet18-cifar100 resnet18-keep0.32 deit-tiny-imagenet deit-trunk zoo-size classes unseen ratios \
-           seeds peers
-POOLED  := resnet18-cifar100/trunk-0 resnet18-cifar100/trunk-1 resnet18-cifar100/trunk-2 \
-           resnet18-cifar100/trunk-0-magnitude resnet18-cifar100/trunk-0-taught \
-           resnet18-cifar100/trunk-0-long deit-trunk/trunk-deit peers/small
+STUDIES := resnet18-cifar100 resnet18-keep0.32 deit-tiny-imagenet deit-trunk deit-unseen zoo-size classes unseen \
+           ratios seeds peers
+POOLED  := resnet18-cifar100 resnet18-keep0.32 deit-trunk peers
 PLAN    := benchmarks/plans/resnet18-cifar100.yaml
 
 evidence: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study $(PLAN) --only zoo
-	for one in $(POOLED); do \
-	  test -e benchmarks/zoos/pooled/$${one#*/}/network.json || OMP_NUM_THREADS=1 \
-	    $(BIN)/python -m benchmarks.pooled benchmarks/plans/$${one%/*}.yaml $${one#*/} || exit; \
+	for plan in $(POOLED); do \
+	  OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.pooled benchmarks/plans/$$plan.yaml || exit; \
 	done
 	for study in $(STUDIES); do \
 	  OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study benchmarks/plans/$$study.yaml || exit; \
 	done
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trials benchmarks/plans/trials.yaml --steps 20,100
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.overlap $(PLAN)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.choice benchmarks/plans/zoo-size.yaml
 	$(BIN)/python -m benchmarks.summary
 	$(BIN)/python -m benchmarks.curves
 

@@ -1,6 +1,6 @@
 """One thin network for many tasks: the pruned ones' shape, trained once on the pooled images of many classes.
 
-    python -m benchmarks.pooled benchmarks/plans/resnet18-cifar100.yaml trunk-0
+    python -m benchmarks.pooled benchmarks/plans/resnet18-cifar100.yaml [trunk-0]
 
 The plan's ``pooled`` says how: ``start: zoo`` is the product's trunk, of all entries' votes and weights;
 ``magnitude`` starts from the backbone's largest units, without any zoo; ``nothing`` from random weights.
@@ -36,23 +36,32 @@ from mvp_edge_export.storage import write_json
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("plan", type=Path)
-    arguments.add_argument("name", help="of those below the plan's `pooled`")
+    arguments.add_argument(
+        "name", nargs="?", help="of those below the plan's `pooled`; else all that are missing"
+    )
     arguments.add_argument("--threads", type=int, default=1)
     arguments.add_argument("--accelerator", choices=["cpu", "cuda"], default="cpu")
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
     study = Study.open(options.plan, options.accelerator)
-    how = study.plan["pooled"][options.name]
+    missing = [n for n in study.plan["pooled"] if not (POOLED / n / "network.json").exists()]
+    for name in missing if options.name is None else [options.name]:
+        print(name, flush=True)
+        make(study, name)
+
+
+def make(study: Study, name: str) -> None:
+    """Train one of them and keep it, and its row."""
+    how = study.plan["pooled"][name]
     unseen = study.tasks[slice(*how.get("apart", [0, 0]))]
-    folder = POOLED / options.name
+    folder = POOLED / name
     folder.mkdir(parents=True, exist_ok=True)
     more: dict[str, Any] = {"checkpoint": folder / "making.checkpoint", "progress": _said}
     own, theirs = {task.name for task in unseen}, {c for task in unseen for c in task.classes}
-    whose = study.tasks
     if how["images"] == "all":
         whose = [Task.open(Path(os.environ["MVP_EDGE_DATA"]) / study.plan["draws"][0]["images"])]
     else:
-        whose = [task for task in whose[: how["images"]] if task.name not in own]
+        whose = [task for task in study.tasks[: how["images"]] if task.name not in own]
     seen, test = (
         pool(whose, split, study.backbone.preprocess, without=theirs) for split in ("train", "test")
     )
@@ -66,7 +75,7 @@ def main() -> None:
     more["checkpoint"].unlink(missing_ok=True)
     row = {
         "schema": 1,
-        "name": options.name,
+        "name": name,
         **how,
         "steps": len(made.history.steps),
         "classes": len(classes),
@@ -77,7 +86,7 @@ def main() -> None:
         "machine": machine(),
         "versions": versions(),
     }
-    write_json(HERE / "results" / "pooled" / f"{options.name}.json", row)
+    write_json(HERE / "results" / "pooled" / f"{name}.json", row)
     print(f"{100 * row['accuracy']:.1f} % of {row['classes']} classes")
 
 
