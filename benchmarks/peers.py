@@ -9,11 +9,13 @@ Every one has the same batches, augmentation, optimiser and schedule as the meth
 """
 
 import copy
+import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
+import timm
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -40,6 +42,27 @@ class Outcome:
 
     model: nn.Module
     ledger: Ledger = field(default_factory=Ledger)
+
+
+def by_name(variant: dict[str, Any], problem: Problem) -> Pruned | Outcome:
+    """What a variant of a study asks for that is no method of the product."""
+    name = variant["method"]
+    if name == "unpruned":
+        whole = problem.backbone.with_head(problem.classes)
+        return fine_tune(replace(problem, widths={}), whole, {})
+    if name == "probe":
+        return probe(problem)
+    if name == "torch-pruning":
+        how = {key: variant[key] for key in ("importance", "everywhere", "rounds")}
+        return torch_pruning(problem, **how)
+    if name == "distilled":
+        student = (
+            timm.create_model(variant["student"], num_classes=problem.classes)
+            if "student" in variant
+            else thin(problem)
+        )
+        return distilled(problem, student, share=variant["share"], warmth=variant["warmth"])
+    sys.exit(f"method {name}: no such method or peer")
 
 
 def allowed(problem: Problem) -> int:

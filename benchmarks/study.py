@@ -20,7 +20,6 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 import yaml
 
@@ -34,7 +33,6 @@ from mvp_edge.pruning.finetune import Ledger, accuracy, predict_logits
 from mvp_edge.pruning.methods import METHODS, recipe_for
 from mvp_edge.pruning.mvp import Voting, mvp
 from mvp_edge.pruning.problem import Problem, Pruned
-from mvp_edge.pruning.scratch import fine_tune
 from mvp_edge.pruning.smsp import smsp
 from mvp_edge.pruning.votes import Voter
 from mvp_edge.runs.rundir import machine, versions
@@ -302,7 +300,7 @@ def run_variant(
         row["neighbours"] = [{"task": c.task, "score": c.score} for c in chosen]
         pruned = _method(variant, voters[0])(problem)
     else:
-        pruned = _method(variant)(problem) if named else _peer(variant, problem)
+        pruned = _method(variant)(problem) if named else peers.by_name(variant, problem)
     seconds, cpu = time.perf_counter() - clock, time.process_time() - cpu
     test = task.images("test", backbone.preprocess)
     top1 = accuracy(predict_logits(pruned.model, test.pixels, backbone.preprocess), test.labels)
@@ -349,27 +347,6 @@ def _method(variant: dict[str, Any], zoo: Sequence[Voter] = ()) -> Callable[[Pro
     if "l1" in variant:
         return partial(ahnp, how=Scores(l1=dict.fromkeys(("head", "node"), variant["l1"])))
     return METHODS[name].prune
-
-
-def _peer(variant: dict[str, Any], problem: Problem) -> Pruned | Outcome:
-    """What is no method of the product."""
-    name = variant["method"]
-    if name == "unpruned":
-        whole = problem.backbone.with_head(problem.classes)
-        return fine_tune(replace(problem, widths={}), whole, {})
-    if name == "probe":
-        return peers.probe(problem)
-    if name == "torch-pruning":
-        how = {key: variant[key] for key in ("importance", "everywhere", "rounds")}
-        return peers.torch_pruning(problem, **how)
-    if name == "distilled":
-        student = (
-            timm.create_model(variant["student"], num_classes=problem.classes)
-            if "student" in variant
-            else peers.thin(problem)
-        )
-        return peers.distilled(problem, student, share=variant["share"], warmth=variant["warmth"])
-    sys.exit(f"method {name}: no such method or peer")
 
 
 def _spent(
