@@ -106,6 +106,7 @@ TABLES = [
         StudyTable(f"unseen-{name}", "unseen", "mvp@100", ("mvp.*", ".*"), targets=name)
         for name in ("tiny_imagenet_100", "imagenette_photos")
     ),
+    StudyTable("deit-unseen", "deit-unseen", "mvp@100", (r"trunk@\d+", r"mvp.*", ".*")),
     StudyTable("ratios", "ratios", "mvp@100", (".*-keep.*", r"(magnitude|random)@100")),
     StudyTable("seeds", "seeds", "mvp@100", tuple(f"{name}(-seed.*)?" for name in SEEDED)),
     StudyTable("peers", "peers", "mvp@100", PEERS),
