@@ -29,7 +29,7 @@ class StudyTable:
     """Regular expressions of whole names, in the order of the table."""
     targets: str = ""
     """Only targets whose names begin so."""
-    least: int = 1
+    least: int = 2
     """Variants of fewer targets are left out: no claims from single runs."""
 
     def rendered(self) -> str:
