@@ -198,11 +198,14 @@ def run_variants(study: Study, task: Task, only: str = ".*") -> None:
     own = next((e for e in study.zoo.entries() if e.name == task.name), None)
     if own is None and "zoo" not in study.plan:
         return  # its baseline is not there yet
-    if own is not None and "scratch" in study.plan:
+    chosen = {
+        name: variant
+        for name, variant in study.plan["variants"].items()
+        if re.fullmatch(only, name) and study.place(task) < variant.get("targets", math.inf)
+    }
+    if chosen and own is not None and "scratch" in study.plan:
         keep_row(study, task, f"{study.plan['scratch']}@{own.recipe['steps']}", _scratch_row(own))
-    for name, variant in study.plan["variants"].items():
-        if not re.fullmatch(only, name) or study.place(task) >= variant.get("targets", math.inf):
-            continue
+    for name, variant in chosen.items():
         start = study.start(variant["start"], task) if "start" in variant else None
         if start and not (POOLED / start / "network.safetensors").exists():
             print(

@@ -92,7 +92,7 @@ def run(
         "total_flops": pruned.ledger.total_flops,
         "seconds": time.perf_counter() - began,
         "zoo": len(entries),
-        "arithmetic": arithmetic(),
+        "arithmetic": arithmetic("cpu"),
     }
 
 
