@@ -40,7 +40,7 @@ curves: $(READY)
 # The studies of benchmarks/README.md, resumable; -quick: a part of them in minutes. Both need
 # MVP_EDGE_DATA, the folder with the research data.
 evidence-quick: $(READY)
-	$(QUICK) & $(QUICK) && wait
+	$(QUICK) & other=$$!; $(QUICK) && wait $$other
 	$(BIN)/python -m benchmarks.study_tables quick
 
 QUICK   := OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study benchmarks/plans/quick.yaml

@@ -228,9 +228,10 @@ def run_variants(study: Study, task: Task, only: str = ".*") -> None:
 
 def keep_row(study: Study, task: Task, name: str, row: dict[str, Any]) -> None:
     """Put one row among a target's, whose file other processes write, too."""
-    path = study.file(task)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with (study.zoo.path / ".work" / "rows.lock").open("w") as lock:
+    path, work = study.file(task), study.zoo.path / ".work"
+    for folder in (path.parent, work):
+        folder.mkdir(parents=True, exist_ok=True)
+    with (work / "rows.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         rows = study.rows(task)
         if rows.get(name) == row:

@@ -1,9 +1,13 @@
-"""Whose networks a study's variant uses."""
+"""Whose networks a study's variant uses, and where its rows go."""
 
+import json
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from benchmarks import study as module
 from benchmarks.study import Study, is_current
 from benchmarks.voters import asked, some_of
 from mvp_edge.pruning.batches import Recipe
@@ -86,3 +90,17 @@ def test_a_target_starts_from_the_trunk_that_was_kept_apart_from_it() -> None:
     found = [study.start(["first", "second"], task) for task in tasks]
     assert found == ["first", "first", "second", "second"]
     assert study.start("first", tasks[3]) == "first"
+
+
+def test_rows_are_kept_beside_each_other_where_nothing_was_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "HERE", tmp_path)
+    task = SimpleNamespace(name="a", classes=("x", "y"), splits={"train": [1, 2]})
+    study = Study({"study": "s"}, None, [task], SimpleNamespace(path=tmp_path / "zoo"))  # type: ignore[arg-type, list-item]
+    assert study.rows(task) == {}  # type: ignore[arg-type]
+    for name, accuracy in (("one", 0.5), ("two", 0.6), ("one", 0.7)):
+        module.keep_row(study, task, name, {"accuracy": accuracy})  # type: ignore[arg-type]
+    assert study.rows(task) == {"one": {"accuracy": 0.7}, "two": {"accuracy": 0.6}}  # type: ignore[arg-type]
+    facts = json.loads((tmp_path / "results/s/a.json").read_text())
+    assert (facts["target"], facts["images"]) == ("a", {"train": 2})
