@@ -213,16 +213,15 @@ def run_variants(study: Study, task: Task, only: str = ".*") -> None:
             )
             continue
         network = sha256_file(POOLED / start / "network.safetensors") if start else None
-        row = study.rows(task).get(name)
-        if is_current(row, len(entries), study.recipe(variant), network):
-            continue
         work = study.zoo.path / ".work"
         with claim(work, f"row-{study.plan['study']}-{task.name}-{name}") as claimed:
             if claimed is None:
                 continue
-            print(f"{task.name}: {name}", flush=True)
-            made = run_variant(study, task, entries, variant)
-            keep_row(study, task, name, {**made, "network": network} if network else made)
+            row = study.rows(task).get(name)  # only now: another process may just have made it
+            if not is_current(row, len(entries), study.recipe(variant), network):
+                print(f"{task.name}: {name}", flush=True)
+                made = run_variant(study, task, entries, variant)
+                keep_row(study, task, name, {**made, "network": network} if network else made)
             claimed.rmdir()
 
 

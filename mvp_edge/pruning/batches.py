@@ -80,10 +80,14 @@ class Batches:
         self.size = min(recipe.batch, len(images.labels))
         self._epoch: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
 
+    def rows(self, step: int) -> NDArray[np.int64]:
+        """Which training images are the batch of a step."""
+        first = step * self.size
+        return np.array([self._at(position) for position in range(first, first + self.size)])
+
     def batch(self, step: int) -> Batch:
         """Images float32 [B, 3, S, S] in channels-last memory, and labels int64 [B]."""
-        first = step * self.size
-        index = np.array([self._at(position) for position in range(first, first + self.size)])
+        index = self.rows(step)
         pixels = self._augmented(
             self.images.pixels, index, np.random.default_rng([self.seed, 1, step])
         )

@@ -73,9 +73,7 @@ class Taught(Batches):
 
     def shares(self, step: int) -> list[Batch]:
         """(images, (labels, logits)) of each update."""
-        first = step * self.size
-        rows = [self._at(position) for position in range(first, first + self.size)]
-        logits = self.logits[rows].to(self.recipe.accelerator)
+        logits = self.logits[self.rows(step)].to(self.recipe.accelerator)
         parts = super().shares(step)
         opinions = logits.tensor_split(len(parts))
         return [(x, (y, theirs)) for (x, y), theirs in zip(parts, opinions, strict=True)]

@@ -289,6 +289,7 @@ def train_trunk(
     steps: int | None = None,
     seed: int = 0,
     accelerator: str = "cpu",
+    progress: Progress = lambda phase, done, total: None,
     **more: Any,
 ) -> tuple[Pruned, Recipe]:
     """All entries vote and are averaged, or nobody does; what is kept is trained on the pool, and taught.
@@ -305,7 +306,8 @@ def train_trunk(
         steps: so many; by default ``EPOCHS`` passes through the pool.
         seed: of the batches.
         accelerator: cpu or cuda.
-        more: of Problem's fields (checkpoint, progress).
+        progress: told of phases.
+        more: of Problem's fields (checkpoint).
     """
     name = "mvp" if entries else "magnitude"
     recipe = recipe_for(name, backbone.family, accelerator=accelerator)
@@ -314,7 +316,7 @@ def train_trunk(
     recipe = replace(recipe, steps=steps)
     if teach is None:
         teach = bool((pooled.images.labels == UNLABELLED).any())
-    teacher = _teacher(backbone, pooled, accelerator, **more) if teach else None
+    teacher = _teacher(backbone, pooled, accelerator, progress) if teach else None
     problem = Problem(
         backbone=backbone,
         policy=policy,
@@ -324,6 +326,7 @@ def train_trunk(
         widths=exact_widths(unit_groups(backbone.model, policy), keep),
         recipe=recipe,
         seed=seed,
+        progress=progress,
         teacher=teacher,
         voters=[entry.voter(keep) for entry in entries],
         **more,
@@ -337,13 +340,7 @@ def train_trunk(
     return pruned, recipe
 
 
-def _teacher(
-    backbone: Backbone,
-    pooled: Pool,
-    accelerator: str,
-    progress: Progress = lambda phase, done, total: None,
-    **_: Any,
-) -> Teacher:
+def _teacher(backbone: Backbone, pooled: Pool, accelerator: str, progress: Progress) -> Teacher:
     """The backbone, and what it thinks of the images."""
     whole, pixels = copy.deepcopy(backbone.model).to(accelerator), pooled.images.pixels
     opinions = []
