@@ -28,7 +28,7 @@ from benchmarks.peers import Outcome
 from benchmarks.voters import Ranking, asked, some_of
 from mvp_edge.pruning.ahnp import Scores, ahnp
 from mvp_edge.pruning.arithmetic import faster_dtype
-from mvp_edge.pruning.batches import LabelledImages, Recipe
+from mvp_edge.pruning.batches import AUGMENTATIONS, LabelledImages, Recipe
 from mvp_edge.pruning.finetune import Ledger, accuracy, predict_logits
 from mvp_edge.pruning.methods import METHODS, recipe_for
 from mvp_edge.pruning.mvp import Voting, mvp
@@ -218,7 +218,8 @@ def run_variants(study: Study, task: Task, only: str = ".*") -> None:
             if claimed is None:
                 continue
             row = study.rows(task).get(name)  # only now: another process may just have made it
-            if not is_current(row, len(entries), study.recipe(variant), network):
+            images = len(task.splits["train"])
+            if not is_current(row, len(entries), study.recipe(variant), images, network):
                 print(f"{task.name}: {name}", flush=True)
                 made = run_variant(study, task, entries, variant)
                 keep_row(study, task, name, {**made, "network": network} if network else made)
@@ -251,20 +252,22 @@ def keep_row(study: Study, task: Task, name: str, row: dict[str, Any]) -> None:
 
 
 def is_current(
-    row: dict[str, Any] | None, zoo: int, recipe: Recipe, network: str | None = None
+    row: dict[str, Any] | None, zoo: int, recipe: Recipe, images: int, network: str | None = None
 ) -> bool:
     """Whether there is a row, made with the zoo, the recipe and the start as they are now.
 
     Args:
-        row: None where there is none.
+        row: None where there is none; those that say nothing of augmentation were augmented.
         zoo: entries that the target sees.
         recipe: of the variant.
+        images: that the target trains on.
         network: hash of the network that it starts from, if it does.
     """
     if row is None or row.get("network") != network:
         return False
     now = {"zoo": zoo, "lr": recipe.lr, "updates": recipe.updates, "turn": recipe.turn}
-    return all(row.get(key, value) == value for key, value in now.items())
+    augmented = list(row.get("augmented", AUGMENTATIONS)) == list(recipe.augmentation(images))
+    return augmented and all(row.get(key, value) == value for key, value in now.items())
 
 
 def run_variant(
@@ -315,6 +318,7 @@ def run_variant(
         "lr": recipe.lr,
         "updates": recipe.updates,
         "turn": recipe.turn,
+        "augmented": list(recipe.augmentation(len(images))),
         "seconds": seconds,
         "cpu_seconds": cpu,
         "threads": torch.get_num_threads(),

@@ -110,8 +110,14 @@ TABLES = [
     StudyTable("ratios", "ratios", "mvp@100", (".*-keep.*", r"(magnitude|random)@100")),
     StudyTable("seeds", "seeds", "mvp@100", tuple(f"{name}(-seed.*)?" for name in SEEDED)),
     StudyTable("peers", "peers", "mvp@100", PEERS),
-    StudyTable("trials-100", "trials-resnet18", "base@100", (r"updates.*@100", r".*@100"), least=4),
-    StudyTable("trials-20", "trials-resnet18", "base@20", (r"updates.*@20", r".*@20"), least=4),
+    *(
+        StudyTable(f"trials-{n}", "trials-resnet18", f"base@{n}", (rf"updates.*@{n}", rf"(?!now).*@{n}"), least=4)
+        for n in (20, 100)
+    ),
+    *(
+        StudyTable(f"trials-now-{n}", "trials-resnet18", f"now@{n}", (rf"now-.*@{n}",), least=4)
+        for n in (20, 100)
+    ),
     StudyTable("tuning", "tuning", "base"),
     StudyTable("tuning-deit", "tuning-deit", "base"),
     StudyTable("quick", "quick", "ifp@1000"),

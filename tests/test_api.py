@@ -1,5 +1,6 @@
 """The Python API: its few names, that importing it is cheap, and that its values print well."""
 
+import json
 import os
 import subprocess
 import sys
@@ -59,7 +60,7 @@ def _notebook(place: Path) -> None:
     assert repr(task).startswith("Task digits: 3 classes (one, two, zero), 42 train + 9 val + 9")
 
     told: list[str] = []
-    run = mvp_edge.prune(profile, task, zoo, steps=2, keep=0.5, augment=(), say=told.append)
+    run = mvp_edge.prune(profile, task, zoo, steps=2, keep=0.5, say=told.append)
     assert "mvp (3 of the zoo's 4 tasks vote), keep 0.5" in told[-1]
     lines = repr(run).splitlines()
     assert lines[0].startswith("Run runs/001: ")
@@ -69,6 +70,13 @@ def _notebook(place: Path) -> None:
     assert table[0].startswith("SubNetwork of tiny (tied): ")
     assert any(line.split()[:4] == ["layer4.stream", "16", "/", "32"] for line in table)
     assert repr(zoo) == "Zoo zoo: 4 tasks pruned from tiny, tied, keep 0.5"
+
+    made = json.loads(Path("runs/001/run.json").read_text())["training"]
+    assert (made["steps"], made["batch"], made["augmented"]) == (
+        2,
+        42,
+        [],
+    )  # two passes: as they are
 
     again = mvp_edge.Run.load("runs/001")
     assert again.verified == run.verified

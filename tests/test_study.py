@@ -1,6 +1,7 @@
 """Whose networks a study's variant uses, and where its rows go."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -63,17 +64,21 @@ def test_smaller_zoos_are_nested_and_differ_between_targets() -> None:
 
 
 def test_a_row_is_current_until_its_zoo_or_its_recipe_changes() -> None:
-    recipe = Recipe(lr=0.1, updates=2)
-    row = {"zoo": 5, "lr": 0.1, "updates": 2}
-    assert is_current(row, 5, recipe)
-    assert is_current({}, 5, recipe)  # a row that asks nobody
-    for change in ({"zoo": 6}, {"lr": 0.2}, {"updates": 1}):
-        assert not is_current({**row, **change}, 5, recipe)
-    assert not is_current(None, 5, recipe)
+    recipe = Recipe(lr=0.1, updates=2, steps=100, batch=10)
+    row = {"zoo": 5, "lr": 0.1, "updates": 2, "augmented": ["flip", "shift"]}
+    assert is_current(row, 5, recipe, 100)
+    assert is_current({}, 5, recipe, 100)  # a row that asks nobody
+    changes: list[dict[str, Any]] = [{"zoo": 6}, {"lr": 0.2}, {"updates": 1}, {"augmented": []}]
+    for change in changes:
+        assert not is_current({**row, **change}, 5, recipe, 100)
+    assert not is_current(None, 5, recipe, 100)
+    short = replace(recipe, steps=40)  # four passes
+    assert is_current({**row, "augmented": []}, 5, short, 100)
+    assert not is_current(row, 5, short, 100)
     started = {**row, "network": "one"}
-    assert is_current(started, 5, recipe, "one")
+    assert is_current(started, 5, recipe, 100, "one")
     for other in (row, {**row, "network": "another"}):
-        assert not is_current(other, 5, recipe, "one")
+        assert not is_current(other, 5, recipe, 100, "one")
 
 
 def test_a_targets_place_is_that_in_its_own_draw() -> None:

@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.teaching import backbone_opinions, committee_opinions, taught, teaching_loss
+from benchmarks.teaching import (
+    as_module,
+    backbone_opinions,
+    committee_opinions,
+    network_features,
+    taught,
+    teaching_loss,
+)
 from benchmarks.trials.rebuilding import rebuild
 from mvp_edge.pruning.arithmetic import compute
 from mvp_edge.pruning.batches import Recipe
@@ -24,7 +31,7 @@ from mvp_edge.pruning.scratch import Meter, least_important, weight_norms
 from mvp_edge.pruning.votes import Ballot, Voter
 from mvp_edge.subnetwork.backbone import heads
 from mvp_edge.subnetwork.subnet import extract, full_coordinates
-from mvp_edge.subnetwork.units import unit_groups
+from mvp_edge.subnetwork.units import UnitGroup, unit_groups
 
 Kept = dict[str, NDArray[np.int64]]
 
@@ -38,6 +45,8 @@ class Trial:
     """Votes and weights by exp(weighted · similarity); 0: all alike."""
     shrunk: float = 0.0
     """So many votes' worth of how often the whole zoo keeps a unit is added."""
+    joint: float = 0.0
+    """A voter counts in a group by exp(joint · how far it agrees with what the other groups keep)."""
     draws: int = 1
     """Masks drawn at τ = 0.2; the one with the least training loss before step 1 is taken."""
     widen: float = 1.0
@@ -47,7 +56,8 @@ class Trial:
     """Each convolution is moved so far (1: all the way) towards the least-squares fit of what the teachers'
     give at the kept channels, from what the thin network feeds it."""
     teachers: Literal["backbone", "voters"] = "backbone"
-    head: Literal["means", "lda", "ridge"] = "means"
+    head: Literal["means", "lda", "ridge", "voters"] = "means"
+    """voters: each class gets the rows of the voters' own heads, by what their networks say of its images."""
     distil: float = 0.0
     """Share of the loss that is a teacher's opinion."""
     committee: int = 0
@@ -123,23 +133,61 @@ def masks(problem: Problem, trial: Trial, zoo: Sequence[Voter]) -> list[Kept]:
             _units(hold_vote(replace(wider, seed=seed), Voting(tau=0.2)))
             for seed in range(trial.draws)
         ]
+    if trial.joint:
+        return [_joint(wider, trial.joint)]
     if not (trial.weighted or trial.shrunk):
         return [_units(hold_vote(wider, Voting()))]
     best = max(voter.similarity for voter in problem.voters)
-    norms = weight_norms(problem.backbone.model, problem.groups)
     kept = {}
     for group in problem.groups:
-        votes = np.zeros(group.size)
-        for voter in problem.voters:
-            share = np.exp(trial.weighted * (voter.similarity - best))
-            votes[voter.choice(group, wide[group.name])] += share
-        for voter in zoo:
-            votes[voter.choice(group, wide[group.name])] += trial.shrunk / len(zoo)
-        votes += 1e-6 * norms[group.name] / norms[group.name].max()
-        kept[group.name] = np.sort(
-            np.argsort(votes, kind="stable")[group.size - wide[group.name] :]
-        )
+        shares = [
+            (voter.choice(group, wide[group.name]), share)
+            for voter, share in [
+                *((v, np.exp(trial.weighted * (v.similarity - best))) for v in problem.voters),
+                *((v, trial.shrunk / len(zoo)) for v in zoo),
+            ]
+        ]
+        kept[group.name] = _most_voted(wider, group, shares)
     return [kept]
+
+
+def _most_voted(
+    problem: Problem, group: UnitGroup, choices: Sequence[tuple[NDArray[np.int64], float]]
+) -> NDArray[np.int64]:
+    """The units of a group with the most votes, of choices that count so much each; larger ones where they tie."""
+    norms = weight_norms(problem.backbone.model, [group])[group.name]
+    votes = 1e-6 * norms / norms.max()
+    for units, share in choices:
+        votes[units] += share
+    return np.sort(np.argsort(votes, kind="stable")[group.size - problem.widths[group.name] :])
+
+
+def _joint(problem: Problem, strength: float, rounds: int = 5) -> Kept:
+    """All groups chosen together: in each, a voter counts by how far it goes along with the others.
+
+    Networks are whole: who kept the units that one layer keeps, kept those of the next that go with them.
+    """
+    choices = {
+        group.name: [voter.choice(group, problem.widths[group.name]) for voter in problem.voters]
+        for group in problem.groups
+    }
+    weights = {name: np.ones(len(problem.voters)) for name in choices}
+    for _ in range(rounds):
+        kept = {
+            group.name: _most_voted(
+                problem, group, list(zip(choices[group.name], weights[group.name], strict=True))
+            )
+            for group in problem.groups
+        }
+        agreed = {
+            name: np.array([np.isin(one, kept[name]).mean() for one in own])
+            for name, own in choices.items()
+        }
+        total = np.sum(list(agreed.values()), axis=0)
+        for name in weights:
+            elsewhere = (total - agreed[name]) / (len(weights) - 1)
+            weights[name] = np.exp(strength * (elsewhere - elsewhere.max()))
+    return kept
 
 
 def _units(ballots: Sequence[Ballot]) -> Kept:
@@ -176,7 +224,9 @@ def begin(problem: Problem, full: nn.Module, kept: Kept, trial: Trial) -> Traini
         rebuild(training, trial.rebuilt, trial.teachers)
     estimate_statistics(training.model, training.batches, training.ledger)
     initialise_head(training.model, training.batches, problem.classes, training.ledger)
-    if trial.head != "means":
+    if trial.head == "voters":
+        _rows_of_voters(training)
+    elif trial.head != "means":
         _closed_form(training, problem.classes, trial.head)
     return training
 
@@ -202,18 +252,7 @@ def best_of(candidates: Sequence[Training], problem: Problem) -> Training:
 @torch.no_grad()
 def _closed_form(training: Training, classes: int, kind: str, limit: int = 1024) -> None:
     """Linear discriminant analysis, or ridge regression to the one-hot labels, of the network's features."""
-    (head,) = heads(training.model).values()
-    seen: list[torch.Tensor] = []
-    hook = head.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].float()))
-    labels = []
-    training.model.eval()
-    for x, y in training.batches.plain(limit):
-        with compute("cpu"):
-            training.model(x)
-        training.ledger.statistics_flops += training.macs * len(x)
-        labels.append(y)
-    hook.remove()
-    features, y = torch.cat(seen).double(), torch.cat(labels)
+    features, y = _features(training, limit)
     onehot = F.one_hot(y, classes).double()
     centre = features.mean(0)
     if kind == "ridge":
@@ -229,10 +268,74 @@ def _closed_form(training: Training, classes: int, kind: str, limit: int = 1024)
         spread += 0.1 * spread.diagonal().mean() * torch.eye(len(spread), dtype=torch.float64)
         weight = torch.linalg.solve(spread, (means - centre).T).T
         bias = -((means + centre) * weight).sum(1) / 2
+    _put(training, weight, bias, features, y)
+
+
+@torch.no_grad()
+def _rows_of_voters(training: Training, limit: int = 1024) -> None:
+    """Each class's row: what the voters' networks say of its images, over all classes', times their own rows.
+
+    All networks are parts of one backbone, so that its coordinates align their heads; units that a voter
+    did not keep get nothing from it.
+    """
+    problem = training.problem
+    ((name, head),) = heads(problem.backbone.with_head(problem.classes)).items()
+    full = torch.zeros(problem.classes, head.in_features, dtype=torch.float64)
+    labels = torch.from_numpy(problem.train.labels)
+    onehot = F.one_hot(labels, problem.classes).double()
+    for voter in problem.voters:
+        weight, bias = (voter.weights[f"{name}.{part}"].double() for part in ("weight", "bias"))
+        seen = network_features(as_module(problem, voter), problem, training.ledger).double()
+        said = F.softmax(seen @ weight.T + bias, 1)
+        means = (onehot.T @ said) / onehot.sum(0)[:, None]
+        units = _seen_by_head(problem, voter.kept, name)
+        full[:, units] += (means - means.mean(0)) @ weight / len(problem.voters)
+    rows = full[:, _seen_by_head(problem, training.kept, name)]
+    features, y = _features(training, limit)
+    _put(training, rows, -rows @ features.mean(0), features, y)
+
+
+def _seen_by_head(
+    problem: Problem, kept: Mapping[str, NDArray[np.int64]], name: str
+) -> torch.Tensor:
+    """Which of the backbone's features the head of a sub-network sees."""
+    full = problem.backbone.with_head(problem.classes)
+    own = extract(full, kept, problem.policy).state_dict()
+    ((_, index),) = full_coordinates(
+        full, kept, {f"{name}.weight": own[f"{name}.weight"]}, problem.policy
+    ).values()
+    return torch.from_numpy(index[1])
+
+
+def _features(training: Training, limit: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the head sees of at most so many training images [n, D], and their labels; counted."""
+    (head,) = heads(training.model).values()
+    seen: list[torch.Tensor] = []
+    hook = head.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].float()))
+    labels = []
+    training.model.eval()
+    for x, y in training.batches.plain(limit):
+        with compute("cpu"):
+            training.model(x)
+        training.ledger.statistics_flops += training.macs * len(x)
+        labels.append(y)
+    hook.remove()
+    return torch.cat(seen).double(), torch.cat(labels)
+
+
+def _put(
+    training: Training,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    features: torch.Tensor,
+    labels: torch.Tensor,
+) -> None:
+    """A head of these rows, as sure of itself as is right on these images."""
+    (head,) = heads(training.model).values()
     scores = features @ weight.T + bias
 
     def loss(scale: float) -> float:
-        return float(F.cross_entropy(scale * scores, y))
+        return float(F.cross_entropy(scale * scores, labels))
 
     scale = min((10.0**exponent for exponent in np.arange(-3, 3.01, 0.1)), key=loss)
     head.weight.copy_(scale * weight)

@@ -167,7 +167,7 @@ def _end(code: int, line: str) -> None:
 @common
 def prune(
     console: Console, device: str, task: Path | None, zoo: Path | None, backbone: str | None,
-    classes: str | None, augment: str, out: Path | None, force: bool, **options: Any,
+    classes: str | None, augment: str | None, out: Path | None, force: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Make a small network for a device and a task."""
     from mvp_edge.cli.demo import demo_defaults
@@ -183,8 +183,7 @@ def prune(
         task = Path(demo.task)
         if zoo is None and backbone is None:
             zoo = Path(demo.zoo)
-        given = click.get_current_context().get_parameter_source("augment")
-        if given is click.core.ParameterSource.DEFAULT:
+        if augment is None:
             options["augment"] = demo.augment
         console.say(f"no --task given: the demo's {task}, with the zoo {zoo or 'of none'}")
 

@@ -98,8 +98,9 @@ def example(*lines: str) -> str:
 
 backbone_help = "timm name, description.json, or ARCHITECTURE@FILE."
 augment = click.option(
-    "--augment", default="flip,shift", show_default=True, metavar="flip,shift|none"
-)
+    "--augment", metavar="flip,shift|none",
+    help="[flip,shift, but none in a run of at most four passes over the images]",
+)  # fmt: skip
 accelerator = click.option(
     "--accelerator", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
 )
@@ -127,11 +128,11 @@ def numbers(text: str | None) -> "tuple[NumberFormat, ...] | None":
     return tuple(one for one in NUMBER_FORMATS if one in named)
 
 
-def augmentations(text: str) -> tuple[str, ...]:
-    """The value of --augment."""
-    names = words(text) or ()
+def augmentations(text: str | None) -> tuple[str, ...] | None:
+    """The value of --augment; None stays None."""
+    names = words(text)
     if names == ("none",):
         return ()
-    if any(name not in ("flip", "shift") for name in names):
+    if any(name not in ("flip", "shift") for name in names or ()):
         raise BadInput(f"--augment {text}: flip, shift, flip,shift or none")
     return names

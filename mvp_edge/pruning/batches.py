@@ -40,6 +40,15 @@ LEAST_SHARE = 8
 """Images of an update: BatchNorm's statistics of fewer say little."""
 
 
+AUGMENTATIONS = ("flip", "shift")
+"""Mirrored; moved by up to an eighth."""
+
+
+PLAIN_PASSES = 4
+"""A run of no more passes over its images sees them as they are: so soon nothing is learned by heart, and
+every step tells more (measured at one, three and six passes: benchmarks/README.md)."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How a network is fine-tuned."""
@@ -56,7 +65,8 @@ class Recipe:
     """cosine: from lr to 0; hold: lr while the network shrinks (0.8 of the steps), then cosine."""
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    augment: tuple[str, ...] = ("flip", "shift")
+    augment: tuple[str, ...] | None = None
+    """None: everything, but nothing in a run of few passes."""
     head: Literal["means", "zero", "random"] = "means"
     statistics: bool = True
     """Re-estimate BatchNorm's running statistics on the task before the first step."""
@@ -71,13 +81,21 @@ class Recipe:
             done = 0.0
         return self.lr * 0.5 * (1 + math.cos(math.pi * done))
 
+    def augmentation(self, images: int) -> tuple[str, ...]:
+        """What is done to the images of a run over so many."""
+        if self.augment is not None:
+            return self.augment
+        passes = self.steps * min(self.batch, images) / images
+        return AUGMENTATIONS if passes > PLAIN_PASSES else ()
+
 
 class Batches:
-    """An endless, seeded stream of augmented training batches; ``batch(step)`` needs no history."""
+    """An endless, seeded stream of training batches as the recipe asks; ``batch(step)`` needs no history."""
 
     def __init__(self, images: LabelledImages, preprocess: Preprocess, recipe: Recipe, seed: int):
         self.images, self.preprocess, self.recipe, self.seed = images, preprocess, recipe, seed
         self.size = min(recipe.batch, len(images.labels))
+        self.augmentation = recipe.augmentation(len(images.labels))
         self._epoch: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
 
     def rows(self, step: int) -> NDArray[np.int64]:
@@ -133,14 +151,14 @@ class Batches:
     ) -> torch.Tensor:
         """Flip and shift by up to an eighth (edge pixels repeated), as one gather."""
         chosen = torch.from_numpy(np.ascontiguousarray(pixels[index]))
-        if not self.recipe.augment:
+        if not self.augmentation:
             return chosen
         count, side = chosen.shape[:2]
         rows, columns = np.tile(np.arange(side), (count, 1)), np.tile(np.arange(side), (count, 1))
-        if "flip" in self.recipe.augment:
+        if "flip" in self.augmentation:
             flipped = rng.random(count) < 0.5
             columns[flipped] = columns[flipped, ::-1]
-        if "shift" in self.recipe.augment:
+        if "shift" in self.augmentation:
             reach = max(1, side // 8)
             dy, dx = rng.integers(-reach, reach + 1, (2, count, 1))
             rows, columns = np.clip(rows + dy, 0, side - 1), np.clip(columns + dx, 0, side - 1)

@@ -102,4 +102,4 @@ def recipe_for(
     recipe = replace(recipe, **_OWN.get((name or "", family), {}))
     if lr is not None:  # a higher rate turns matrices further, too
         recipe = replace(recipe, lr=lr, turn=recipe.turn * lr / recipe.lr)
-    return recipe if augment is None else replace(recipe, augment=augment)
+    return replace(recipe, augment=augment)

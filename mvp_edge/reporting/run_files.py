@@ -98,6 +98,8 @@ class TrainingFacts(Part):
     updates: int = 1
     """Updates a step, each on an equal share of the batch."""
     lr: float
+    augmented: tuple[str, ...] | None = None
+    """What was done to the images (nothing: they were seen as they are); None where the run does not say."""
     similarity_flops: float = 0
     statistics_flops: float = 0
     training_flops: float

@@ -34,7 +34,7 @@ class Options(TypedDict, total=False):
     tau: float | None
     head: Literal["means", "zero", "random"]
     statistics: bool
-    augment: Sequence[str]
+    augment: Sequence[str] | None
     input_size: int | None
     accelerator: str
     seed: int

@@ -257,7 +257,8 @@ def _keep(settled: Settled, run: RunDirectory, pruned: Pruned) -> None:
     run.write("history.json", asdict(pruned.history))
     to_network(backbone, settled.policy, task.classes, pruned).save(run.path)
     dense = forward_macs(backbone.outline(len(task.classes)), backbone.shape)
-    batch = min(recipe.batch, len(task.splits["train"]))
+    images = len(task.splits["train"])
+    batch = min(recipe.batch, images)
     run.write(
         "pruned.json",
         {
@@ -270,6 +271,7 @@ def _keep(settled: Settled, run: RunDirectory, pruned: Pruned) -> None:
                 "updates": recipe.updates,
                 "lr": recipe.lr,
                 "optimizer": recipe.optimizer,
+                "augmented": recipe.augmentation(images),
                 "similarity_flops": similarity,
                 "statistics_flops": pruned.ledger.statistics_flops,
                 "training_flops": pruned.ledger.training_flops,

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from mvp_edge.pruning.batches import Recipe
+from mvp_edge.pruning.batches import AUGMENTATIONS, Recipe
 from mvp_edge.pruning.methods import FROM_SCRATCH, METHODS, method_for, recipe_for
 from mvp_edge.pruning.problem import Progress
 from mvp_edge.runs.choice import Pick
@@ -89,7 +89,8 @@ class Request:
     head: Literal["means", "zero", "random"] = "means"
     statistics: bool = True
     """Re-estimate BatchNorm on the task before step 1."""
-    augment: Sequence[str] = ("flip", "shift")
+    augment: Sequence[str] | None = None
+    """flip, shift; None: both, but neither in a run of few passes over the images."""
     input_size: int | None = None
     accelerator: str = "auto"
     seed: int = 0
@@ -121,8 +122,8 @@ class Request:
                 raise BadInput(f"--keep {self.keep}: auto, or a ratio above 0 and at most 1")
         elif not 0 < self.keep <= 1:
             raise BadInput(f"--keep {self.keep:g}: the ratio must be above 0 and at most 1")
-        for name in self.augment:
-            if name not in ("flip", "shift"):
+        for name in self.augment or ():
+            if name not in AUGMENTATIONS:
                 raise BadInput(f"--augment {name}: flip, shift, or none of them")
         if self.classes is not None and isinstance(self.task, Task):
             raise BadInput("--classes: the task was opened already; name its classes there")
@@ -151,7 +152,7 @@ class Request:
         usual = {field.name: field.default for field in fields(self)}
         words = ["mvp-edge", "prune"]
         for name, value in self.arguments().items():
-            if value == (list(d) if isinstance(d := usual[name], tuple) else d):
+            if value == usual[name]:
                 continue
             if name == "statistics":
                 words.append("--no-statistics")
@@ -275,7 +276,7 @@ def settle(
         backbone.family,
         steps=request.steps,
         lr=request.lr,
-        augment=tuple(request.augment),
+        augment=None if request.augment is None else tuple(request.augment),
         accelerator=accelerator,
     )
     return Settled(

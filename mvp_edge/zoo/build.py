@@ -46,7 +46,7 @@ def build_from(
     steps: int | None = None,
     snapshots: Sequence[float] = (),
     input_size: int | None = None,
-    augment: tuple[str, ...] = ("flip", "shift"),
+    augment: tuple[str, ...] | None = None,
     accelerator: str = "auto",
     seed: int = 0,
     progress: Progress = lambda phase, done, total: None,

@@ -83,6 +83,27 @@ def test_a_batch_is_a_pure_function_of_seed_and_step(step: int, seed: int) -> No
         assert torch.equal(a, b)
 
 
+@given(count=st.integers(1, 60), size=st.integers(1, 50), steps=st.integers(1, 30))
+@settings(max_examples=60, deadline=None)
+def test_what_is_seen_a_few_times_is_not_augmented(count: int, size: int, steps: int) -> None:
+    """Unless that is asked for: by default a run of at most four passes draws each image as it is."""
+    recipe = Recipe(steps=steps, batch=size)
+    stream = [
+        n
+        for step in range(steps)
+        for n in range(step * min(size, count), (step + 1) * min(size, count))
+    ]
+    short = len(stream) <= 4 * count
+    assert recipe.augmentation(count) == (() if short else ("flip", "shift"))
+    for asked in ((), ("shift",)):
+        assert replace(recipe, augment=asked).augmentation(count) == asked
+    used = Batches(numbered(count), PREPROCESS, recipe, 0)
+    plain = Batches(numbered(count), PREPROCESS, replace(recipe, augment=()), 0)
+    assert used.augmentation == recipe.augmentation(count)
+    if short:
+        assert torch.equal(used.batch(steps - 1)[0], plain.batch(steps - 1)[0])
+
+
 def test_seeds_epochs_and_steps_differ() -> None:
     def stream(seed: int) -> list[int]:
         batches = Batches(numbered(30), PREPROCESS, Recipe(batch=30, augment=()), seed)

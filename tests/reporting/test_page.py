@@ -293,6 +293,22 @@ def test_how_votes_became_a_network_is_said(tmp_path: Path, tau: float, said: st
     assert said in Page(report([run])).text
 
 
+@pytest.mark.parametrize(
+    ("done", "said"),
+    [
+        (["flip", "shift"], ", flip and shift at random,"),
+        ([], ", seen as they are,"),
+        (None, "updates, learning"),
+    ],
+)
+def test_what_was_done_to_the_images_is_said(
+    tmp_path: Path, done: list[str] | None, said: str
+) -> None:
+    run = write_run(tmp_path / "run")
+    edit(run / "run.json", "training.augmented", done)
+    assert said in Page(report([run])).text
+
+
 def test_groups_kept_whole_are_named_not_drawn(tmp_path: Path) -> None:
     page = page_of(tmp_path / "run", KINDS["heads"])
     strips = [one for one in page.named("svg") if one.get("class") == "strip"]

@@ -304,6 +304,7 @@ def test_a_budget_missed_after_training_keeps_the_run_and_refuses_its_export(pla
     phases = {phase["name"]: phase["seconds"] for phase in facts["phases"]}
     assert phases["reference"] < read(place / "run/reference.json")["seconds"]
     assert facts["training"]["steps"] == 1
+    assert facts["training"]["augmented"] == ["shift"]
 
 
 def test_a_taken_name_is_told_before_the_training(place: Path) -> None:

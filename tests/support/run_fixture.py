@@ -410,6 +410,7 @@ def _run(
             "steps": steps,
             "batch": 128,
             "updates": 4 if voting else 1,
+            "augmented": ["flip", "shift"] if voting else [],
             "lr": 0.01,
             "optimizer": "sgd",
             "similarity_flops": 33_000_000_000 if voting else 0,
