@@ -76,10 +76,13 @@ _GOALS = {
     ("mvp@100", "scratch"): ("P1-mvp100-minus-ifp1000", "≥ 1"),
     ("mvp@20", "scratch"): ("P1-mvp20-minus-ifp1000", "≥ -1"),
     ("mvp@200", "scratch"): ("P1-mvp200-minus-ifp1000", "best of 200, 300: ≥ 3"),
+    ("mvp@400", "scratch"): ("P1-mvp400-minus-ifp1000", "stated"),
+    ("unpruned@100", "scratch"): ("P1-unpruned100-minus-ifp1000", "stated"),
     ("mvp@300", "scratch"): ("P1-mvp300-minus-ifp1000", "best of 200, 300: ≥ 3"),
     ("mvp@100-disjoint", "scratch"): ("P1-disjoint100-minus-ifp1000", "stated"),
     ("mvp@100", "random@100"): ("P1-mvp100-minus-random100", "stated"),
     ("trunk@100", "scratch"): ("P1-trunk100-minus-ifp1000", "≥ 2"),
+    ("trunk@50", "scratch"): ("P1-trunk50-minus-ifp1000", "stated"),
     ("trunk@20", "scratch"): ("P1-trunk20-minus-ifp1000", "≥ 0"),
     ("trunk@100", "mvp@100"): ("P1-trunk100-minus-mvp100", "stated"),
     ("trunk@20", "mvp@20"): ("P1-trunk20-minus-mvp20", "stated"),
@@ -130,14 +133,19 @@ def _trial_figures() -> Iterator[Figure]:
     rows = study_rows(MAIN)
     for steps in (20, 100):
         name = f"P1-recipe-minus-one-update{steps}"
-        pair = f"mvp@{steps}", f"mvp@{steps}-one-update"
+        ours = {20: "mvp@20-augmented"}.get(steps, f"mvp@{steps}")  # as one-update's were
+        pair = ours, f"mvp@{steps}-one-update"
         yield from _difference_figure(rows, *pair, name, "stated", MAIN)
+    for ours in ("mvp@20", "trunk@20", "trunk@50"):  # short runs, their images as they are
+        name = f"P1-{ours.replace('@', '')}-minus-augmented"
+        yield from _difference_figure(rows, ours, f"{ours}-augmented", name, "stated", MAIN)
 
 
 def _trunk_figures() -> Iterator[Figure]:
     """What else a trunk could be made of, and what it costs once."""
     rows = study_rows(MAIN)
     for ours, theirs in (
+        ("trunk-best", "trunk"),  # yet more images and steps, a teacher beside the labels
         ("trunk", "trunk-short"),  # more images, more steps
         ("trunk-long", "trunk-short"),  # more steps
         ("trunk-short", "trunk-magnitude"),  # votes

@@ -5,9 +5,11 @@ document on stdout, everything else goes to stderr.
 """
 
 import json
+import signal
 import sys
 from io import BufferedReader, FileIO
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -59,12 +61,16 @@ def cli() -> None:
     """One pre-trained vision model, many small ones."""
 
 
+INTERRUPTED = "interrupted: finished work is kept; the same command goes on from there"
+
+
 def main() -> None:
     """Entry point: turns errors into one line and an exit code."""
+    presses = _noted_presses()
     try:
         sys.exit(cli(prog_name="mvp-edge", standalone_mode=False) or 0)
     except (KeyboardInterrupt, click.Abort):
-        _end(130, "interrupted: finished work is kept; the same command goes on from there")
+        _end(130, INTERRUPTED)
     except click.UsageError as error:
         if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
             error.show()
@@ -74,6 +80,8 @@ def main() -> None:
     except click.ClickException as error:
         _end(2, f"mvp-edge: {error.format_message()}")
     except MvpEdgeError as error:
+        if presses:  # a library lost the interrupt, and what it was about failed of that (seen of safetensors)
+            _end(130, INTERRUPTED)
         _end(error.exit_code, f"mvp-edge: {error}")
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("mvp_edge"):
@@ -85,6 +93,19 @@ def main() -> None:
             raise
         place = f"{error.filename}: " if error.filename is not None else ""
         _end(2, f"mvp-edge: {place}{error.strerror}")
+
+
+def _noted_presses() -> list[int]:
+    """Is added to whenever Ctrl-C is pressed, which raises KeyboardInterrupt as ever."""
+    presses: list[int] = []
+
+    def press(number: int, _frame: FrameType | None) -> None:
+        presses.append(number)
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, press)
+    return presses
 
 
 def _end(code: int, line: str) -> None:

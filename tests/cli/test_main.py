@@ -2,8 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ import click
 import pytest
 
 from mvp_edge.cli.console import Console
-from mvp_edge.cli.main import cli
+from mvp_edge.cli.main import cli, main
 from mvp_edge.cli.options import FROM_SCRATCH, METHODS, POLICIES, numbers
 from mvp_edge_export.errors import BadInput
 from tests.support.tiny import command, in_process
@@ -133,6 +136,33 @@ def test_number_formats_are_named_in_a_list() -> None:
     assert numbers("int8, fp32") == ("fp32", "int8")
     with pytest.raises(BadInput, match="--precision int4: some of fp32, fp16, int8"):
         numbers("fp32,int4")
+
+
+@pytest.mark.parametrize("pressed", [True, False])
+def test_what_an_interrupt_broke_is_not_called_bad_input(
+    pressed: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Native code may swallow KeyboardInterrupt and fail of something else, which then looks like damage."""
+
+    def reading(**_options: Any) -> None:
+        with suppress(KeyboardInterrupt):
+            if pressed:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(10)
+        raise BadInput("zoo entry a: damaged")
+
+    monkeypatch.setattr("mvp_edge.cli.main.cli", reading)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    said = capsys.readouterr().err
+    assert (ended.value.code, "damaged" in said) == ((130, False) if pressed else (2, True))
+    assert said.startswith(
+        "interrupted: finished work is kept" if pressed else "mvp-edge: zoo entry"
+    )
 
 
 def test_a_closed_pipe_is_no_error(tiny: Path) -> None:
