@@ -52,7 +52,7 @@ def headline() -> list[Figure]:
     found = [
         *_study_figures(MAIN, "ifp@1000", _RESNET),
         *_study_figures("resnet18-keep0.32", "ifp@1000", "ResNet-18, CIFAR-100, tied keep 0.32"),
-        *_study_figures(DEIT, "ahnp@500", "DeiT-Tiny at 64 px, keep 0.25"),
+        *_study_figures(DEIT, "ahnp@500", _DEIT),
         *_trial_figures(),
         *_trunk_figures(),
         *_peer_figures(),
@@ -115,6 +115,7 @@ def _study_figures(study: str, scratch: str, conditions: str) -> Iterator[Figure
 
 
 _RESNET = "ResNet-18, CIFAR-100, tied keep 0.1"
+_DEIT = "DeiT-Tiny at 64 px, keep 0.25"
 
 
 def _difference_figure(
@@ -136,9 +137,16 @@ def _trial_figures() -> Iterator[Figure]:
         ours = {20: "mvp@20-augmented"}.get(steps, f"mvp@{steps}")  # as one-update's were
         pair = ours, f"mvp@{steps}-one-update"
         yield from _difference_figure(rows, *pair, name, "stated", MAIN)
-    for ours in ("mvp@20", "trunk@20", "trunk@50"):  # short runs, their images as they are
-        name = f"P1-{ours.replace('@', '')}-minus-augmented"
-        yield from _difference_figure(rows, ours, f"{ours}-augmented", name, "stated", MAIN)
+    for study, ours, suffix, conditions in (  # short runs, their images as they are
+        (MAIN, "mvp@20", "", _RESNET),
+        (MAIN, "trunk@20", "", _RESNET),
+        (MAIN, "trunk@50", "", _RESNET),
+        (DEIT, "mvp@20", "-deit", _DEIT),
+        ("deit-trunk", "trunk@20", "-deit", _DEIT),
+    ):
+        name = f"P1-{ours.replace('@', '')}-minus-augmented{suffix}"
+        pair = ours, f"{ours}-augmented"
+        yield from _difference_figure(study_rows(study), *pair, name, "stated", study, conditions)
 
 
 def _trunk_figures() -> Iterator[Figure]:
