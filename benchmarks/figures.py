@@ -23,6 +23,7 @@ from benchmarks.rows import (
     RESULTS,
     Rows,
     Values,
+    by_fifth,
     compared,
     difference,
     interval,
@@ -62,6 +63,7 @@ def headline() -> list[Figure]:
         ("speed", speed_figures),
         ("step", step_figures),
         ("choice", choice_figures),
+        (f"overlap-{MAIN}", overlap_figures),
     ):
         path = RESULTS / f"{name}.json"
         if path.exists():
@@ -141,7 +143,6 @@ def _trial_figures() -> Iterator[Figure]:
         (MAIN, "mvp@20", "", _RESNET),
         (MAIN, "trunk@20", "", _RESNET),
         (MAIN, "trunk@50", "", _RESNET),
-        (DEIT, "mvp@20", "-deit", _DEIT),
         ("deit-trunk", "trunk@20", "-deit", _DEIT),
     ):
         name = f"P1-{ours.replace('@', '')}-minus-augmented{suffix}"
@@ -238,6 +239,31 @@ def _zoo_figures() -> Iterator[Figure]:
             pair = f"mvp@{steps}-zoo-{count}", f"mvp@{steps}"
             name = f"P11-mvp{steps}-zoo{count}-minus-zoo23"
             yield from _difference_figure(rows, *pair, name, "stated", "zoo-size")
+    pair = "mvp@20-fifth-5", "mvp@20"
+    name = "P11-mvp20-farthest-fifth-minus-nearest"
+    yield from _difference_figure(rows, *pair, name, "stated", "zoo-size")
+    whole = study_rows(MAIN)
+    for ours, name in (("farthest", "farthest-minus-nearest"), ("one", "one-minus-three")):
+        pair = f"mvp@100-{ours}", "mvp@100"
+        yield from _difference_figure(whole, *pair, f"P11-mvp100-{name}", "stated", MAIN)
+
+
+def overlap_figures(facts: Mapping[str, Any], source: str) -> list[Figure]:
+    """P11: how much more of their units the most similar tasks share than the least, as the paper counts it."""
+
+    def iou(common: Values) -> Values:
+        return common / (2 - common)  # of sets of one size
+
+    fifths = np.array([by_fifth(row["others"], iou) for row in facts["rows"]])
+    gap = (fifths[:, 0] - fifths[:, -1]).mean(1)
+    text = (
+        f"IoU of kept units, mean over unit groups, nearest fifth of tasks by LEEP − farthest; {_RESNET}, "
+        f"{len(gap)} targets"
+    )
+    command = f"python -m benchmarks.overlap benchmarks/plans/{MAIN}.yaml"
+    low, high = interval(gap, mean)
+    name = "P11-iou-nearest-minus-farthest"
+    return [Figure(name, float(gap.mean()), low, high, "", "stated", text, source, command)]
 
 
 def choice_figures(facts: Mapping[str, Any], source: str) -> list[Figure]:

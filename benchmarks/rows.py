@@ -74,3 +74,17 @@ def compared(both: Values, statistic: Statistic) -> tuple[float, float, float, i
     found = float(statistic(both.T)), *interval(both, statistic)
     value, low, high = (round(one, 9) for one in found)  # beyond it, the summation's order
     return value, low, high, len(both)
+
+
+def by_fifth(
+    others: Mapping[str, Mapping[str, Any]], measure: Callable[[Values], Values] = lambda c: c
+) -> Values:
+    """[fifths, groups]: how much is in common with the others of each fifth, the most similar first.
+
+    Args:
+        others: of one target: the share of units in common, group by group, and the score of similarity.
+        measure: of that share [others, groups]; itself unless said.
+    """
+    ranked = sorted(others.values(), key=lambda other: -other["score"])
+    parts = np.array_split(measure(np.array([other["common"] for other in ranked])), 5)
+    return np.array([part.mean(0) for part in parts])

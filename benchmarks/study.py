@@ -45,7 +45,7 @@ from mvp_edge.tasks.task import Task, sample_tasks
 from mvp_edge.zoo.build import build_zoo, claim
 from mvp_edge.zoo.entries import Entry, Zoo
 from mvp_edge.zoo.neighbours import LEEP_IMAGES, Similarity, find_neighbours
-from mvp_edge_export.storage import read_json, sha256_file, write_json
+from mvp_edge_export.storage import read_json, sha256_file, sha256_json, write_json
 
 HERE = Path(__file__).parent
 POOLED = HERE / "zoos" / "pooled"
@@ -154,6 +154,25 @@ class Study:
         apart = {name: range(*self.plan["pooled"][name]["apart"]) for name in names}
         return next(name for name in names if self.place(task) in apart[name])
 
+    def conditions(
+        self, task: Task, entries: Sequence[Entry], variant: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """What a row of a variant depends on, besides the plan: once it changes, the row has to be made anew."""
+        recipe, method = self.recipe(variant), METHODS.get(variant["method"])
+        found: dict[str, Any] = {
+            "lr": recipe.lr,
+            "updates": recipe.updates,
+            "turn": recipe.turn,
+            "augmented": list(recipe.augmentation(len(task.splits["train"]))),
+        }
+        if "start" in variant:
+            path = POOLED / self.start(variant["start"], task) / "network.safetensors"
+            found["network"] = sha256_file(path)
+        elif method and method.asks != "nobody":
+            found["zoo"] = len(entries)
+            found["entries"] = sha256_json([[e.name, e.weights_sha256] for e in entries])[:16]
+        return found
+
     def file(self, task: Task) -> Path:
         """Where a target's rows stand."""
         return HERE / "results" / str(self.plan["study"]) / f"{task.name}.json"
@@ -212,17 +231,16 @@ def run_variants(study: Study, task: Task, only: str = ".*") -> None:
                 f"{task.name}: {name} waits for `python -m benchmarks.pooled` {start}", flush=True
             )
             continue
-        network = sha256_file(POOLED / start / "network.safetensors") if start else None
         work = study.zoo.path / ".work"
         with claim(work, f"row-{study.plan['study']}-{task.name}-{name}") as claimed:
             if claimed is None:
                 continue
             row = study.rows(task).get(name)  # only now: another process may just have made it
-            images = len(task.splits["train"])
-            if not is_current(row, len(entries), study.recipe(variant), images, network):
+            now = study.conditions(task, entries, variant)
+            if not is_current(row, now):
                 print(f"{task.name}: {name}", flush=True)
                 made = run_variant(study, task, entries, variant)
-                keep_row(study, task, name, {**made, "network": network} if network else made)
+                keep_row(study, task, name, {**made, **now})
             claimed.rmdir()
 
 
@@ -251,23 +269,15 @@ def keep_row(study: Study, task: Task, name: str, row: dict[str, Any]) -> None:
         )
 
 
-def is_current(
-    row: dict[str, Any] | None, zoo: int, recipe: Recipe, images: int, network: str | None = None
-) -> bool:
-    """Whether there is a row, made with the zoo, the recipe and the start as they are now.
+_UNSAID = {"augmented": list(AUGMENTATIONS), "network": None}
+"""What is true of rows that are older than these words."""
 
-    Args:
-        row: None where there is none; those that say nothing of augmentation were augmented.
-        zoo: entries that the target sees.
-        recipe: of the variant.
-        images: that the target trains on.
-        network: hash of the network that it starts from, if it does.
-    """
-    if row is None or row.get("network") != network:
-        return False
-    now = {"zoo": zoo, "lr": recipe.lr, "updates": recipe.updates, "turn": recipe.turn}
-    augmented = list(row.get("augmented", AUGMENTATIONS)) == list(recipe.augmentation(images))
-    return augmented and all(row.get(key, value) == value for key, value in now.items())
+
+def is_current(row: Mapping[str, Any] | None, now: Mapping[str, Any]) -> bool:
+    """Whether there is a row, made under the conditions that hold now; of what it does not say, it is believed."""
+    return row is not None and all(
+        row.get(key, _UNSAID.get(key, value)) == value for key, value in now.items()
+    )
 
 
 def run_variant(
@@ -302,7 +312,6 @@ def run_variant(
         by_name = {entry.name: entry for entry in entries}
         voters = [[by_name[c.task].voter(keep, c.score) for c in some] for some in (ranked, chosen)]
         problem = replace(problem, voters=voters[1])
-        row["zoo"] = len(entries)
         row["neighbours"] = [{"task": c.task, "score": c.score} for c in chosen]
         pruned = _method(variant, voters[0])(problem)
     else:
@@ -315,10 +324,6 @@ def run_variant(
         **row,
         "accuracy": top1,
         "n": len(test),
-        "lr": recipe.lr,
-        "updates": recipe.updates,
-        "turn": recipe.turn,
-        "augmented": list(recipe.augmentation(len(images))),
         "seconds": seconds,
         "cpu_seconds": cpu,
         "threads": torch.get_num_threads(),

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from benchmarks.rows import Rows, difference, interval, mean, ratio, study_rows
+from benchmarks.rows import Rows, by_fifth, difference, interval, mean, ratio, study_rows
 
 
 @dataclass(frozen=True)
@@ -158,9 +158,7 @@ def table(rows: Rows, names: Sequence[str], base: str) -> str:
 def overlap_table(facts: Mapping[str, Any]) -> str:
     """Markdown: the share of a network's units that others keep too, by similarity, group by group."""
     groups = facts["groups"]
-    shares = np.array(
-        [_by_fifth(row["others"]) for row in facts["rows"]]
-    )  # [targets, fifths, groups]
+    shares = np.array([by_fifth(row["others"]) for row in facts["rows"]])
     lines = [
         "| unit group | kept | chance | nearest fifth | 2nd | 3rd | 4th | farthest fifth |",
         "|---|---|---|---|---|---|---|---|",
@@ -186,13 +184,6 @@ def overlap_table(facts: Mapping[str, Any]) -> str:
         f"({low:+.1f} … {high:+.1f}). Rank correlation of LEEP with the overlap, within a target: "
         f"{correlation.mean():.2f} ({ends[0]:.2f} … {ends[1]:.2f}).",
     ])  # fmt: skip
-
-
-def _by_fifth(others: Mapping[str, Mapping[str, Any]]) -> list[list[float]]:
-    """[fifths, groups]: mean overlap with the others of each fifth, the most similar first."""
-    ranked = sorted(others.values(), key=lambda other: -other["score"])
-    parts = np.array_split(np.array([other["common"] for other in ranked]), 5)
-    return [part.mean(0).tolist() for part in parts]
 
 
 def _rank_correlation(others: Mapping[str, Mapping[str, Any]], kept: NDArray[np.int64]) -> float:

@@ -1,7 +1,6 @@
 """Whose networks a study's variant uses, and where its rows go."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +10,6 @@ import pytest
 from benchmarks import study as module
 from benchmarks.study import Study, is_current
 from benchmarks.voters import asked, some_of
-from mvp_edge.pruning.batches import Recipe
 from mvp_edge.zoo.similarity import Candidate
 
 RANKED = [Candidate(f"task-{number}", -float(number), ("a", "b")) for number in range(20)]
@@ -63,22 +61,31 @@ def test_smaller_zoos_are_nested_and_differ_between_targets() -> None:
     assert set(drawn) == set(entries)
 
 
-def test_a_row_is_current_until_its_zoo_or_its_recipe_changes() -> None:
-    recipe = Recipe(lr=0.1, updates=2, steps=100, batch=10)
-    row = {"zoo": 5, "lr": 0.1, "updates": 2, "augmented": ["flip", "shift"]}
-    assert is_current(row, 5, recipe, 100)
-    assert is_current({}, 5, recipe, 100)  # a row that asks nobody
-    changes: list[dict[str, Any]] = [{"zoo": 6}, {"lr": 0.2}, {"updates": 1}, {"augmented": []}]
-    for change in changes:
-        assert not is_current({**row, **change}, 5, recipe, 100)
-    assert not is_current(None, 5, recipe, 100)
-    short = replace(recipe, steps=40)  # four passes
-    assert is_current({**row, "augmented": []}, 5, short, 100)
-    assert not is_current(row, 5, short, 100)
-    started = {**row, "network": "one"}
-    assert is_current(started, 5, recipe, 100, "one")
-    for other in (row, {**row, "network": "another"}):
-        assert not is_current(other, 5, recipe, 100, "one")
+def test_a_row_is_current_until_its_conditions_change() -> None:
+    row = {"zoo": 5, "entries": "a", "lr": 0.1, "augmented": [], "network": "one", "accuracy": 0.5}
+    now = {key: value for key, value in row.items() if key != "accuracy"}
+    assert is_current(row, now)
+    for key in now:
+        assert not is_current({**row, key: "another"}, now)
+    assert not is_current(None, now)
+    # Older rows say less: their images were augmented, and they started from no network of `pooled`.
+    old = {"zoo": 5, "lr": 0.1}
+    assert is_current(old, {"zoo": 5, "entries": "a", "lr": 0.1, "augmented": ["flip", "shift"]})
+    assert not is_current(old, {"zoo": 5, "augmented": []})
+    assert not is_current(old, {"network": "one"})
+
+
+def test_conditions_are_those_that_a_row_heeds() -> None:
+    backbone: Any = SimpleNamespace(family="resnet")
+    study = Study({"study": "one"}, backbone, [], None)  # type: ignore[arg-type]
+    task: Any = SimpleNamespace(name="t", splits={"train": list(range(256))})
+    entries: list[Any] = [SimpleNamespace(name=n, weights_sha256=n) for n in "abc"]
+    voted = study.conditions(task, entries, {"method": "mvp", "steps": 20})
+    assert (voted["zoo"], voted["augmented"]) == (3, ["flip", "shift"])  # ten passes
+    rebuilt = [*entries[:2], SimpleNamespace(name="c", weights_sha256="anew")]
+    assert study.conditions(task, rebuilt, {"method": "mvp", "steps": 20}) != voted
+    alone = study.conditions(task, entries, {"method": "magnitude", "steps": 8, "lr": 0.5})
+    assert (alone["lr"], alone["augmented"], "zoo" in alone) == (0.5, [], False)
 
 
 def test_a_targets_place_is_that_in_its_own_draw() -> None:
