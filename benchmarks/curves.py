@@ -64,7 +64,7 @@ def accuracy_against_cost(study: str) -> Callable[[Axes], bool]:
         axes.set_xscale("log")
         axes.set_xlabel("multiply-adds spent in all (training, statistics, similarity)")
         axes.set_ylabel("top-1, %")
-        axes.legend(frameon=False, loc="lower right")
+        axes.legend(frameon=False)
         return True
 
     return draw
@@ -84,6 +84,7 @@ def zoo_size(axes: Axes) -> bool:
         _line(axes, points, f"MVP@{steps}", colour, "o")
     axes.set_xscale("log")
     axes.set_xticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
+    axes.minorticks_off()
     axes.set_xlabel("entries in the zoo")
     axes.set_ylabel("top-1, %")
     axes.legend(frameon=False)
@@ -130,18 +131,21 @@ def peers(axes: Axes) -> bool:
 
 
 def ratios(axes: Axes) -> bool:
-    """How much may go: MVP, the largest weights and random units at each keep ratio."""
+    """How much may go: a hundred steps from a trunk, a vote, the largest weights, random units at each ratio."""
     rows = study_rows("ratios")
     if not rows:
         return False
-    for method in ("mvp", "magnitude", "random"):
+    ticks: set[float] = set()
+    for method in ("trunk", "mvp", "magnitude", "random"):
         found = _by_number(rows, rf"{method}@100-keep([\d.]+)", float)
+        found[0.1] = [row[f"{method}@100"] for row in rows.values()]  # the main study's
+        ticks |= set(found)
         label, colour, marker = METHODS[method]
         points = [(keep, *_spread(own), None) for keep, own in sorted(found.items())]
         _line(axes, points, f"{label} @100", colour, marker)
     axes.set_xscale("log")
-    ticks = [0.03, 0.05, 0.1, 0.2, 0.3, 0.5]
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xticks(sorted(ticks), [f"{tick:g}" for tick in sorted(ticks)])
+    axes.minorticks_off()
     axes.set_xlabel("kept share of the units")
     axes.set_ylabel("top-1, %")
     axes.legend(frameon=False)
@@ -157,7 +161,7 @@ PLOTS: Mapping[str, tuple[Callable[[Axes], bool], str]] = {
         accuracy_against_cost("resnet18-keep0.32"),
         "ResNet-18, CIFAR-100, 10 % of the multiply-adds",
     ),
-    "cost-deit-tiny": (accuracy_against_cost("deit-tiny-imagenet"), "DeiT-Tiny, 64 px, keep 0.25"),
+    "cost-deit-tiny": (accuracy_against_cost("deit-trunk"), "DeiT-Tiny, 64 px, keep 0.25"),
     "zoo-size": (zoo_size, "How large must the zoo be?"),
     "similarity": (similarity, "How similar must the tasks be?"),
     "controls": (controls, "What is it that helps? Points against MVP@100"),
