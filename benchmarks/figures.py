@@ -154,7 +154,7 @@ def _trunk_figures() -> Iterator[Figure]:
     """What else a trunk could be made of, and what it costs once."""
     rows = study_rows(MAIN)
     for ours, theirs in (
-        ("trunk-best", "trunk"),  # yet more images and steps, a teacher beside the labels
+        ("trunk-everything", "trunk"),  # yet more images and steps, a teacher beside the labels
         ("trunk", "trunk-short"),  # more images, more steps
         ("trunk-long", "trunk-short"),  # more steps
         ("trunk-short", "trunk-magnitude"),  # votes
