@@ -138,7 +138,7 @@ def ratios(axes: Axes) -> bool:
     ticks: set[float] = set()
     for method in ("trunk", "mvp", "magnitude", "random"):
         found = _by_number(rows, rf"{method}@100-keep([\d.]+)", float)
-        found[0.1] = [row[f"{method}@100"] for row in rows.values()]  # the main study's
+        found |= {0.1: own for own in _by_number(rows, rf"{method}@(100)").values()}  # the main study's
         ticks |= set(found)
         label, colour, marker = METHODS[method]
         points = [(keep, *_spread(own), None) for keep, own in sorted(found.items())]

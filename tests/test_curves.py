@@ -55,7 +55,7 @@ def test_points_are_the_means_of_the_rows() -> None:
     }
     assert lines("zoo-size") == {"MVP@100": [(1, 71.0), (23, 81.0)], "MVP@20": [(23, 71.0)]}
     assert lines("similarity") == {"MVP@100": [(1, 0.0), (5, -20.0)]}
-    assert lines("ratios") == {"MVP @100": [(0.05, 51.0), (0.5, 91.0)]}
+    assert lines("ratios") == {"MVP @100": [(0.05, 51.0), (0.1, 81.0), (0.5, 91.0)]}
 
 
 @pytest.mark.usefixtures("_rows")
