@@ -138,7 +138,8 @@ def ratios(axes: Axes) -> bool:
     ticks: set[float] = set()
     for method in ("trunk", "mvp", "magnitude", "random"):
         found = _by_number(rows, rf"{method}@100-keep([\d.]+)", float)
-        found |= {0.1: own for own in _by_number(rows, rf"{method}@(100)").values()}  # the main study's
+        if main := [row[f"{method}@100"] for row in rows.values() if f"{method}@100" in row]:
+            found[0.1] = main  # the main study's keep ratio
         ticks |= set(found)
         label, colour, marker = METHODS[method]
         points = [(keep, *_spread(own), None) for keep, own in sorted(found.items())]
