@@ -30,7 +30,7 @@ from mvp_edge.pruning.problem import Problem, Pruned, Training
 from mvp_edge.pruning.scratch import Meter, least_important, weight_norms
 from mvp_edge.pruning.votes import Ballot, Voter
 from mvp_edge.subnetwork.backbone import heads
-from mvp_edge.subnetwork.subnet import extract, full_coordinates
+from mvp_edge.subnetwork.subnet import extract, full_coordinates, kept_axes
 from mvp_edge.subnetwork.units import UnitGroup, unit_groups
 
 Kept = dict[str, NDArray[np.int64]]
@@ -279,7 +279,8 @@ def _rows_of_voters(training: Training, limit: int = 1024) -> None:
     did not keep get nothing from it.
     """
     problem = training.problem
-    ((name, head),) = heads(problem.backbone.with_head(problem.classes)).items()
+    whole = problem.backbone.with_head(problem.classes)
+    ((name, head),) = heads(whole).items()
     full = torch.zeros(problem.classes, head.in_features, dtype=torch.float64)
     labels = torch.from_numpy(problem.train.labels)
     onehot = F.one_hot(labels, problem.classes).double()
@@ -288,23 +289,20 @@ def _rows_of_voters(training: Training, limit: int = 1024) -> None:
         seen = network_features(as_module(problem, voter), problem, training.ledger).double()
         said = F.softmax(seen @ weight.T + bias, 1)
         means = (onehot.T @ said) / onehot.sum(0)[:, None]
-        units = _seen_by_head(problem, voter.kept, name)
+        units = _seen_by_head(problem, whole, voter.kept)
         full[:, units] += (means - means.mean(0)) @ weight / len(problem.voters)
-    rows = full[:, _seen_by_head(problem, training.kept, name)]
+    rows = full[:, _seen_by_head(problem, whole, training.kept)]
     features, y = _features(training, limit)
     _put(training, rows, -rows @ features.mean(0), features, y)
 
 
 def _seen_by_head(
-    problem: Problem, kept: Mapping[str, NDArray[np.int64]], name: str
+    problem: Problem, full: nn.Module, kept: Mapping[str, NDArray[np.int64]]
 ) -> torch.Tensor:
     """Which of the backbone's features the head of a sub-network sees."""
-    full = problem.backbone.with_head(problem.classes)
-    own = extract(full, kept, problem.policy).state_dict()
-    ((_, index),) = full_coordinates(
-        full, kept, {f"{name}.weight": own[f"{name}.weight"]}, problem.policy
-    ).values()
-    return torch.from_numpy(index[1])
+    ((name, head),) = heads(full).items()
+    axes = kept_axes(problem.groups, kept, full.state_dict())
+    return torch.from_numpy(axes.get((f"{name}.weight", 1), np.arange(head.in_features)))
 
 
 def _features(training: Training, limit: int) -> tuple[torch.Tensor, torch.Tensor]:
