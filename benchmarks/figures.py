@@ -1,4 +1,4 @@
-"""The headline figures, each computed from the raw rows that a study or a script wrote."""
+"""The headline figures of studies and timing scripts, each computed from the raw rows that those wrote."""
 
 import json
 import re
@@ -9,14 +9,6 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from benchmarks.device.grid_tables import (
-    MEMORY_GOAL,
-    RUNTIMES,
-    Grid,
-    grids,
-    memory_ratio,
-    speed_rows,
-)
 from benchmarks.rows import (
     DEIT,
     MAIN,
@@ -48,9 +40,9 @@ class Figure:
     command: str
 
 
-def headline() -> list[Figure]:
-    """Every headline figure whose raw rows exist."""
-    found = [
+def all_study_figures() -> list[Figure]:
+    """Those of every study whose rows exist."""
+    return [
         *_study_figures(MAIN, "ifp@1000", _RESNET),
         *_study_figures("resnet18-keep0.32", "ifp@1000", "ResNet-18, CIFAR-100, tied keep 0.32"),
         *_study_figures(DEIT, "ahnp@500", _DEIT),
@@ -59,18 +51,6 @@ def headline() -> list[Figure]:
         *_peer_figures(),
         *_zoo_figures(),
     ]
-    for name, figures in (
-        ("speed", speed_figures),
-        ("step", step_figures),
-        ("choice", choice_figures),
-        (f"overlap-{MAIN}", overlap_figures),
-    ):
-        path = RESULTS / f"{name}.json"
-        if path.exists():
-            found += figures(json.loads(path.read_text()), f"benchmarks/results/{name}.json")
-    for grid in grids():
-        found += grid_figures(grid, f"benchmarks/device/results/{grid.name}.json")
-    return found
 
 
 # Of the study on ResNet-18 at keep 0.1; those of other studies are stated without a goal.
@@ -238,7 +218,7 @@ def _zoo_figures() -> Iterator[Figure]:
     for steps in (20, 100):
         for count in (1, 2, 5, 10):
             pair = f"mvp@{steps}-zoo-{count}", f"mvp@{steps}"
-            name = f"P11-mvp{steps}-zoo{count}-minus-zoo23"
+            name = f"P11-mvp{steps}-zoo{count}-minus-whole-zoo"
             yield from _difference_figure(rows, *pair, name, "stated", "zoo-size")
     name = "P11-mvp20-farthest-fifth-minus-nearest"
     yield from _difference_figure(rows, "mvp@20-fifth-5", "mvp@20", name, "stated", "zoo-size")
@@ -318,62 +298,6 @@ def speed_figures(facts: Mapping[str, Any], source: str) -> list[Figure]:
     ]  # fmt: skip
     if walls:
         found.append(figure("P3-wall-ratio", walls, "×", "≥ 20", f"{where}, IFP@1000 over MVP@100"))
-    return found
-
-
-_LATENCY_SLUGS = {"resnet18-32": "", "deit-tiny-224": "-deit-tiny"}
-"""The plain ids are ResNet-18's at 32 px, in ONNX Runtime."""
-
-
-def grid_figures(grid: Grid, source: str) -> list[Figure]:
-    """P5: a figure for each keep ratio and runtime of a network; and what its memory comes to."""
-    found = []
-    command = f"python -m benchmarks.device.grid {grid.name}"
-    suffix = _LATENCY_SLUGS.get(grid.name, f"-{grid.name}")
-    for row in speed_rows(grid):
-        flops, keep = row["flops_ratio"], row["keep"]
-        for runtime, (value, low, high) in speedups(row).items():
-            slug = suffix + ("" if runtime == "onnxruntime" else f"-{runtime}")
-            text = (
-                f"{row['network']}, keep {keep}, {runtime}, 1 thread, device widths, "
-                f"{row['measured'][runtime]}"
-            )
-            if keep == 0.5:
-                name, goal = f"P5-keep0.5-latency-over-flops{slug}", "≤ 1.5"
-                value, low, high = flops / value, flops / high, flops / low
-                text = f"{text}; FLOPs ratio {flops:.1f} over latency ratio"
-            else:
-                name = f"P5-keep{keep}-speedup{slug}"
-                goal = "≥ 10" if keep == 0.1 and suffix == "" else f"FLOPs: {flops:.1f}"
-            found.append(Figure(name, value, low, high, "×", goal, text, source, command))
-    ratios = {
-        (variant, runtime): ratio
-        for variant in grid.rounded[1:]
-        for runtime in RUNTIMES
-        if (ratio := memory_ratio(grid, variant, runtime)) is not None
-    }
-    if ratios:
-        worst = max(ratios, key=ratios.__getitem__)
-        text = (
-            f"{grid.facts['network']}, the worst of its pruned networks ({worst[0]}, {worst[1]}): peak resident "
-            "memory over the runtime's own + weights + peak activations predicted"
-        )
-        name = f"device-peak-memory-{grid.name}"
-        goal = f"≤ {MEMORY_GOAL}"
-        found.append(Figure(name, ratios[worst], None, None, "×", goal, text, source, command))
-    return found
-
-
-def speedups(row: Mapping[str, Any]) -> dict[str, tuple[float, float, float]]:
-    """Runtime → unpruned p50 / pruned p50, with the worst and best of their intervals."""
-    found = {}
-    for runtime in ("onnxruntime", "openvino"):
-        small, full = row["cells"][f"{runtime}/pruned"], row["cells"][f"{runtime}/baseline"]
-        found[runtime] = (
-            full["p50_ms"] / small["p50_ms"],
-            full["interval"][0] / small["interval"][1],
-            full["interval"][1] / small["interval"][0],
-        )
     return found
 
 

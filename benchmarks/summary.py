@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.device.figures import grid_figures
 from benchmarks.device.grid_tables import (
     crosscheck_table,
     full_table,
@@ -29,11 +30,36 @@ from benchmarks.device.tables import (
     predictor_table,
     widths_table,
 )
-from benchmarks.figures import Figure, headline, leep_agreement
-from benchmarks.rows import RESULTS
+from benchmarks.figures import (
+    Figure,
+    all_study_figures,
+    choice_figures,
+    leep_agreement,
+    overlap_figures,
+    speed_figures,
+    step_figures,
+)
+from benchmarks.rows import MAIN, RESULTS
 from benchmarks.study_tables import TABLES, overlap_table
 
 HERE = Path(__file__).parent
+
+
+def headline() -> list[Figure]:
+    """Every headline figure whose raw rows exist."""
+    found = all_study_figures()
+    for name, figures in (
+        ("speed", speed_figures),
+        ("step", step_figures),
+        ("choice", choice_figures),
+        (f"overlap-{MAIN}", overlap_figures),
+    ):
+        path = RESULTS / f"{name}.json"
+        if path.exists():
+            found += figures(json.loads(path.read_text()), f"benchmarks/results/{name}.json")
+    for grid in grids():
+        found += grid_figures(grid, f"benchmarks/device/results/{grid.name}.json")
+    return found
 
 
 def headline_table(found: Sequence[Figure]) -> str:
@@ -157,7 +183,7 @@ def main() -> None:
         tables["leep"] = leep_table(json.loads((RESULTS / "leep.json").read_text()))
     if (RESULTS / "photos.json").exists():
         tables["photos"] = photos_table(json.loads((RESULTS / "photos.json").read_text()))
-    overlap = RESULTS / "overlap-resnet18-cifar100.json"
+    overlap = RESULTS / f"overlap-{MAIN}.json"
     if overlap.exists():
         tables["overlap"] = overlap_table(json.loads(overlap.read_text()))
     tables |= device_tables()

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.device.figures import grid_figures
 from benchmarks.device.grid_tables import (
     Grid,
     crosscheck_table,
@@ -16,7 +17,6 @@ from benchmarks.device.grid_tables import (
     rounding_table,
     speed_rows,
 )
-from benchmarks.figures import grid_figures
 
 MIB = 2**20
 
