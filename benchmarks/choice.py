@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.plan import HERE, Study
 from benchmarks.rows import study_rows
-from benchmarks.study import HERE, Study
 from mvp_edge.runs.rundir import machine, versions
 from mvp_edge_export.storage import write_json
 

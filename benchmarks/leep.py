@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.study import Study
+from benchmarks.plan import Study
 from mvp_edge.pruning.finetune import Ledger
 from mvp_edge.runs.rundir import machine, versions
 from mvp_edge.tasks.task import Task

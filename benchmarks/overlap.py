@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.study import HERE, Study
+from benchmarks.plan import HERE, Study
 from mvp_edge.runs.rundir import machine, versions
 from mvp_edge.subnetwork.units import unit_groups
 from mvp_edge_export.storage import write_json

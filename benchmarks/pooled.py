@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from benchmarks.peers import first_units, thin
-from benchmarks.study import HERE, POOLED, Study
+from benchmarks.plan import HERE, POOLED, Study
 from mvp_edge.pruning.methods import recipe_for
 from mvp_edge.pruning.problem import Pruned
 from mvp_edge.pruning.scratch import fine_tune

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks import study as module
-from benchmarks.study import Study, is_current
+from benchmarks import plan
+from benchmarks.plan import Study
+from benchmarks.study import is_current, keep_row
 from benchmarks.voters import asked, some_of
 from mvp_edge.zoo.similarity import Candidate
 
@@ -90,8 +91,8 @@ def test_conditions_are_those_that_a_row_heeds() -> None:
 
 def test_a_targets_place_is_that_in_its_own_draw() -> None:
     tasks: list[Any] = list("abcde")
-    plan = {"draws": [{"count": 2}, {"count": 3}]}
-    study = Study(plan, None, tasks, None)  # type: ignore[arg-type]
+    draws = [{"count": 2}, {"count": 3}]
+    study = Study({"draws": draws}, None, tasks, None)  # type: ignore[arg-type]
     assert [study.place(task) for task in tasks] == [0, 1, 0, 1, 2]
 
 
@@ -107,12 +108,12 @@ def test_a_target_starts_from_the_trunk_that_was_kept_apart_from_it() -> None:
 def test_rows_are_kept_beside_each_other_where_nothing_was_yet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "HERE", tmp_path)
+    monkeypatch.setattr(plan, "HERE", tmp_path)
     task = SimpleNamespace(name="a", classes=("x", "y"), splits={"train": [1, 2]})
     study = Study({"study": "s"}, None, [task], SimpleNamespace(path=tmp_path / "zoo"))  # type: ignore[arg-type, list-item]
     assert study.rows(task) == {}  # type: ignore[arg-type]
     for name, accuracy in (("one", 0.5), ("two", 0.6), ("one", 0.7)):
-        module.keep_row(study, task, name, {"accuracy": accuracy})  # type: ignore[arg-type]
+        keep_row(study, task, name, {"accuracy": accuracy})  # type: ignore[arg-type]
     assert study.rows(task) == {"one": {"accuracy": 0.7}, "two": {"accuracy": 0.6}}  # type: ignore[arg-type]
     facts = json.loads((tmp_path / "results/s/a.json").read_text())
     assert (facts["target"], facts["images"]) == ("a", {"train": 2})

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.study import HERE, Study, arithmetic
+from benchmarks.plan import HERE, Study
+from benchmarks.study import arithmetic
 from benchmarks.trials.pipeline import Trial, Warm, pruned_by
 from mvp_edge.pruning.finetune import accuracy, predict_logits
 from mvp_edge.runs.rundir import machine, versions

@@ -1,0 +1,166 @@
+"""A study's plan with everything that it names loaded: its tasks, the zoo they see, its variants' recipes."""
+
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.voters import Ranking
+from mvp_edge.pruning.batches import LabelledImages, Recipe
+from mvp_edge.pruning.finetune import Ledger
+from mvp_edge.pruning.methods import METHODS, recipe_for
+from mvp_edge.pruning.problem import Problem
+from mvp_edge.subnetwork.backbone import Backbone, load_backbone
+from mvp_edge.subnetwork.budget import exact_widths
+from mvp_edge.subnetwork.units import unit_groups
+from mvp_edge.tasks.task import Task, sample_tasks
+from mvp_edge.zoo.entries import Entry, Zoo
+from mvp_edge.zoo.neighbours import LEEP_IMAGES, Similarity, find_neighbours
+from mvp_edge_export.storage import read_json, sha256_file, sha256_json
+
+HERE = Path(__file__).parent
+POOLED = HERE / "zoos" / "pooled"
+"""Networks of `benchmarks.pooled`."""
+RECIPE = ("lr", "updates", "optimizer", "turn", "head", "statistics", "augment")
+"""What a variant may set otherwise in its recipe."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A plan with everything it names loaded."""
+
+    plan: dict[str, Any]
+    backbone: Backbone
+    tasks: list[Task]
+    zoo: Zoo
+    accelerator: str = "cpu"
+    rankings: dict[tuple[str, str, int], Ranking] = field(default_factory=dict)
+    """What was found already, by (target, measure, entries)."""
+
+    @classmethod
+    def open(cls, path: Path, accelerator: str = "cpu") -> "Study":
+        plan = yaml.safe_load(path.read_text())
+        data = os.environ.get("MVP_EDGE_DATA")
+        if not data:
+            sys.exit(
+                "set MVP_EDGE_DATA to the folder with the research data (see benchmarks/README.md)"
+            )
+        backbone = load_backbone(_below(data, plan["backbone"]), plan.get("input_size"))
+        tasks = [
+            task
+            for draw in plan["draws"]
+            for task in sample_tasks(
+                Path(data) / draw["images"], draw["count"], draw["classes"], draw["seed"]
+            )
+        ]
+        name = plan.get(
+            "zoo", plan["study"]
+        )  # a plan may use another study's zoo, which it does not build
+        zoo = Zoo.create(HERE / "zoos" / name, backbone, plan["policy"], plan["keep"])
+        return cls(plan, backbone, tasks, zoo, accelerator)
+
+    def problem(
+        self, images: LabelledImages, classes: int, recipe: Recipe, keep: float, **more: Any
+    ) -> Problem:
+        """The problem of these images at exact widths, without validation; ``more`` of Problem's fields."""
+        backbone, policy = self.backbone, self.zoo.policy
+        return Problem(
+            backbone=backbone,
+            policy=policy,
+            classes=classes,
+            train=images,
+            validation=None,
+            widths=exact_widths(unit_groups(backbone.model, policy), keep),
+            recipe=recipe,
+            **more,
+        )
+
+    def entries(self, task: Task) -> list[Entry]:
+        """The zoo that a target sees: leave-one-out."""
+        return [one for one in self.zoo.entries() if one.name != task.name]
+
+    def ranking(self, task: Task, entries: Sequence[Entry], measure: Similarity) -> Ranking:
+        """The entries by similarity to a target, as `prune` finds it; found once a process."""
+        key = (task.name, measure, len(entries))
+        if key not in self.rankings:
+            began, ledger = time.perf_counter(), Ledger()
+            images = task.images("train", self.backbone.preprocess)
+            found = find_neighbours(
+                entries,
+                self.backbone,
+                images.take(task.subsample("train", LEEP_IMAGES, 0)),
+                task.classes,
+                1,
+                ledger,
+                similarity=measure,
+            )
+            seconds = time.perf_counter() - began
+            self.rankings[key] = Ranking(found.candidates, ledger.similarity_flops, seconds)
+        return self.rankings[key]
+
+    def place(self, task: Task) -> int:
+        """Which of its draw a target is."""
+        counts: list[int] = [draw["count"] for draw in self.plan["draws"]]
+        index = self.tasks.index(task)
+        return index - max(start for start in accumulate([0, *counts]) if start <= index)
+
+    def recipe(self, variant: Mapping[str, Any]) -> Recipe:
+        """The product's, with what the plan sets for all one-shot methods and the variant for itself."""
+        name = variant["method"]
+        method = METHODS.get(name)
+        recipe = recipe_for(
+            name if method else None,
+            self.backbone.family,
+            steps=variant["steps"],
+            accelerator=self.accelerator,
+        )
+        if method and method.one_shot:
+            recipe = replace(recipe, **self.plan.get("recipe", {}))
+        return replace(recipe, **{key: variant[key] for key in RECIPE if key in variant})
+
+    def start(self, names: str | Sequence[str], task: Task) -> str:
+        """Of several networks of `benchmarks.pooled` the one that was kept apart from a target."""
+        if isinstance(names, str):
+            return names
+        apart = {name: range(*self.plan["pooled"][name]["apart"]) for name in names}
+        return next(name for name in names if self.place(task) in apart[name])
+
+    def conditions(
+        self, task: Task, entries: Sequence[Entry], variant: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """What a row of a variant depends on, besides the plan: once it changes, the row has to be made anew."""
+        recipe, method = self.recipe(variant), METHODS.get(variant["method"])
+        found: dict[str, Any] = {
+            "lr": recipe.lr,
+            "updates": recipe.updates,
+            "turn": recipe.turn,
+            "augmented": list(recipe.augmentation(len(task.splits["train"]))),
+        }
+        if "start" in variant:
+            path = POOLED / self.start(variant["start"], task) / "network.safetensors"
+            found["network"] = sha256_file(path)
+        elif method and method.asks != "nobody":
+            found["zoo"] = len(entries)
+            found["entries"] = sha256_json([[e.name, e.weights_sha256] for e in entries])[:16]
+        return found
+
+    def file(self, task: Task) -> Path:
+        """Where a target's rows stand."""
+        return HERE / "results" / str(self.plan["study"]) / f"{task.name}.json"
+
+    def rows(self, task: Task) -> dict[str, Any]:
+        """A target's rows by the variants' names."""
+        path = self.file(task)
+        return dict(read_json(path, "rows")["rows"]) if path.exists() else {}
+
+
+def _below(data: str, name: str) -> str:
+    """A path below the data folder, with ARCHITECTURE@ kept in front."""
+    architecture, at, path = name.rpartition("@")
+    return f"{architecture}{at}{Path(data) / path}"
