@@ -46,24 +46,27 @@ def main() -> None:
         plt.close(figure)
 
 
-def accuracy_against_cost(study: str) -> Callable[[Axes], bool]:
-    """A line a method, a point a number of steps: mean top-1 with its interval against all that is spent."""
+def accuracy_against_cost(study: str, base: str) -> Callable[[Axes], bool]:
+    """A line a method, a point a number of steps: points of top-1 against ``base`` and all that is spent.
+
+    Paired, so that points of fewer targets stand where they would with all of them.
+    """
 
     def draw(axes: Axes) -> bool:
         rows = study_rows(study)
         if not rows:
             return False
         for method, (label, colour, marker) in METHODS.items():
-            found = _by_number(rows, rf"{method}@(\d+)")
-            points = [
-                (np.mean([row["total_flops"] for row in own]), *_spread(own), steps)
-                for steps, own in sorted(found.items())
-                if len(own) == len(rows)  # means over other targets do not compare
-            ]
+            points = []
+            for steps, own in sorted(_by_number(rows, rf"{method}@(\d+)").items()):
+                if got := difference(rows, f"{method}@{steps}", base):
+                    spent = np.mean([row["total_flops"] for row in own])
+                    points.append((spent, *got[:3], steps))
             _line(axes, points, label, colour, marker)
+        axes.axhline(0, color=GREY, lw=0.8)
         axes.set_xscale("log")
         axes.set_xlabel("multiply-adds spent in all (training, statistics, similarity)")
-        axes.set_ylabel("top-1, %")
+        axes.set_ylabel(f"points of top-1 against {base}")
         axes.legend(frameon=False)
         return True
 
@@ -153,21 +156,47 @@ def ratios(axes: Axes) -> bool:
     return True
 
 
+def classes(axes: Axes) -> bool:
+    """How many classes a task has: a hundred steps of each method, the main study's tasks among them."""
+    rows = study_rows("classes")
+    if not rows:
+        return False
+    numbers = (3, 5, 10, 20)
+    main = dict(list(study_rows(MAIN).items())[:8])
+    for method in ("trunk", "mvp", "magnitude", "random"):
+        points = []
+        for place, number in enumerate(numbers):
+            of = main if number == 5 else {t: r for t, r in rows.items() if f"-{number}c-" in t}
+            if own := [row[f"{method}@100"] for row in of.values() if f"{method}@100" in row]:
+                points.append((place, *_spread(own), None))
+        label, colour, marker = METHODS[method]
+        _line(axes, points, f"{label} @100", colour, marker)
+    axes.set_xticks(range(len(numbers)), [f"{number}" for number in numbers])
+    axes.set_xlabel("classes of a task")
+    axes.set_ylabel("top-1, %")
+    axes.legend(frameon=False)
+    return True
+
+
 PLOTS: Mapping[str, tuple[Callable[[Axes], bool], str]] = {
     "cost-resnet18": (
-        accuracy_against_cost(MAIN),
+        accuracy_against_cost(MAIN, "ifp@1000"),
         "ResNet-18, CIFAR-100, 1 % of the multiply-adds",
     ),
     "cost-resnet18-keep0.32": (
-        accuracy_against_cost("resnet18-keep0.32"),
+        accuracy_against_cost("resnet18-keep0.32", "ifp@1000"),
         "ResNet-18, CIFAR-100, 10 % of the multiply-adds",
     ),
-    "cost-deit-tiny": (accuracy_against_cost("deit-trunk"), "DeiT-Tiny, 64 px, keep 0.25"),
+    "cost-deit-tiny": (
+        accuracy_against_cost("deit-trunk", "ahnp@500"),
+        "DeiT-Tiny, 64 px, keep 0.25",
+    ),
     "zoo-size": (zoo_size, "How large must the zoo be?"),
     "similarity": (similarity, "How similar must the tasks be?"),
     "controls": (controls, "What is it that helps? Points against MVP@100"),
     "peers": (peers, "What else could one do? Points against MVP@100"),
     "ratios": (ratios, "How much may go?"),
+    "classes": (classes, "How many classes?"),
 }
 
 

@@ -16,8 +16,10 @@ from mvp_edge.pruning.batches import LabelledImages, Recipe
 from mvp_edge.pruning.finetune import Ledger
 from mvp_edge.pruning.methods import METHODS, recipe_for
 from mvp_edge.pruning.problem import Problem
+from mvp_edge.pruning.votes import Voter
 from mvp_edge.subnetwork.backbone import Backbone, load_backbone
 from mvp_edge.subnetwork.budget import exact_widths
+from mvp_edge.subnetwork.network import Network
 from mvp_edge.subnetwork.units import unit_groups
 from mvp_edge.tasks.task import Task, sample_tasks
 from mvp_edge.zoo.entries import Entry, Zoo
@@ -158,6 +160,12 @@ class Study:
         """A target's rows by the variants' names."""
         path = self.file(task)
         return dict(read_json(path, "rows")["rows"]) if path.exists() else {}
+
+
+def pooled_voter(name: str) -> Voter:
+    """A network of `benchmarks.pooled` as the one voter of those that start from it."""
+    network = Network.load(POOLED / name)
+    return Voter(name, network.kept, network.ranking, network.weights)
 
 
 def _below(data: str, name: str) -> str:

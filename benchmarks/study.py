@@ -21,7 +21,7 @@ import torch
 
 from benchmarks import peers
 from benchmarks.peers import Outcome
-from benchmarks.plan import POOLED, Study
+from benchmarks.plan import POOLED, Study, pooled_voter
 from benchmarks.voters import asked, some_of
 from mvp_edge.pruning.ahnp import Scores, ahnp
 from mvp_edge.pruning.arithmetic import faster_dtype
@@ -34,7 +34,6 @@ from mvp_edge.pruning.smsp import smsp
 from mvp_edge.pruning.votes import Voter
 from mvp_edge.runs.rundir import machine, versions
 from mvp_edge.subnetwork.cost import forward_macs, paper_cost
-from mvp_edge.subnetwork.network import Network
 from mvp_edge.tasks.task import Task
 from mvp_edge.zoo.build import build_zoo, claim
 from mvp_edge.zoo.entries import Entry
@@ -153,10 +152,9 @@ def run_variant(
     pruned: Pruned | Outcome
     if "start" in variant:
         row["start"] = study.start(variant["start"], task)
-        start = Network.load(POOLED / row["start"])
-        voter = Voter(row["start"], start.kept, start.ranking, start.weights)
+        voter = pooled_voter(row["start"])
         problem = replace(problem, voters=[voter])
-        pruned = mvp(problem) if named else peers.pooled(problem, start.weights)
+        pruned = mvp(problem) if named else peers.pooled(problem, voter.weights)
     elif named and METHODS[name].asks != "nobody":
         whole = study.ranking(task, entries, variant.get("similarity", "leep"))
         zoo = some_of(entries, variant.get("entries"), study.tasks.index(task))

@@ -27,11 +27,12 @@ ROWS: dict[str, dict[str, Any]] = {
     }
     for n in range(3)
 }
+CLASSES = {f"cifar100-3c-{target}": rows for target, rows in ROWS.items()}
 
 
 @pytest.fixture
 def _rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(curves, "study_rows", lambda _study: ROWS)
+    monkeypatch.setattr(curves, "study_rows", lambda s: CLASSES if s == "classes" else ROWS)
 
 
 def lines(name: str) -> dict[str, list[tuple[float, float]]]:
@@ -48,13 +49,14 @@ def lines(name: str) -> dict[str, list[tuple[float, float]]]:
 
 
 @pytest.mark.usefixtures("_rows")
-def test_points_are_the_means_of_the_rows() -> None:
+def test_points_are_means_of_the_rows_or_paired_differences() -> None:
     assert lines("cost-resnet18") == {
-        "MVP": [(1e11, 71.0), (3e11, 81.0)],
-        "IFP": [(5e12, 71.0), (4e13, 91.0)],
+        "MVP": [(1e11, -20.0), (3e11, -10.0)],
+        "IFP": [(5e12, -20.0), (4e13, 0.0)],
     }
     assert lines("zoo-size") == {"MVP@100": [(1, 71.0), (23, 81.0)], "MVP@20": [(23, 71.0)]}
     assert lines("similarity") == {"MVP@100": [(1, 0.0), (5, -20.0)]}
+    assert lines("classes") == {"MVP @100": [(0, 81.0), (1, 81.0)]}
     assert lines("ratios") == {"MVP @100": [(0.05, 51.0), (0.1, 81.0), (0.5, 91.0)]}
 
 

@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.plan import HERE, Study
+from benchmarks.plan import HERE, Study, pooled_voter
 from benchmarks.study import arithmetic
 from benchmarks.trials.pipeline import Trial, Warm, pruned_by
 from mvp_edge.pruning.finetune import accuracy, predict_logits
+from mvp_edge.pruning.votes import Voter
 from mvp_edge.runs.rundir import machine, versions
 from mvp_edge.tasks.task import Task
 from mvp_edge.zoo.build import claim
@@ -76,12 +77,10 @@ def run(
     usual = study.recipe({"method": "mvp", "steps": steps})
     recipe = Warm(**{**vars(usual), **trial.recipe}, warmup=trial.warmup)
     keep = study.zoo.keep
-    found = study.ranking(task, entries, "leep")
-    by_name = {entry.name: entry for entry in entries}
-    zoo = [by_name[one.task].voter(keep, one.score) for one in found.candidates]
+    zoo, spent = asked(study, task, entries, trial)
     problem = study.problem(images, len(task.classes), recipe, keep, voters=zoo[: trial.neighbours])
     pruned = pruned_by(problem, trial, zoo)
-    pruned.ledger.similarity_flops += found.flops
+    pruned.ledger.similarity_flops += spent
     scores = {}
     for split in ("val", "test"):
         held = task.images(split, backbone.preprocess)
@@ -95,6 +94,17 @@ def run(
         "zoo": len(entries),
         "arithmetic": arithmetic("cpu"),
     }
+
+
+def asked(
+    study: Study, task: Task, entries: Sequence[Entry], trial: Trial
+) -> tuple[list[Voter], int]:
+    """Who votes, the most similar first, and what it took to rank them."""
+    if trial.start:
+        return [pooled_voter(trial.start)], 0
+    found = study.ranking(task, entries, "leep")
+    by_name = {entry.name: entry for entry in entries}
+    return [by_name[c.task].voter(study.zoo.keep, c.score) for c in found.candidates], found.flops
 
 
 if __name__ == "__main__":

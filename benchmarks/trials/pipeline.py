@@ -40,6 +40,8 @@ Kept = dict[str, NDArray[np.int64]]
 class Trial:
     """What is done otherwise; the defaults are the product's."""
 
+    start: str | None = None
+    """A network of `benchmarks.pooled` instead of voters."""
     neighbours: int = 3
     weighted: float = 0.0
     """Votes and weights by exp(weighted · similarity); 0: all alike."""
