@@ -72,7 +72,7 @@ def run_variants(study: Study, task: Task, only: str = ".*") -> None:
     """All rows of one target whose variants match ``only``, but those that exist or that another process makes."""
     entries = study.entries(task)
     own = next((e for e in study.zoo.entries() if e.name == task.name), None)
-    if own is None and "zoo" not in study.plan:
+    if own is None and "zoo" not in study.plan and not study.rows(task):
         return  # its baseline is not there yet
     chosen = {
         name: variant
@@ -82,11 +82,8 @@ def run_variants(study: Study, task: Task, only: str = ".*") -> None:
     if chosen and own is not None and "scratch" in study.plan:
         keep_row(study, task, f"{study.plan['scratch']}@{own.recipe['steps']}", _scratch_row(own))
     for name, variant in chosen.items():
-        start = study.start(variant["start"], task) if "start" in variant else None
-        if start and not (POOLED / start / "network.safetensors").exists():
-            print(
-                f"{task.name}: {name} waits for `python -m benchmarks.pooled` {start}", flush=True
-            )
+        if missing := _missing(study, task, entries, variant):
+            print(f"{task.name}: {name} waits for {missing}", flush=True)
             continue
         work = study.zoo.path / ".work"
         with claim(work, f"row-{study.plan['study']}-{task.name}-{name}") as claimed:
@@ -99,6 +96,18 @@ def run_variants(study: Study, task: Task, only: str = ".*") -> None:
                 made = run_variant(study, task, entries, variant)
                 keep_row(study, task, name, {**made, **now})
             claimed.rmdir()
+
+
+def _missing(
+    study: Study, task: Task, entries: Sequence[Entry], variant: Mapping[str, Any]
+) -> str | None:
+    """What a variant would start from or ask, and is not there."""
+    if "start" in variant:
+        start = study.start(variant["start"], task)
+        there = (POOLED / start / "network.safetensors").exists()
+        return None if there else f"`python -m benchmarks.pooled` {start}"
+    method = METHODS.get(variant["method"])
+    return "the zoo's entries" if method and method.asks != "nobody" and not entries else None
 
 
 def keep_row(study: Study, task: Task, name: str, row: dict[str, Any]) -> None:
