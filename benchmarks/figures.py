@@ -120,6 +120,11 @@ def _trial_figures() -> Iterator[Figure]:
     ):  # augmented, as the older recipe's were
         name = f"P1-recipe-minus-one-update{steps}"
         yield from _difference_figure(rows, ours, f"mvp@{steps}-one-update", name, "stated", MAIN)
+    for steps in (20, 50, 100):  # the unpruned backbone's opinion beside the labels
+        ours, name = f"trunk@{steps}-taught", f"P1-trunk{steps}-taught-minus-trunk{steps}"
+        yield from _difference_figure(rows, ours, f"trunk@{steps}", name, "stated", MAIN)
+    pair = "trunk@100-again", "trunk@100"  # the same on a processor that multiplies in bfloat16
+    yield from _difference_figure(rows, *pair, "P1-bfloat16-minus-float32", "stated", MAIN)
     for study, ours, suffix, conditions in (  # short runs, their images as they are
         (MAIN, "mvp@20", "", _RESNET),
         (MAIN, "trunk@20", "", _RESNET),

@@ -22,6 +22,7 @@ import torch
 from benchmarks import peers
 from benchmarks.peers import Outcome
 from benchmarks.plan import POOLED, Study, pooled_voter
+from benchmarks.trials.pipeline import Trial, pruned_by
 from benchmarks.voters import asked, some_of
 from mvp_edge.pruning.ahnp import Scores, ahnp
 from mvp_edge.pruning.arithmetic import faster_dtype
@@ -163,7 +164,10 @@ def run_variant(
         row["start"] = study.start(variant["start"], task)
         voter = pooled_voter(row["start"])
         problem = replace(problem, voters=[voter])
-        pruned = mvp(problem) if named else peers.pooled(problem, voter.weights)
+        if variant.get("teach"):  # by the unpruned backbone, beside the labels
+            pruned = pruned_by(problem, Trial(distil=0.5), ())
+        else:
+            pruned = mvp(problem) if named else peers.pooled(problem, voter.weights)
     elif named and METHODS[name].asks != "nobody":
         whole = study.ranking(task, entries, variant.get("similarity", "leep"))
         zoo = some_of(entries, variant.get("entries"), study.tasks.index(task))

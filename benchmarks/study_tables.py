@@ -111,11 +111,14 @@ TABLES = [
     StudyTable("seeds", "seeds", "mvp@100", tuple(f"{name}(-seed.*)?" for name in SEEDED)),
     StudyTable("peers", "peers", "mvp@100", PEERS),
     *(
-        StudyTable(f"trials-{n}", "trials-resnet18", f"base@{n}", (rf"updates.*@{n}", rf"(?!now).*@{n}"), least=4)
+        StudyTable(
+            f"trials-{n}", "trials-resnet18", f"base@{n}", (rf"updates.*@{n}", rf"(?!now|trunk).*@{n}"), least=4
+        )
         for n in (20, 100)
     ),
     *(
-        StudyTable(f"trials-now-{n}", "trials-resnet18", f"now@{n}", (rf"now-.*@{n}",), least=4)
+        StudyTable(f"trials-{base}-{n}", "trials-resnet18", f"{base}@{n}", (rf"{base}-.*@{n}",), least=4)
+        for base in ("now", "trunk")
         for n in (20, 100)
     ),
     StudyTable("tuning", "tuning", "base"),
