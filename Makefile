@@ -58,8 +58,8 @@ evidence: $(READY)
 	  OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study benchmarks/plans/$$study.yaml || exit; \
 	done
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trials benchmarks/plans/trials.yaml --steps 20,100
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.overlap $(PLAN)
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.choice benchmarks/plans/zoo-size.yaml
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.similarity overlap $(PLAN)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.similarity choice benchmarks/plans/zoo-size.yaml
 	$(BIN)/python -m benchmarks.summary
 	$(BIN)/python -m benchmarks.curves
 

@@ -245,7 +245,7 @@ def overlap_figures(facts: Mapping[str, Any], source: str) -> list[Figure]:
         f"IoU of kept units, mean over unit groups, nearest fifth of tasks by LEEP − farthest; {_RESNET}, "
         f"{len(gap)} targets"
     )
-    command = f"python -m benchmarks.overlap benchmarks/plans/{MAIN}.yaml"
+    command = f"python -m benchmarks.similarity overlap benchmarks/plans/{MAIN}.yaml"
     low, high = interval(gap, mean)
     name = "P11-iou-nearest-minus-farthest"
     return [Figure(name, float(gap.mean()), low, high, "", "stated", text, source, command)]
@@ -255,7 +255,7 @@ def choice_figures(facts: Mapping[str, Any], source: str) -> list[Figure]:
     """P11: how far what a measure says of the voters agrees with the accuracy they came to, and what it takes."""
     rows: list[dict[str, Any]] = facts["rows"]
     found = []
-    command = "python -m benchmarks.choice benchmarks/plans/zoo-size.yaml"
+    command = "python -m benchmarks.similarity choice benchmarks/plans/zoo-size.yaml"
     for measure in ("leep", "wordnet"):
         agreed = []
         for target in sorted({row["target"] for row in rows}):

@@ -32,7 +32,7 @@ from mvp_edge_export.errors import BadInput
 
 Similarity = Literal["leep", "wordnet"]
 LEEP_IMAGES = 250
-"""Twice as many rank the zoo hardly better, for twice the time (benchmarks/leep.py)."""
+"""Twice as many rank the zoo hardly better, for twice the time (benchmarks/results/leep.json)."""
 
 
 @dataclass(frozen=True)
