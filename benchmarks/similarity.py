@@ -4,8 +4,8 @@
         Do similar tasks keep the same units? What a target's network and each other's have in common is the share
         of its kept units that the other kept too, unit group by unit group. Chance is the keep ratio.
     python -m benchmarks.similarity choice benchmarks/plans/zoo-size.yaml
-        Does it pay to choose neighbours by it? Of the rows in which three entries vote that were chosen in different
-        ways (the nearest, those of each further fifth, by lot): how similar LEEP and WordNet found them.
+        Does it pay to choose neighbours by it? Of the rows in which three entries vote that were chosen
+        in different ways (nearest, further fifths, by lot): how similar LEEP and WordNet found them.
     python -m benchmarks.similarity images benchmarks/plans/resnet18-cifar100.yaml
         How many images does LEEP need? Its ranking of the zoo on some of them against that on the whole split.
 
