@@ -149,16 +149,7 @@ def zoo_list(console: Console, path: Path) -> None:
     from mvp_edge.zoo.entries import Zoo
 
     opened = Zoo.open(path)
-    entries, broken = [], []
-    for name in opened.names():
-        try:
-            entries.append(opened.entry(name))
-        except BadInput as error:
-            broken.append(str(error))
-    try:
-        trunks = opened.trunks()
-    except BadInput as error:
-        trunks, broken = [], [*broken, str(error)]
+    entries, trunks, broken = opened.readable()
     console.result(
         {
             "zoo": str(path),

@@ -217,6 +217,18 @@ class Zoo:
         found = [self._read(self.path / _TRUNKS / name) for name in self._folders(_TRUNKS)]
         return sorted(found, key=lambda trunk: trunk.keep)
 
+    def readable(self) -> tuple[list[Entry], list[Entry], list[str]]:
+        """The entries and the trunks that can be read, and what is wrong with the others."""
+        found: dict[str, list[Entry]] = {_ENTRIES: [], _TRUNKS: []}
+        broken = []
+        for kind, sound in found.items():
+            for name in self._folders(kind):
+                try:
+                    sound.append(self._read(self.path / kind / name))
+                except BadInput as error:
+                    broken.append(str(error))
+        return found[_ENTRIES], sorted(found[_TRUNKS], key=lambda trunk: trunk.keep), broken
+
     def _must_have(self, name: str) -> None:
         if name not in self.names():
             raise BadInput(f"zoo {self.path} has no entry {name!r}: mvp-edge zoo list {self.path}")

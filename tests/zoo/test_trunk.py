@@ -259,6 +259,9 @@ def test_it_is_listed_and_checked(place: Path) -> None:
     assert checked.code == 2
     assert "the zoo's trunk 0.5 is broken" in checked.error
     (place / "zoo/trunks/0.75/entry.json").write_text("{}")  # concerns nobody who asks for a vote
+    listed = command("zoo", "list", "zoo", "--json", cwd=place)
+    assert [one["keep"] for one in json.loads(listed.out)["trunks"]] == [0.5]  # its facts are whole
+    assert "0.75 is broken" in listed.err
     assert "as asked; 2 of" in prune(place, *PRUNE, method="mvp", neighbours="2").err
     assert "--force makes it anew" in checked.error
     grown(place, "--keep", "0.5", "--force")
