@@ -66,6 +66,7 @@ _GOALS = {
     ("trunk@100", "scratch"): ("P1-trunk100-minus-ifp1000", "≥ 2"),
     ("trunk@50", "scratch"): ("P1-trunk50-minus-ifp1000", "stated"),
     ("trunk@20", "scratch"): ("P1-trunk20-minus-ifp1000", "≥ 0"),
+    ("trunk@20-taught", "scratch"): ("P1-trunk20-taught-minus-ifp1000", "stated"),
     ("trunk@100", "mvp@100"): ("P1-trunk100-minus-mvp100", "stated"),
     ("trunk@20", "mvp@20"): ("P1-trunk20-minus-mvp20", "stated"),
     ("trunk@20", "mvp@100"): ("P1-trunk20-minus-mvp100", "stated"),
