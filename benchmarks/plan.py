@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.voters import Ranking
+from benchmarks.voters import Ranking, asks_zoo
 from mvp_edge.pruning.batches import LabelledImages, Recipe
 from mvp_edge.pruning.finetune import Ledger
 from mvp_edge.pruning.methods import METHODS, recipe_for
@@ -137,7 +137,7 @@ class Study:
         self, task: Task, entries: Sequence[Entry], variant: Mapping[str, Any]
     ) -> dict[str, Any]:
         """What a row of a variant depends on, besides the plan: once it changes, the row has to be made anew."""
-        recipe, method = self.recipe(variant), METHODS.get(variant["method"])
+        recipe = self.recipe(variant)
         found: dict[str, Any] = {
             "lr": recipe.lr,
             "updates": recipe.updates,
@@ -147,7 +147,7 @@ class Study:
         if "start" in variant:
             path = POOLED / self.start(variant["start"], task) / "network.safetensors"
             found["network"] = sha256_file(path)
-        elif method and method.asks != "nobody":
+        elif asks_zoo(variant):
             found["zoo"] = len(entries)
             found["entries"] = sha256_json([[e.name, e.weights_sha256] for e in entries])[:16]
         return found

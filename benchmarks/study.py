@@ -23,7 +23,7 @@ from benchmarks import peers
 from benchmarks.peers import Outcome
 from benchmarks.plan import POOLED, Study, pooled_voter
 from benchmarks.trials.pipeline import Trial, pruned_by
-from benchmarks.voters import asked, some_of
+from benchmarks.voters import asked, asks_zoo, some_of
 from mvp_edge.pruning.ahnp import Scores, ahnp
 from mvp_edge.pruning.arithmetic import faster_dtype
 from mvp_edge.pruning.batches import AUGMENTATIONS
@@ -107,8 +107,7 @@ def _missing(
         start = study.start(variant["start"], task)
         there = (POOLED / start / "network.safetensors").exists()
         return None if there else f"`python -m benchmarks.pooled` {start}"
-    method = METHODS.get(variant["method"])
-    return "the zoo's entries" if method and method.asks != "nobody" and not entries else None
+    return "the zoo's entries" if asks_zoo(variant) and not entries else None
 
 
 def keep_row(study: Study, task: Task, name: str, row: dict[str, Any]) -> None:
@@ -168,7 +167,7 @@ def run_variant(
             pruned = pruned_by(problem, Trial(distil=0.5), ())
         else:
             pruned = mvp(problem) if named else peers.pooled(problem, voter.weights)
-    elif named and METHODS[name].asks != "nobody":
+    elif asks_zoo(variant):
         whole = study.ranking(task, entries, variant.get("similarity", "leep"))
         zoo = some_of(entries, variant.get("entries"), study.tasks.index(task))
         found = whole.among(zoo)

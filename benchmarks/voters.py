@@ -1,6 +1,6 @@
 """Whom a variant of a study asks: a part of the zoo, and of its entries by similarity the nearest or others."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,12 @@ class Ranking:
         names, share = {one.name for one in entries}, len(entries) / len(self.candidates)
         some = tuple(one for one in self.candidates if one.task in names)
         return Ranking(some, round(self.flops * share), self.seconds * share)
+
+
+def asks_zoo(variant: Mapping[str, Any]) -> bool:
+    """Whether a variant asks the zoo's entries, and not nobody or a network of `benchmarks.pooled`."""
+    method = METHODS.get(variant["method"])
+    return method is not None and method.asks != "nobody" and "start" not in variant
 
 
 def some_of(entries: Sequence[Entry], count: int | None, target: int) -> Sequence[Entry]:

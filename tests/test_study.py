@@ -10,7 +10,7 @@ import pytest
 from benchmarks import plan
 from benchmarks.plan import Study
 from benchmarks.study import is_current, keep_row
-from benchmarks.voters import asked, some_of
+from benchmarks.voters import asked, asks_zoo, some_of
 from mvp_edge.zoo.similarity import Candidate
 
 RANKED = [Candidate(f"task-{number}", -float(number), ("a", "b")) for number in range(20)]
@@ -37,6 +37,21 @@ def names(**variant: Any) -> list[int]:
 )
 def test_who_is_asked(variant: dict[str, Any], expected: list[int]) -> None:
     assert names(**variant) == expected
+
+
+@pytest.mark.parametrize(
+    ("variant", "expected"),
+    [
+        ({"method": "mvp"}, True),
+        ({"method": "smsp"}, True),
+        ({"method": "trunk", "start": "trunk-0"}, False),
+        ({"method": "pooled", "start": "small"}, False),
+        ({"method": "magnitude"}, False),
+        ({"method": "torch-pruning"}, False),
+    ],
+)
+def test_who_asks_the_zoo(variant: dict[str, Any], expected: bool) -> None:
+    assert asks_zoo(variant) is expected
 
 
 def test_random_neighbours_are_ranked_seeded_and_without_regard_to_similarity() -> None:
