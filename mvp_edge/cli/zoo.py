@@ -110,7 +110,7 @@ def zoo_build(console: Console, **options: Any) -> None:
 )
 @click.option("--policy", type=click.Choice(POLICIES), help="Of a new zoo [the family's default].")
 @click.option("--keep", type=Number(0, 1, min_open=True), help="[the zoo's; 0.1 of a new one]")
-@click.option("--steps", type=click.IntRange(1), help="[16 passes through the images]")
+@click.option("--steps", type=click.IntRange(1), help="[32 passes through the images]")
 @click.option("--force", is_flag=True, help="Replace the trunk of that ratio.")
 @input_size
 @accelerator

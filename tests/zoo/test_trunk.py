@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
+from mvp_edge.cli.main import cli
 from mvp_edge.subnetwork.backbone import load_backbone
 from mvp_edge.subnetwork.budget import exact_widths
 from mvp_edge.subnetwork.cost import forward_macs
@@ -78,6 +80,8 @@ def test_all_entries_vote_for_it(place: Path) -> None:
     passes = len(pooled.images) * module.EPOCHS / recipe.batch
     usual = train_trunk(whole, zoo.policy, zoo.entries(), pooled, zoo.keep)[1]
     assert usual.steps == max(module.LEAST_STEPS, round(passes))
+    shown = CliRunner().invoke(cli, ["zoo", "trunk", "--help"]).output
+    assert f"[{module.EPOCHS} passes through the images]" in shown  # said without importing it
 
 
 def test_a_vit_has_one_too() -> None:
