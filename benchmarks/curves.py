@@ -21,8 +21,10 @@ OUT = Path(__file__).parents[1] / "docs" / "evidence"
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 VERMILION, BLUE, GREEN, GREY, ORANGE = "#d55e00", "#0072b2", "#009e73", "#777777", "#e69f00"
 PURPLE = "#cc79a7"
+LOWEST = -25.0
+"""Points: below it a curve says nothing but that it begins."""
 METHODS = {
-    "trunk": ("from the zoo's trunk", PURPLE, "P"),
+    "trunk": ("from a trunk", PURPLE, "P"),
     "mvp": ("MVP", VERMILION, "o"),
     "smsp": ("SMSP", BLUE, "s"),
     "ifp": ("IFP", GREEN, "^"),
@@ -36,7 +38,7 @@ def main() -> None:
     mpl.rcParams.update({"svg.hashsalt": "mvp-edge", "svg.fonttype": "none", "font.size": 9})
     OUT.mkdir(parents=True, exist_ok=True)
     for name, (draw, title) in PLOTS.items():
-        figure, axes = plt.subplots(figsize=(5.4, 3.5), layout="constrained")
+        figure, axes = plt.subplots(figsize=(6.0, 3.5), layout="constrained")
         if draw(axes):
             axes.set_title(title, fontsize=9)
             axes.grid(alpha=0.3)
@@ -49,7 +51,8 @@ def main() -> None:
 def accuracy_against_cost(study: str, base: str) -> Callable[[Axes], bool]:
     """A line a method, a point a number of steps: points of top-1 against ``base`` and all that is spent.
 
-    Paired, so that points of fewer targets stand where they would with all of them.
+    Paired, so that points of fewer targets stand where they would with all of them. What is lower than
+    ``LOWEST`` stands in the tables alone.
     """
 
     def draw(axes: Axes) -> bool:
@@ -62,34 +65,42 @@ def accuracy_against_cost(study: str, base: str) -> Callable[[Axes], bool]:
                 if got := difference(rows, f"{method}@{steps}", base):
                     spent = np.mean([row["total_flops"] for row in own])
                     points.append((spent, *got[:3], steps))
-            _line(axes, points, label, colour, marker)
+            _line(axes, [one for one in points if one[1] > LOWEST], label, colour, marker)
         axes.axhline(0, color=GREY, lw=0.8)
+        if whole := difference(rows, "unpruned@100", base):
+            axes.axhline(whole[0], color="black", lw=0.8, ls="--", label="unpruned, 100 steps")
         axes.set_xscale("log")
-        axes.set_xlabel("multiply-adds spent in all (training, statistics, similarity)")
+        axes.margins(x=0.08)
+        axes.set_xlabel("multiply-adds for one task, zoo or trunk given (numbers: steps)")
         axes.set_ylabel(f"points of top-1 against {base}")
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
         return True
 
     return draw
 
 
 def zoo_size(axes: Axes) -> bool:
-    """The lifelong curve: accuracy of MVP@20 and MVP@100 against the number of entries."""
+    """The lifelong curve: what a zoo of fewer entries loses against the whole one."""
     rows = study_rows("zoo-size")
     if not rows:
         return False
+    ticks: set[int] = set()
     for steps, colour in ((100, VERMILION), (20, BLUE)):
-        found = _by_number(rows, rf"mvp@{steps}-zoo-(\d+)")
-        whole = [row[f"mvp@{steps}"] for row in rows.values() if f"mvp@{steps}" in row]
-        if whole:
-            found[whole[0]["zoo"]] = whole
-        points = [(count, *_spread(own), None) for count, own in sorted(found.items())]
+        base = f"mvp@{steps}"
+        whole = next((row[base]["zoo"] for row in rows.values() if base in row), None)
+        counts = sorted(_by_number(rows, rf"{base}-zoo-(\d+)"))
+        found = [(count, difference(rows, f"{base}-zoo-{count}", base)) for count in counts]
+        points: list[Any] = [(count, *got[:3], None) for count, got in found if got]
+        if points and whole is not None:
+            points.append((whole, 0.0, 0.0, 0.0, None))
+        ticks |= {point[0] for point in points}
         _line(axes, points, f"MVP@{steps}", colour, "o")
+    axes.axhline(0, color=GREY, lw=0.8)
     axes.set_xscale("log")
-    axes.set_xticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
+    axes.set_xticks(sorted(ticks), [f"{tick}" for tick in sorted(ticks)])
     axes.minorticks_off()
     axes.set_xlabel("entries in the zoo")
-    axes.set_ylabel("top-1, %")
+    axes.set_ylabel("points of top-1 against the whole zoo")
     axes.legend(frameon=False)
     return True
 
@@ -119,7 +130,7 @@ def controls(axes: Axes) -> bool:
     """Each control's difference to MVP@100."""
     rows = study_rows(MAIN)
     names = ["trunk@100", *(f"mvp@100-{name}" for name in CONTROLS)]
-    names += ["magnitude@100", "random@100", "ifp@5", "ifp@1000", "unpruned@100"]
+    names += ["magnitude@100", "random@100", "ifp@1000", "unpruned@100"]
     return _bars(axes, rows, names, "mvp@100")
 
 
@@ -139,13 +150,14 @@ def ratios(axes: Axes) -> bool:
     if not rows:
         return False
     ticks: set[float] = set()
-    for method in ("trunk", "mvp", "magnitude", "random"):
+    for place, method in enumerate(("trunk", "mvp", "magnitude", "random")):
         found = _by_number(rows, rf"{method}@100-keep([\d.]+)", float)
         if main := [row[f"{method}@100"] for row in rows.values() if f"{method}@100" in row]:
             found[0.1] = main  # the main study's keep ratio
         ticks |= set(found)
         label, colour, marker = METHODS[method]
-        points = [(keep, *_spread(own), None) for keep, own in sorted(found.items())]
+        beside = 1.02 ** (place - 1.5)  # so that bars do not cover one another
+        points = [(keep * beside, *_spread(own), None) for keep, own in sorted(found.items())]
         _line(axes, points, f"{label} @100", colour, marker)
     axes.set_xscale("log")
     axes.set_xticks(sorted(ticks), [f"{tick:g}" for tick in sorted(ticks)])
@@ -163,12 +175,12 @@ def classes(axes: Axes) -> bool:
         return False
     numbers = (3, 5, 10, 20)
     main = dict(list(study_rows(MAIN).items())[:8])
-    for method in ("trunk", "mvp", "magnitude", "random"):
+    for beside, method in enumerate(("trunk", "mvp", "magnitude", "random")):
         points = []
         for place, number in enumerate(numbers):
             of = main if number == 5 else {t: r for t, r in rows.items() if f"-{number}c-" in t}
             if own := [row[f"{method}@100"] for row in of.values() if f"{method}@100" in row]:
-                points.append((place, *_spread(own), None))
+                points.append((place + 0.05 * beside, *_spread(own), None))
         label, colour, marker = METHODS[method]
         _line(axes, points, f"{label} @100", colour, marker)
     axes.set_xticks(range(len(numbers)), [f"{number}" for number in numbers])
@@ -185,14 +197,14 @@ PLOTS: Mapping[str, tuple[Callable[[Axes], bool], str]] = {
     ),
     "cost-resnet18-keep0.32": (
         accuracy_against_cost("resnet18-keep0.32", "ifp@1000"),
-        "ResNet-18, CIFAR-100, 10 % of the multiply-adds",
+        "ResNet-18, CIFAR-100, 10 % of the multiply-adds (older recipe)",
     ),
     "cost-deit-tiny": (
         accuracy_against_cost("deit-trunk", "ahnp@500"),
         "DeiT-Tiny, 64 px, keep 0.25",
     ),
     "zoo-size": (zoo_size, "How large must the zoo be?"),
-    "similarity": (similarity, "How similar must the tasks be?"),
+    "similarity": (similarity, "How similar must the tasks be? (the nearest: 0 by definition)"),
     "controls": (controls, "What is it that helps? Points against MVP@100"),
     "peers": (peers, "What else could one do? Points against MVP@100"),
     "ratios": (ratios, "How much may go?"),
@@ -239,10 +251,11 @@ def _line(
 
 
 def _bars(axes: Axes, rows: Rows, names: Sequence[str], base: str) -> bool:
-    """Horizontal: each variant's mean paired difference to ``base``."""
+    """Horizontal: each variant's mean paired difference to ``base``, the best on top."""
     found = [
         (name, got) for name in names if name != base and (got := difference(rows, name, base))
     ]
+    found.sort(key=lambda one: -one[1][0])
     for place, (_, (value, low, high, _count)) in enumerate(reversed(found)):
         axes.barh(place, value, color=VERMILION if value < 0 else GREEN, height=0.6, alpha=0.8)
         axes.errorbar(

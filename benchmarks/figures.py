@@ -20,6 +20,7 @@ from benchmarks.rows import (
     difference,
     interval,
     mean,
+    paired,
     ratio,
     study_rows,
 )
@@ -59,9 +60,11 @@ _GOALS = {
     ("mvp@20", "scratch"): ("P1-mvp20-minus-ifp1000", "≥ -1"),
     ("mvp@200", "scratch"): ("P1-mvp200-minus-ifp1000", "best of 200, 300: ≥ 3"),
     ("mvp@400", "scratch"): ("P1-mvp400-minus-ifp1000", "stated"),
+    ("mvp@1000", "scratch"): ("P1-mvp1000-minus-ifp1000", "stated"),
     ("unpruned@100", "scratch"): ("P1-unpruned100-minus-ifp1000", "stated"),
-    ("mvp@300", "scratch"): ("P1-mvp300-minus-ifp1000", "best of 200, 300: ≥ 3"),
+    ("mvp@300", "scratch"): ("P1-mvp300-minus-ifp1000", "stated"),
     ("mvp@100-disjoint", "scratch"): ("P1-disjoint100-minus-ifp1000", "stated"),
+    ("mvp@100-disjoint", "mvp@100"): ("P1-disjoint100-minus-mvp100", "stated"),
     ("mvp@100", "random@100"): ("P1-mvp100-minus-random100", "stated"),
     ("trunk@100", "scratch"): ("P1-trunk100-minus-ifp1000", "≥ 2"),
     ("trunk@50", "scratch"): ("P1-trunk50-minus-ifp1000", "stated"),
@@ -70,6 +73,12 @@ _GOALS = {
     ("trunk@100", "mvp@100"): ("P1-trunk100-minus-mvp100", "stated"),
     ("trunk@20", "mvp@20"): ("P1-trunk20-minus-mvp20", "stated"),
     ("trunk@20", "mvp@100"): ("P1-trunk20-minus-mvp100", "stated"),
+    ("trunk@100", "unpruned@100"): ("P1-trunk100-minus-unpruned100", "stated"),
+    ("trunk-plain@100", "scratch"): ("P1-trunk-plain100-minus-ifp1000", "stated"),
+    ("trunk-plain@20", "scratch"): ("P1-trunk-plain20-minus-ifp1000", "stated"),
+    ("ifp@1000-muon", "scratch"): ("P1-ifp1000-muon-minus-ifp1000", "stated"),
+    ("mvp@100", "magnitude@100"): ("P1-mvp100-minus-magnitude100", "stated"),
+    ("mvp@100-backbone-weights-fast", "magnitude@100"): ("P1-voted-minus-largest-units", "stated"),
 }
 _SUFFIX = {"resnet18-cifar100": "", "resnet18-keep0.32": "-keep0.32", "deit-tiny-imagenet": "-deit"}
 
@@ -97,6 +106,7 @@ def _study_figures(study: str, scratch: str, conditions: str) -> Iterator[Figure
             yield Figure(f"{name}{suffix}", *spent[:3], "×", goal, text, where, command)
 
 
+_POOLED = RESULTS / "pooled"
 _RESNET = "ResNet-18, CIFAR-100, tied keep 0.1"
 _DEIT = "DeiT-Tiny at 64 px, keep 0.25"
 
@@ -143,6 +153,7 @@ def _trunk_figures() -> Iterator[Figure]:
     for ours, theirs in (
         ("trunk-everything", "trunk"),  # yet more images and steps, a teacher beside the labels
         ("trunk", "trunk-short"),  # more images, more steps
+        ("trunk", "trunk-plain"),  # votes
         ("trunk-long", "trunk-short"),  # more steps
         ("trunk-short", "trunk-magnitude"),  # votes
         ("trunk-taught", "trunk-magnitude"),  # a teacher beside the labels
@@ -152,17 +163,40 @@ def _trunk_figures() -> Iterator[Figure]:
             name = f"P1-{ours}{steps}-minus-{theirs}{steps}"
             pair = f"{ours}@{steps}", f"{theirs}@{steps}"
             yield from _difference_figure(rows, *pair, name, "stated", MAIN)
-    trunks = [
-        json.loads(path.read_text()) for path in sorted((RESULTS / "pooled").glob("trunk-?.json"))
-    ]
-    scratch = [row["ifp@1000"]["total_flops"] for row in rows.values() if "ifp@1000" in row]
-    if trunks and scratch:
-        shares = [trunk["total_flops"] / float(np.mean(scratch)) for trunk in trunks]
-        text = f"multiply-adds of a trunk over one ifp@1000's, {_RESNET}; mean and range of {len(trunks)}"
-        yield Figure(
-            "P2-trunk-over-ifp1000", float(np.mean(shares)), min(shares), max(shares), "×", "stated", text,
-            "benchmarks/results/pooled/", f"python -m benchmarks.pooled benchmarks/plans/{MAIN}.yaml trunk-0",
-        )  # fmt: skip
+    yield from _trunk_costs(rows, "trunk-?", "ifp@1000", MAIN, _RESNET)
+    yield from _trunk_costs(study_rows("deit-trunk"), "trunk-deit", "ahnp@500", "deit-trunk", _DEIT)
+
+
+def _trunk_costs(
+    rows: Rows, trunks: str, scratch: str, study: str, conditions: str
+) -> Iterator[Figure]:
+    """A trunk's own price: beside one task from scratch, and as a part of what many tasks cost."""
+    found = [json.loads(path.read_text()) for path in sorted(_POOLED.glob(f"{trunks}.json"))]
+    both = paired(rows, "trunk@100", scratch, "total_flops")
+    if not found or not len(both):
+        return
+    own = [trunk["total_flops"] for trunk in found]
+    start, dear = (float(each) for each in both.mean(0))
+
+    def figure(name: str, values: Sequence[float], what: str) -> Figure:
+        text = f"{what}, {conditions}; mean and range of {len(values)}"
+        command = f"python -m benchmarks.pooled benchmarks/plans/{study}.yaml"
+        middle, low, high = float(np.mean(values)), min(values), max(values)
+        source = "benchmarks/results/pooled/"
+        return Figure(name, middle, low, high, "×", "stated", text, source, command)
+
+    name = f"P2-trunk-over-{scratch.replace('@', '')}"
+    yield figure(
+        name, [one / dear for one in own], f"multiply-adds of a trunk over one {scratch}'s"
+    )
+    if study != MAIN:
+        return
+    for tasks in (1, 10, 100):
+        ratios = [tasks * dear / (one + tasks * start) for one in own]
+        what = (
+            f"{scratch} over trunk@100, multiply-adds of {tasks} tasks, the trunk's own among them"
+        )
+        yield figure(f"P2-cost-ratio-trunk-of-{tasks}", ratios, what)
 
 
 def best_peer(rows: Rows, pattern: str) -> str | None:
@@ -222,12 +256,13 @@ def _zoo_figures() -> Iterator[Figure]:
     """P11: what a smaller zoo costs."""
     rows = study_rows("zoo-size")
     for steps in (20, 100):
-        for count in (1, 2, 5, 10):
+        for count in (1, 2, 5, 10, 20):
             pair = f"mvp@{steps}-zoo-{count}", f"mvp@{steps}"
             name = f"P11-mvp{steps}-zoo{count}-minus-whole-zoo"
             yield from _difference_figure(rows, *pair, name, "stated", "zoo-size")
-    name = "P11-mvp20-farthest-fifth-minus-nearest"
-    yield from _difference_figure(rows, "mvp@20-fifth-5", "mvp@20", name, "stated", "zoo-size")
+        pair = f"mvp@{steps}-fifth-5", f"mvp@{steps}"
+        name = f"P11-mvp{steps}-farthest-fifth-minus-nearest"
+        yield from _difference_figure(rows, *pair, name, "stated", "zoo-size")
     whole = study_rows(MAIN)
     for ours, name in (("farthest", "farthest-minus-nearest"), ("one", "one-minus-three")):
         pair = f"mvp@100-{ours}", "mvp@100"
@@ -288,23 +323,33 @@ def speed_figures(facts: Mapping[str, Any], source: str) -> list[Figure]:
         command, middle = "python -m benchmarks.speed", float(np.median(values))
         return Figure(id_, middle, min(values), max(values), unit, goal, text, source, command)
 
-    both = [row["prune"] + row["export"] for row in rows]
-    shares = [row["steps"] / sum(row["phases"].values()) for row in rows]
-    walls = [
-        row["ifp_phases"]["pruning"] / (row["phases"]["similarity"] + row["phases"]["pruning"])
-        for row in rows
-        if "ifp_phases" in row
-    ]
     found = [
-        figure("P8-prune-export-seconds", both, "s", "≤ 60",
-               f"{where}, fresh processes, imports included"),
-        figure("P8-training-share", shares, "", "≥ 0.8",
-               f"{where}, training steps over all phases of prune"),
-        figure("P10-help-seconds", facts["help"], "s", "≤ 0.3", "mvp-edge --help, fresh process"),
-    ]  # fmt: skip
-    if walls:
-        found.append(figure("P3-wall-ratio", walls, "×", "≥ 20", f"{where}, IFP@1000 over MVP@100"))
+        figure("P10-help-seconds", facts["help"], "s", "≤ 0.3", "mvp-edge --help, fresh process")
+    ]
+    for way, suffix in (("mvp", ""), ("trunk", "-trunk")):
+        own = [row[way] for row in rows if way in row]
+        if not own:
+            continue
+        both = [one["prune"] + one["export"] for one in own]
+        shares = [one["steps"] / sum(one["phases"].values()) for one in own]
+        walls = [
+            row["ifp"]["phases"]["pruning"] / _pruning(row[way]) for row in rows if "ifp" in row
+        ]
+        how = f"{where}, {way}@100"
+        found += [
+            figure(f"P8-prune-export-seconds{suffix}", both, "s", "≤ 60",
+                   f"{how}, fresh processes, imports included"),
+            figure(f"P8-training-share{suffix}", shares, "", "≥ 0.8",
+                   f"{how}, training steps over all phases of prune"),
+            figure(f"P3-wall-ratio{suffix}", walls, "×", "≥ 20", f"{where}, ifp@1000 over {way}@100"),
+        ]  # fmt: skip
     return found
+
+
+def _pruning(timed: Mapping[str, Any]) -> float:
+    """Seconds of the phases that prune."""
+    phases: Mapping[str, float] = timed["phases"]
+    return phases["pruning"] + phases.get("similarity", 0.0)
 
 
 def step_figures(facts: Mapping[str, Any], source: str) -> list[Figure]:

@@ -2,8 +2,9 @@
 
     python -m benchmarks.speed          needs MVP_EDGE_DATA and benchmarks/zoos/resnet18-cifar100
 
-Each command is a fresh process, imports included. P3 compares `prune --method mvp` with `prune --method ifp`
-(1,000 steps) on the same task, the phases that prune (similarity and pruning), taken from run.json.
+Each command is a fresh process, imports included: `prune` by a vote of the zoo, and from a trunk (one of few
+steps, since how well it was trained changes no duration). P3 compares both with `prune --method ifp` (1,000 steps)
+on the same task, the phases that prune (similarity and pruning), taken from run.json.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,29 +35,25 @@ def main() -> None:
     )
     options = arguments.parse_args()
     data = Path(os.environ["MVP_EDGE_DATA"])
-    given = ["--device", "x86-laptop", "--zoo", str(ZOO)]
-    given += ["--backbone", str(data / "weights" / "resnet18_cifar100.json")]
+    images = str(data / "cifar100.zip")
+    backbone = ["--backbone", str(data / "weights" / "resnet18_cifar100.json")]
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         helps = [timed([*COMMAND, "--help"], folder) for _ in range(10)]
+        grown = f"{folder}/grown"
+        trunk = ["zoo", "trunk", grown, *backbone, "--tasks", images, "--sample", "20x5"]
+        timed([*COMMAND, *trunk, "--steps", "20", "-q"], folder)
         for number, classes in enumerate(CLASSES):
-            task = [
-                *given,
-                "--task",
-                unpacked(data / "cifar100.zip", classes, f"{folder}/t{number}"),
-            ]
-            run = f"{folder}/mvp{number}"
-            command = [*COMMAND, "prune", *task, "-q", "--method"]
-            prune = timed([*command, "mvp", "--out", run], folder)
-            export = timed([*COMMAND, "export", run, "-q"], folder)
-            row = {"classes": classes, "prune": prune, "export": export, "phases": phases(run)}
-            made = json.loads(Path(run, "pruned.json").read_text())
-            row["steps"] = made["training"]["step_seconds"]
+            task = unpacked(Path(images), classes, f"{folder}/t{number}")
+            given = ["--device", "x86-laptop", *backbone, "--task", task]
+            ways = {"mvp": str(ZOO), "trunk": grown}
             if number < options.ifp:
-                scratch = f"{folder}/ifp{number}"
-                timed([*command, "ifp", "--out", scratch], folder)
-                row["ifp_phases"] = phases(scratch)
-            rows.append(row)
+                ways["ifp"] = str(ZOO)
+            row = {
+                way: pruned([way, *given, "--zoo", zoo], f"{folder}/{way}{number}", folder)
+                for way, zoo in ways.items()
+            }
+            rows.append({"classes": classes, **row})
             print(json.dumps(row), flush=True)
     entries = len(list(ZOO.glob("entries/*")))
     facts = {
@@ -67,6 +65,15 @@ def main() -> None:
         "rows": rows,
     }
     write_json(HERE / "results" / "speed.json", facts)
+
+
+def pruned(how: Sequence[str], run: str, folder: str) -> dict[str, Any]:
+    """Seconds of `prune --method` and `export`, of the first's phases and of its training steps."""
+    prune = timed([*COMMAND, "prune", "-q", "--out", run, "--method", *how], folder)
+    export = timed([*COMMAND, "export", run, "-q"], folder)
+    made = json.loads(Path(run, "pruned.json").read_text())
+    steps = made["training"]["step_seconds"]
+    return {"prune": prune, "export": export, "phases": phases(run), "steps": steps}
 
 
 def unpacked(archive: Path, classes: str, folder: str) -> str:

@@ -1,4 +1,4 @@
-"""The studies' tables: which variants of which study stand where in benchmarks/README.md.
+"""The studies' tables: which variants of which study stand where in benchmarks/*.md.
 
 python -m benchmarks.study_tables PLACE …     prints some
 """
@@ -55,8 +55,10 @@ class StudyTable:
         return [self.base, *(name for name in chosen if name != self.base)] if chosen else []
 
 
-CONTROLS = ("random-mask", "backbone-weights", "one", "disjoint", "random-neighbours", "farthest", "zoo-votes",
-            "zoo-mean")  # fmt: skip
+CONTROLS = (
+    "random-mask", "random-mask-fast", "backbone-weights", "backbone-weights-fast",
+    "one", "disjoint", "random-neighbours", "farthest", "zoo-votes", "zoo-mean",
+)  # fmt: skip
 """What is changed in MVP: the mask, the weights, whom it asks."""
 
 SEEDED = ("mvp@100", "mvp@20", "random@100", "ifp@1000")
@@ -150,7 +152,7 @@ def table(rows: Rows, names: Sequence[str], base: str) -> str:
         ]
         gap, times = difference(rows, name, base), ratio(rows, name, base, "total_flops")
         against = f"{gap[0]:+.1f} ({gap[1]:+.1f} … {gap[2]:+.1f})" if gap and name != base else ""
-        cheaper = f"{times[0]:.3g} ×" if times and name != base else ""
+        cheaper = f"{float(f'{times[0]:.3g}'):,g} ×" if times and name != base else ""
         theirs = f"{np.mean(paper) / 1e12:.3f}" if paper else ""
         lines.append(
             f"| {name} | {len(own)} | {100 * own.mean():.1f} ({100 * low:.1f} … {100 * high:.1f}) | "

@@ -189,7 +189,8 @@ def main() -> None:
     tables |= device_tables()
     tables |= {one.place: one.rendered() for one in TABLES}
     wanted = {HERE / "summary.json": summary + "\n"}
-    for path in (HERE.parent / "README.md", HERE / "README.md", HERE / "device" / "README.md"):
+    for page in ("../README.md", "README.md", "trials.md", "device/README.md"):
+        path = (HERE / page).resolve()
         wanted[path] = rendered(path, tables, found)
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
     if check and stale:

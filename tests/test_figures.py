@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import figures, summary
-from benchmarks.rows import difference, interval, mean, paired
+from benchmarks.rows import MAIN, difference, interval, mean, paired
 from benchmarks.study_tables import StudyTable, overlap_table, table
 
 ROOT = Path(__file__).parent.parent
@@ -115,3 +115,38 @@ def test_the_correlation_is_that_within_each_target() -> None:
     assert found["P11-rank-correlation-leep"].value == pytest.approx(1 / 3)
     assert found["P11-rank-correlation-wordnet"].value == pytest.approx(-0.2582, abs=1e-3)
     assert found["P11-seconds-leep"].value == pytest.approx(4.0)
+
+
+def test_seconds_are_of_both_ways_and_beside_the_thousand_steps() -> None:
+    def way(similarity: float, steps: float) -> dict[str, object]:
+        phases = {"settling": 1.0, "pruning": 6.0, "verification": 1.0}
+        phases |= {"similarity": similarity} if similarity else {}
+        return {"prune": 11.0, "export": 7.0, "phases": phases, "steps": steps}
+
+    rows = [{"mvp": way(2.0, 5.0), "trunk": way(0.0, 4.0)} for _ in range(3)]
+    rows[0]["ifp"] = {"phases": {"pruning": 120.0}}
+    facts = {"rows": rows, "help": [0.1, 0.3, 0.2], "conditions": "here"}
+    found = {one.id: one.value for one in figures.speed_figures(facts, "there")}
+    assert found == {
+        "P10-help-seconds": pytest.approx(0.2),
+        "P8-prune-export-seconds": pytest.approx(18.0),
+        "P8-training-share": pytest.approx(0.5),
+        "P3-wall-ratio": pytest.approx(15.0),
+        "P8-prune-export-seconds-trunk": pytest.approx(18.0),
+        "P8-training-share-trunk": pytest.approx(0.5),
+        "P3-wall-ratio-trunk": pytest.approx(20.0),
+    }
+
+
+def test_many_tasks_pay_for_a_trunk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, spent in (("trunk-0", 30.0), ("trunk-1", 50.0)):
+        (tmp_path / f"{name}.json").write_text(f'{{"total_flops": {spent}}}')
+    monkeypatch.setattr(figures, "_POOLED", tmp_path)
+    row = {"trunk@100": {"total_flops": 1.0}, "ifp@1000": {"total_flops": 200.0}}
+    costs = figures._trunk_costs({"a": row, "b": row}, "trunk-?", "ifp@1000", MAIN, "here")
+    found = {one.id: (one.value, one.low, one.high) for one in costs}
+    assert found["P2-trunk-over-ifp1000"] == pytest.approx((0.2, 0.15, 0.25))
+    both = 2000 / 40, 2000 / 60
+    expected = (sum(both) / 2, both[1], both[0])
+    assert found["P2-cost-ratio-trunk-of-10"] == pytest.approx(expected)
+    assert found["P2-cost-ratio-trunk-of-100"][0] > found["P2-cost-ratio-trunk-of-10"][0]

@@ -9,7 +9,7 @@ one after the other in a process a runtime and number of threads. What another l
 
 ``compare`` fits both models twice and predicts what was not fitted: every third network of each family
 ("split": third), and a whole family at a time ("split": family). Rows carry every prediction; the table in
-benchmarks/README.md follows from them (`benchmarks.device.tables`).
+benchmarks/device/README.md follows from them (`benchmarks.device.tables`).
 """
 
 import argparse

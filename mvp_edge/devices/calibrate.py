@@ -46,7 +46,7 @@ FAMILIES: Mapping[str, Architecture] = {
     "resnet18-224": Architecture("resnet18", {}, {}, 224),
     "resnet50-224": Architecture("resnet50", {}, {}, 224),
 }
-"""Of one that is left out the error is up to ten times as large (benchmarks/README.md)."""
+"""Of one that is left out the error is up to ten times as large (benchmarks/device/README.md)."""
 CLASSES = 10
 HELD_OUT = 3
 """Every third network is held out of the fit."""

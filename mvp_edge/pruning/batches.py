@@ -46,7 +46,7 @@ AUGMENTATIONS = ("flip", "shift")
 
 PLAIN_PASSES = 4
 """A run of no more passes over its images sees them as they are: so soon nothing is learned by heart, and
-every step tells more (measured at one, three and six passes: benchmarks/README.md)."""
+every step tells more (measured at one, three and six passes: benchmarks/trials.md)."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Every method is given the same batch, momentum, augmentation and head (METHOD §4, equal chances); the
 learning rates and the updates a step are the paper's or were chosen on tuning tasks that are in no zoo
-and no target (benchmarks/README.md).
+and no target (benchmarks/trials.md).
 """
 
 from collections.abc import Callable
