@@ -32,6 +32,8 @@ METHODS = {
     "magnitude": ("largest weights", ORANGE, "D"),
     "random": ("random units", GREY, "x"),
 }
+AT_A_HUNDRED = ("trunk", "mvp", "magnitude", "random")
+"""Those that are compared at a hundred steps, over ratios and numbers of classes."""
 
 
 def main() -> None:
@@ -150,7 +152,7 @@ def ratios(axes: Axes) -> bool:
     if not rows:
         return False
     ticks: set[float] = set()
-    for place, method in enumerate(("trunk", "mvp", "magnitude", "random")):
+    for place, method in enumerate(AT_A_HUNDRED):
         found = _by_number(rows, rf"{method}@100-keep([\d.]+)", float)
         if main := [row[f"{method}@100"] for row in rows.values() if f"{method}@100" in row]:
             found[0.1] = main  # the main study's keep ratio
@@ -175,7 +177,7 @@ def classes(axes: Axes) -> bool:
         return False
     numbers = (3, 5, 10, 20)
     main = dict(list(study_rows(MAIN).items())[:8])
-    for beside, method in enumerate(("trunk", "mvp", "magnitude", "random")):
+    for beside, method in enumerate(AT_A_HUNDRED):
         points = []
         for place, number in enumerate(numbers):
             of = main if number == 5 else {t: r for t, r in rows.items() if f"-{number}c-" in t}
