@@ -1,8 +1,6 @@
-"""The headline figures of studies and timing scripts, each computed from the raw rows that those wrote."""
+"""A headline figure, and those of similarity and of timing, computed from the raw rows that their scripts wrote."""
 
-import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,19 +8,11 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from benchmarks.rows import (
-    DEIT,
     MAIN,
-    RESULTS,
-    Rows,
     Values,
     by_fifth,
-    compared,
-    difference,
     interval,
     mean,
-    paired,
-    ratio,
-    study_rows,
 )
 
 
@@ -41,232 +31,8 @@ class Figure:
     command: str
 
 
-def all_study_figures() -> list[Figure]:
-    """Those of every study whose rows exist."""
-    return [
-        *_study_figures(MAIN, "ifp@1000", _RESNET),
-        *_study_figures("resnet18-keep0.32", "ifp@1000", "ResNet-18, CIFAR-100, tied keep 0.32"),
-        *_study_figures(DEIT, "ahnp@500", _DEIT),
-        *_trial_figures(),
-        *_trunk_figures(),
-        *_peer_figures(),
-        *_zoo_figures(),
-    ]
-
-
-# Of the study on ResNet-18 at keep 0.1; those of other studies are stated without a goal.
-_GOALS = {
-    ("mvp@100", "scratch"): ("P1-mvp100-minus-ifp1000", "≥ 1"),
-    ("mvp@20", "scratch"): ("P1-mvp20-minus-ifp1000", "≥ -1"),
-    ("mvp@200", "scratch"): ("P1-mvp200-minus-ifp1000", "best of 200, 300: ≥ 3"),
-    ("mvp@400", "scratch"): ("P1-mvp400-minus-ifp1000", "stated"),
-    ("mvp@1000", "scratch"): ("P1-mvp1000-minus-ifp1000", "stated"),
-    ("unpruned@100", "scratch"): ("P1-unpruned100-minus-ifp1000", "stated"),
-    ("mvp@300", "scratch"): ("P1-mvp300-minus-ifp1000", "best of 200, 300: ≥ 3"),
-    ("mvp@100-disjoint", "scratch"): ("P1-disjoint100-minus-ifp1000", "stated"),
-    ("mvp@100-disjoint", "mvp@100"): ("P1-disjoint100-minus-mvp100", "stated"),
-    ("mvp@100", "random@100"): ("P1-mvp100-minus-random100", "stated"),
-    ("trunk@100", "scratch"): ("P1-trunk100-minus-ifp1000", "≥ 2"),
-    ("trunk@50", "scratch"): ("P1-trunk50-minus-ifp1000", "stated"),
-    ("trunk@20", "scratch"): ("P1-trunk20-minus-ifp1000", "≥ 0"),
-    ("trunk@20-taught", "scratch"): ("P1-trunk20-taught-minus-ifp1000", "stated"),
-    ("trunk@100", "mvp@100"): ("P1-trunk100-minus-mvp100", "stated"),
-    ("trunk@20", "mvp@20"): ("P1-trunk20-minus-mvp20", "stated"),
-    ("trunk@20", "mvp@100"): ("P1-trunk20-minus-mvp100", "stated"),
-    ("trunk@100", "unpruned@100"): ("P1-trunk100-minus-unpruned100", "stated"),
-    ("trunk-plain@100", "scratch"): ("P1-trunk-plain100-minus-ifp1000", "stated"),
-    ("trunk-plain@20", "scratch"): ("P1-trunk-plain20-minus-ifp1000", "stated"),
-    ("ifp@1000-muon", "scratch"): ("P1-ifp1000-muon-minus-ifp1000", "stated"),
-    ("mvp@100", "magnitude@100"): ("P1-mvp100-minus-magnitude100", "stated"),
-    ("mvp@100-backbone-weights-fast", "magnitude@100"): ("P1-voted-minus-largest-units", "stated"),
-}
-_SUFFIX = {"resnet18-cifar100": "", "resnet18-keep0.32": "-keep0.32", "deit-tiny-imagenet": "-deit"}
-
-
-def _study_figures(study: str, scratch: str, conditions: str) -> Iterator[Figure]:
-    rows, suffix = study_rows(study), _SUFFIX[study]
-    where = f"benchmarks/results/{study}/"
-    command = f"python -m benchmarks.study benchmarks/plans/{study}.yaml"
-    for (ours, against), (name, goal) in _GOALS.items():
-        theirs = scratch if against == "scratch" else against
-        got = difference(rows, ours, theirs)
-        if got:
-            name = name.replace("ifp1000", scratch.replace("@", "")) + suffix
-            text = f"{ours} − {theirs}, {conditions}, {got[3]} targets, leave-one-out, test images"
-            goal = "stated" if suffix else goal
-            yield Figure(name, *got[:3], "points", goal, text, where, command)
-    for ours, name in (("mvp@100", "P2-cost-ratio"), ("trunk@100", "P2-cost-ratio-trunk")):
-        spent = ratio(rows, ours, scratch, "total_flops")
-        if spent:
-            text = (
-                f"{scratch} over {ours}, real training multiply-adds (similarity, statistics and head "
-                f"included), {conditions}, {spent[3]} targets"
-            )
-            goal = "stated" if suffix else "≥ 100"
-            yield Figure(f"{name}{suffix}", *spent[:3], "×", goal, text, where, command)
-
-
-_POOLED = RESULTS / "pooled"
-_RESNET = "ResNet-18, CIFAR-100, tied keep 0.1"
-_DEIT = "DeiT-Tiny at 64 px, keep 0.25"
-
-
-def _difference_figure(
-    rows: Rows, ours: str, theirs: str, name: str, goal: str, study: str, conditions: str = _RESNET
-) -> Iterator[Figure]:
-    got = difference(rows, ours, theirs)
-    if got:
-        text = f"{ours} − {theirs}, {conditions}, {got[3]} targets, test images"
-        where = f"benchmarks/results/{study}/"
-        command = f"python -m benchmarks.study benchmarks/plans/{study}.yaml"
-        yield Figure(name, *got[:3], "points", goal, text, where, command)
-
-
-def _trial_figures() -> Iterator[Figure]:
-    """What the recipe that won the trials is worth, on the main study's targets."""
-    rows = study_rows(MAIN)
-    for steps, ours in (
-        (20, "mvp@20-augmented"),
-        (100, "mvp@100"),
-    ):  # augmented, as the older recipe's were
-        name = f"P1-recipe-minus-one-update{steps}"
-        yield from _difference_figure(rows, ours, f"mvp@{steps}-one-update", name, "stated", MAIN)
-    for steps in (20, 50, 100):  # the unpruned backbone's opinion beside the labels
-        ours, name = f"trunk@{steps}-taught", f"P1-trunk{steps}-taught-minus-trunk{steps}"
-        yield from _difference_figure(rows, ours, f"trunk@{steps}", name, "stated", MAIN)
-    pair = "trunk@100-again", "trunk@100"  # the same on a processor that multiplies in bfloat16
-    yield from _difference_figure(rows, *pair, "P1-bfloat16-minus-float32", "stated", MAIN)
-    for study, ours, suffix, conditions in (  # short runs, their images as they are
-        (MAIN, "mvp@20", "", _RESNET),
-        (MAIN, "trunk@20", "", _RESNET),
-        (MAIN, "trunk@50", "", _RESNET),
-        ("deit-trunk", "trunk@20", "-deit", _DEIT),
-    ):
-        name = f"P1-{ours.replace('@', '')}-minus-augmented{suffix}"
-        pair = ours, f"{ours}-augmented"
-        yield from _difference_figure(study_rows(study), *pair, name, "stated", study, conditions)
-
-
-def _trunk_figures() -> Iterator[Figure]:
-    """What else a trunk could be made of, and what it costs once."""
-    rows = study_rows(MAIN)
-    for ours, theirs in (
-        ("trunk-everything", "trunk"),  # yet more images and steps, a teacher beside the labels
-        ("trunk", "trunk-short"),  # more images, more steps
-        ("trunk", "trunk-plain"),  # votes
-        ("trunk-long", "trunk-short"),  # more steps
-        ("trunk-short", "trunk-magnitude"),  # votes
-        ("trunk-taught", "trunk-magnitude"),  # a teacher beside the labels
-        ("trunk-images", "trunk-magnitude"),  # a teacher instead of labels
-    ):
-        for steps in (20, 100):
-            name = f"P1-{ours}{steps}-minus-{theirs}{steps}"
-            pair = f"{ours}@{steps}", f"{theirs}@{steps}"
-            yield from _difference_figure(rows, *pair, name, "stated", MAIN)
-    yield from _trunk_costs(rows, "trunk-?", "ifp@1000", MAIN, _RESNET)
-    yield from _trunk_costs(study_rows("deit-trunk"), "trunk-deit", "ahnp@500", "deit-trunk", _DEIT)
-
-
-def _trunk_costs(
-    rows: Rows, trunks: str, scratch: str, study: str, conditions: str
-) -> Iterator[Figure]:
-    """A trunk's own price: beside one task from scratch, and as a part of what many tasks cost."""
-    found = [json.loads(path.read_text()) for path in sorted(_POOLED.glob(f"{trunks}.json"))]
-    both = paired(rows, "trunk@100", scratch, "total_flops")
-    if not found or not len(both):
-        return
-    own = [trunk["total_flops"] for trunk in found]
-    start, dear = (float(each) for each in both.mean(0))
-
-    def figure(name: str, values: Sequence[float], what: str) -> Figure:
-        text = f"{what}, {conditions}; mean and range of {len(values)}"
-        command = f"python -m benchmarks.pooled benchmarks/plans/{study}.yaml"
-        middle, low, high = float(np.mean(values)), min(values), max(values)
-        source = "benchmarks/results/pooled/"
-        return Figure(name, middle, low, high, "×", "stated", text, source, command)
-
-    name = f"P2-trunk-over-{scratch.replace('@', '')}"
-    yield figure(
-        name, [one / dear for one in own], f"multiply-adds of a trunk over one {scratch}'s"
-    )
-    if study != MAIN:
-        return
-    for tasks in (1, 10, 100):
-        ratios = [tasks * dear / (one + tasks * start) for one in own]
-        what = (
-            f"{scratch} over trunk@100, multiply-adds of {tasks} tasks, the trunk's own among them"
-        )
-        yield figure(f"P2-cost-ratio-trunk-of-{tasks}", ratios, what)
-
-
-def best_peer(rows: Rows, pattern: str) -> str | None:
-    """The most accurate variant of those that the most targets have."""
-    found: dict[str, list[float]] = {}
-    for row in rows.values():
-        for name in row:
-            if re.fullmatch(pattern, name):
-                found.setdefault(name, []).append(row[name]["accuracy"])
-    return max(found, key=lambda n: (len(found[n]), np.mean(found[n])), default=None)
-
-
-def _peer_figures() -> Iterator[Figure]:
-    """P4: against Torch-Pruning at its best, and against a thin network that was trained on everything."""
-    rows = study_rows("peers")
-    for steps, goal in ((100, "≥ 15"), (1000, "stated")):
-        best = best_peer(rows, rf"tp-.*@{steps}")
-        if best:
-            name = f"P4-minus-torch-pruning{steps}"
-            yield from _difference_figure(rows, "mvp@100", best, name, goal, "peers")
-            name = f"P4-trunk100-minus-torch-pruning{steps}"
-            yield from _difference_figure(rows, "trunk@100", best, name, "stated", "peers")
-    for theirs in ("small@100", "thin-distilled@100", "probe"):
-        for ours, start in (("mvp@100", "P4"), ("trunk@100", "P4-trunk100")):
-            name = f"{start}-minus-{theirs.replace('@', '')}"
-            yield from _difference_figure(rows, ours, theirs, name, "stated", "peers")
-    parity = cost_to_parity(rows)
-    if parity:
-        text = (
-            f"multiply-adds at which the best of Torch-Pruning is as accurate as mvp@100, over mvp@100's "
-            f"(between its 100 and 1,000 steps, straight in their logarithm), {_RESNET}, {parity[3]} targets"
-        )
-        yield Figure(
-            "P4-cost-to-parity", *parity[:3], "×", "≥ 10", text, "benchmarks/results/peers/",
-            "python -m benchmarks.study benchmarks/plans/peers.yaml",
-        )  # fmt: skip
-
-
-def cost_to_parity(rows: Rows) -> tuple[float, float, float, int] | None:
-    """How much more Torch-Pruning spends for mvp@100's accuracy; held at its 1,000 steps' where that is less."""
-    few, many = (best_peer(rows, rf"tp-.*@{steps}") for steps in (100, 1000))
-    if not few or not many:
-        return None
-    names = ("mvp@100", few, many)
-    both = [[r[n][k] for n in names for k in ("accuracy", "total_flops")] for r in rows.values()
-            if all(n in r for n in names)]  # fmt: skip
-
-    def ratio_of(values: Values) -> Values:
-        ours, spent, low, cheap, high, dear = np.moveaxis(mean(values), -1, 0)
-        share = np.clip((ours - low) / np.maximum(high - low, 1e-9), 0.0, 1.0)
-        return np.asarray(np.exp((1 - share) * np.log(cheap) + share * np.log(dear)) / spent)
-
-    return compared(np.array(both, dtype=np.float64), ratio_of)
-
-
-def _zoo_figures() -> Iterator[Figure]:
-    """P11: what a smaller zoo costs."""
-    rows = study_rows("zoo-size")
-    for steps in (20, 100):
-        for count in (1, 2, 5, 10, 20):
-            pair = f"mvp@{steps}-zoo-{count}", f"mvp@{steps}"
-            name = f"P11-mvp{steps}-zoo{count}-minus-whole-zoo"
-            yield from _difference_figure(rows, *pair, name, "stated", "zoo-size")
-        pair = f"mvp@{steps}-fifth-5", f"mvp@{steps}"
-        name = f"P11-mvp{steps}-farthest-fifth-minus-nearest"
-        yield from _difference_figure(rows, *pair, name, "stated", "zoo-size")
-    whole = study_rows(MAIN)
-    for ours, name in (("farthest", "farthest-minus-nearest"), ("one", "one-minus-three")):
-        pair = f"mvp@100-{ours}", "mvp@100"
-        yield from _difference_figure(whole, *pair, f"P11-mvp100-{name}", "stated", MAIN)
+RESNET = "ResNet-18, CIFAR-100, tied keep 0.1"
+"""The conditions of most."""
 
 
 def overlap_figures(facts: Mapping[str, Any], source: str) -> list[Figure]:
@@ -278,7 +44,7 @@ def overlap_figures(facts: Mapping[str, Any], source: str) -> list[Figure]:
     fifths = np.array([by_fifth(row["others"], iou) for row in facts["rows"]])
     gap = (fifths[:, 0] - fifths[:, -1]).mean(1)
     text = (
-        f"IoU of kept units, mean over unit groups, nearest fifth of tasks by LEEP − farthest; {_RESNET}, "
+        f"IoU of kept units, mean over unit groups, nearest fifth of tasks by LEEP − farthest; {RESNET}, "
         f"{len(gap)} targets"
     )
     command = f"python -m benchmarks.similarity overlap benchmarks/plans/{MAIN}.yaml"
@@ -301,7 +67,7 @@ def choice_figures(facts: Mapping[str, Any], source: str) -> list[Figure]:
         values = np.array(agreed)
         text = (
             f"rank correlation of {measure} with mvp@20 over choices of three voters, within a target; "
-            f"{_RESNET}, {len(agreed)} targets"
+            f"{RESNET}, {len(agreed)} targets"
         )
         low, high = interval(values, mean)
         name = f"P11-rank-correlation-{measure}"

@@ -6,7 +6,7 @@ The plan's ``pooled`` says how: ``start: zoo`` is the product's trunk, of all en
 ``magnitude`` starts from the backbone's largest units, without any zoo; ``nothing`` from random weights.
 ``images`` are those of so many tasks, or all of the backbone's data. ``teach: true``: the backbone's
 opinion counts beside the labels; ``labels: false``: alone, and accuracy is how often it is shared.
-``voters``: so many of the first tasks' entries at most.
+``keep``: another ratio than the zoo's. ``voters``: so many of the first tasks' entries at most.
 ``apart: [first, past]`` keeps it from these targets: their entries do not vote, and none of their classes is seen.
 What it cost is in its row. Resumable. It lies below `zoos/pooled/`; targets start from it by the product's method
 `trunk`, or the study's `pooled`.
@@ -94,7 +94,8 @@ def _made(
     study: Study, how: dict[str, Any], seen: Pool, entries: list[Entry], more: dict[str, Any]
 ) -> Pruned:
     """Trained from what the plan says."""
-    backbone, keep, start = study.backbone, study.zoo.keep, how["start"]
+    backbone, start = study.backbone, how["start"]
+    keep = how.get("keep", study.zoo.keep)
     if start != "nothing":
         voters = entries if start == "zoo" else []
         return train_trunk(

@@ -21,6 +21,8 @@ MAIN = "resnet18-cifar100"
 DEIT = "deit-tiny-imagenet"
 _PART_OF = {**dict.fromkeys(("peers", "zoo-size", "ratios", "seeds"), MAIN), "deit-trunk": DEIT}
 """Studies of another one's targets: what that has measured already is not measured again."""
+_NAMED_HERE = {("ratios", "resnet18-keep0.32"): {"ifp@1000": "ifp@1000-keep0.32"}}
+"""(study, other study of the same targets) → which of the other's rows are its own, too, by which names."""
 
 
 def study_rows(study: str) -> dict[str, dict[str, dict[str, Any]]]:
@@ -32,6 +34,10 @@ def study_rows(study: str) -> dict[str, dict[str, dict[str, Any]]]:
     if study in _PART_OF:
         whole = study_rows(_PART_OF[study])
         found = {target: {**whole.get(target, {}), **rows} for target, rows in found.items()}
+    for (own, other), names in _NAMED_HERE.items():
+        for target, rows in study_rows(other).items() if own == study else ():
+            if target in found:
+                found[target] |= {new: rows[old] for old, new in names.items() if old in rows}
     return found
 
 

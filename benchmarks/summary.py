@@ -32,7 +32,6 @@ from benchmarks.device.tables import (
 )
 from benchmarks.figures import (
     Figure,
-    all_study_figures,
     choice_figures,
     leep_agreement,
     overlap_figures,
@@ -40,6 +39,7 @@ from benchmarks.figures import (
     step_figures,
 )
 from benchmarks.rows import MAIN, RESULTS
+from benchmarks.study_figures import all_study_figures
 from benchmarks.study_tables import TABLES, overlap_table
 
 HERE = Path(__file__).parent

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import figures, summary
+from benchmarks import figures, study_figures, summary
 from benchmarks.rows import MAIN, difference, interval, mean, paired
 from benchmarks.study_tables import StudyTable, overlap_table, table
 
@@ -67,9 +67,9 @@ def test_cost_to_parity_lies_between_what_was_measured() -> None:
         }
         return {"x": target, "y": target}
 
-    found = [figures.cost_to_parity(rows(ours)) for ours in (0.5, 0.7, 0.8, 0.9)]
+    found = [study_figures.cost_to_parity(rows(ours)) for ours in (0.5, 0.7, 0.8, 0.9)]
     assert [one[0] for one in found if one] == pytest.approx([2, 6, 18, 18])
-    assert figures.cost_to_parity({"x": {}}) is None
+    assert study_figures.cost_to_parity({"x": {}}) is None
 
 
 def test_a_figure_in_a_sentence_is_filled_in(tmp_path: Path) -> None:
@@ -141,9 +141,9 @@ def test_seconds_are_of_both_ways_and_beside_the_thousand_steps() -> None:
 def test_many_tasks_pay_for_a_trunk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name, spent in (("trunk-0", 30.0), ("trunk-1", 50.0)):
         (tmp_path / f"{name}.json").write_text(f'{{"total_flops": {spent}}}')
-    monkeypatch.setattr(figures, "_POOLED", tmp_path)
+    monkeypatch.setattr(study_figures, "_POOLED", tmp_path)
     row = {"trunk@100": {"total_flops": 1.0}, "ifp@1000": {"total_flops": 200.0}}
-    costs = figures._trunk_costs({"a": row, "b": row}, "trunk-?", "ifp@1000", MAIN, "here")
+    costs = study_figures._trunk_costs({"a": row, "b": row}, "trunk-?", "ifp@1000", MAIN, "here")
     found = {one.id: (one.value, one.low, one.high) for one in costs}
     assert found["P2-trunk-over-ifp1000"] == pytest.approx((0.2, 0.15, 0.25))
     both = 2000 / 40, 2000 / 60
