@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from benchmarks.rows import MAIN, Rows, difference, interval, mean, study_rows
+from benchmarks.rows import MAIN, Rows, difference, interval, mean, paired, study_rows
 from benchmarks.study_figures import best_peer
 from benchmarks.study_tables import CONTROLS, PEERS
 
@@ -23,6 +23,8 @@ VERMILION, BLUE, GREEN, GREY, ORANGE = "#d55e00", "#0072b2", "#009e73", "#777777
 PURPLE = "#cc79a7"
 LOWEST = -25.0
 """Points: below it a curve says nothing but that it begins."""
+BARS = "bars: 95 % over targets"
+TASKS = "5-class tasks of CIFAR-100"
 METHODS = {
     "trunk": ("from a trunk", PURPLE, "P"),
     "mvp": ("MVP", VERMILION, "o"),
@@ -34,15 +36,45 @@ METHODS = {
 }
 AT_A_HUNDRED = ("trunk", "mvp", "magnitude", "random")
 """Those that are compared at a hundred steps, over ratios and numbers of classes."""
+WORDS = {
+    "trunk@20": "from a trunk, 20 steps",
+    "trunk@100": "from a trunk",
+    "mvp@20": "MVP, 20 steps",
+    "mvp@100-random-mask": "voters' weights, random units",
+    "mvp@100-random-mask-fast": "voters' weights, random units, faster rate",
+    "mvp@100-backbone-weights": "voted units, backbone's weights",
+    "mvp@100-backbone-weights-fast": "voted units, backbone's weights, faster rate",
+    "mvp@100-one": "one voter",
+    "mvp@100-disjoint": "voters without a common class",
+    "mvp@100-random-neighbours": "any three voters",
+    "mvp@100-farthest": "the least similar three",
+    "mvp@100-zoo-votes": "units voted by the whole zoo",
+    "mvp@100-zoo-mean": "units and weights of the whole zoo",
+    "magnitude@100": "backbone's largest units",
+    "random@100": "random units",
+    "ifp@1000": "IFP from scratch, 1,000 steps",
+    "unpruned@20": "unpruned, 20 steps",
+    "unpruned@100": "unpruned",
+    "probe": "unpruned and frozen, logistic regression",
+    "small@0": "small network of all classes, no step",
+    "small@20": "small network of all classes, 20 steps",
+    "small@100": "small network of all classes",
+    "small@1000": "small network of all classes, 1,000 steps",
+    "thin-from-nothing@100": "same shape, random weights",
+    "thin-distilled@100": "same shape, random weights, distilled",
+    "thin-distilled@1000": "same shape, random weights, distilled, 1,000 steps",
+    "mobilenet-distilled@1000": "MobileNetV3-small-050, distilled, 1,000 steps",
+}
+"""What bars are called; a hundred steps unless they say otherwise."""
 
 
 def main() -> None:
     mpl.rcParams.update({"svg.hashsalt": "mvp-edge", "svg.fonttype": "none", "font.size": 9})
     OUT.mkdir(parents=True, exist_ok=True)
     for name, (draw, title) in PLOTS.items():
-        figure, axes = plt.subplots(figsize=(6.0, 3.5), layout="constrained")
+        figure, axes = plt.subplots(figsize=(6.2, 3.8), layout="constrained")
         if draw(axes):
-            axes.set_title(title, fontsize=9)
+            figure.suptitle(title, fontsize=9)  # over all of it: names of bars take much room
             axes.grid(alpha=0.3)
             axes.spines[["top", "right"]].set_visible(False)
             figure.savefig(OUT / f"{name}.svg", metadata={"Date": None})
@@ -70,11 +102,23 @@ def accuracy_against_cost(study: str, base: str) -> Callable[[Axes], bool]:
             _line(axes, [one for one in points if one[1] > LOWEST], label, colour, marker)
         axes.axhline(0, color=GREY, lw=0.8)
         if whole := difference(rows, "unpruned@100", base):
-            axes.axhline(whole[0], color="black", lw=0.8, ls="--", label="unpruned, 100 steps")
+            axes.axhline(
+                whole[0],
+                color="black",
+                lw=0.8,
+                ls="--",
+                label=f"unpruned, 100 steps\n({whole[3]} targets)",
+            )
         axes.set_xscale("log")
         axes.margins(x=0.08)
-        axes.set_xlabel("multiply-adds for one task, zoo or trunk given (numbers: steps)")
-        axes.set_ylabel(f"points of top-1 against {base}")
+        axes.set_xlabel("multiply-adds a task (numbers: steps),\nwithout the zoo's or trunk's own")
+        axes.set_ylabel(f"top-1, points above or below\n{_in_words(base)}")
+        axes.annotate(
+            f"{BARS}; lower than {LOWEST:g}: not drawn",
+            (1.02, 0.02),
+            xycoords="axes fraction",
+            fontsize=6,
+        )
         axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
         return True
 
@@ -96,7 +140,7 @@ def zoo_size(axes: Axes) -> bool:
         if points and whole is not None:
             points.append((whole, 0.0, 0.0, 0.0, None))
         ticks |= {point[0] for point in points}
-        _line(axes, points, f"MVP@{steps}", colour, "o")
+        _line(axes, points, f"MVP, {steps} steps", colour, "o")
     axes.axhline(0, color=GREY, lw=0.8)
     axes.set_xscale("log")
     axes.set_xticks(sorted(ticks), [f"{tick}" for tick in sorted(ticks)])
@@ -119,7 +163,7 @@ def similarity(axes: Axes) -> bool:
             if (got := difference(rows, f"mvp@{steps}-fifth-{fifth}", f"mvp@{steps}"))
         ]
         if points:
-            _line(axes, [(1, 0.0, 0.0, 0.0, None), *points], f"MVP@{steps}", colour, "o")
+            _line(axes, [(1, 0.0, 0.0, 0.0, None), *points], f"MVP, {steps} steps", colour, "o")
     axes.axhline(0, color=GREY, lw=0.8)
     axes.set_xticks(range(1, 6), ["nearest", "2nd", "3rd", "4th", "farthest"])
     axes.set_xlabel("the fifth of the zoo that the three voters come from")
@@ -147,27 +191,31 @@ def peers(axes: Axes) -> bool:
 
 
 def ratios(axes: Axes) -> bool:
-    """How much may go: a hundred steps from a trunk, a vote, the largest weights, random units at each ratio."""
-    rows = study_rows("ratios")
-    if not rows:
-        return False
-    ticks: set[float] = set()
+    """How much may go: what a hundred steps from each start lose against the unpruned backbone's, by ratio."""
+    rows, whole = study_rows("ratios"), "unpruned@100"
+    ticks: dict[float, str] = {}
     for place, method in enumerate(AT_A_HUNDRED):
-        found = _by_number(rows, rf"{method}@100-keep([\d.]+)", float)
-        if main := [row[f"{method}@100"] for row in rows.values() if f"{method}@100" in row]:
-            found[0.1] = main  # the main study's keep ratio
-        ticks |= set(found)
-        label, colour, marker = METHODS[method]
+        names = {0.1: f"{method}@100"}  # the main study's keep ratio
+        names |= {
+            keep: f"{method}@100-keep{keep}"
+            for keep in _by_number(rows, rf"{method}@100-keep([\d.]+)", float)
+        }
         beside = 1.02 ** (place - 1.5)  # so that bars do not cover one another
-        points = [(keep * beside, *_spread(own), None) for keep, own in sorted(found.items())]
-        _line(axes, points, f"{label} @100", colour, marker)
+        points = []
+        for keep, name in sorted(names.items()):
+            if got := difference(rows, name, whole):
+                points.append((keep * beside, *got[:3], None))
+                share = mean(paired(rows, name, whole, "forward_flops").T)
+                ticks[keep] = f"{keep:g}\n{100 * share[0] / share[1]:.2g} %"
+        label, colour, marker = METHODS[method]
+        _line(axes, points, f"{label}, 100 steps", colour, marker)
     axes.set_xscale("log")
-    axes.set_xticks(sorted(ticks), [f"{tick:g}" for tick in sorted(ticks)])
+    axes.set_xticks(sorted(ticks), [ticks[keep] for keep in sorted(ticks)])
     axes.minorticks_off()
-    axes.set_xlabel("kept share of the units")
-    axes.set_ylabel("top-1, %")
+    axes.set_xlabel("kept share of the units; of the multiply-adds")
+    axes.set_ylabel("top-1, points below the unpruned\nbackbone, fine-tuned for 100 steps")
     axes.legend(frameon=False)
-    return True
+    return bool(ticks)
 
 
 def classes(axes: Axes) -> bool:
@@ -184,33 +232,36 @@ def classes(axes: Axes) -> bool:
             if own := [row[f"{method}@100"] for row in of.values() if f"{method}@100" in row]:
                 points.append((place + 0.05 * beside, *_spread(own), None))
         label, colour, marker = METHODS[method]
-        _line(axes, points, f"{label} @100", colour, marker)
+        _line(axes, points, f"{label}, 100 steps", colour, marker)
+    chance = [100 / number for number in numbers]
+    axes.plot(range(len(numbers)), chance, color=GREY, lw=0.8, ls=":", label="chance")
     axes.set_xticks(range(len(numbers)), [f"{number}" for number in numbers])
-    axes.set_xlabel("classes of a task")
+    axes.set_xlabel("classes of a task (of five the trunk has seen none, of the others some)")
     axes.set_ylabel("top-1, %")
     axes.legend(frameon=False)
     return True
 
 
+_WHERE = f"\nResNet-18, {TASKS}, keep 0.1; {BARS}"
 PLOTS: Mapping[str, tuple[Callable[[Axes], bool], str]] = {
     "cost-resnet18": (
         accuracy_against_cost(MAIN, "ifp@1000"),
-        "ResNet-18, CIFAR-100, 1 % of the multiply-adds",
+        f"ResNet-18, {TASKS}, 1 % of the multiply-adds",
     ),
     "cost-resnet18-keep0.32": (
         accuracy_against_cost("resnet18-keep0.32", "ifp@1000"),
-        "ResNet-18, CIFAR-100, 10 % of the multiply-adds (older recipe)",
+        f"ResNet-18, {TASKS}, 10 % of the multiply-adds (the paper's recipe)",
     ),
     "cost-deit-tiny": (
         accuracy_against_cost("deit-trunk", "ahnp@500"),
-        "DeiT-Tiny, 64 px, keep 0.25",
+        "DeiT-Tiny, 5-class tasks of Tiny-ImageNet at 64 px, keep 0.25",
     ),
-    "zoo-size": (zoo_size, "How large must the zoo be?"),
-    "similarity": (similarity, "How similar must the tasks be? (the nearest: 0 by definition)"),
-    "controls": (controls, "What is it that helps? Points against MVP@100"),
-    "peers": (peers, "What else could one do? Points against MVP@100"),
-    "ratios": (ratios, "How much may go?"),
-    "classes": (classes, "How many classes?"),
+    "zoo-size": (zoo_size, f"How large must the zoo be?{_WHERE}"),
+    "similarity": (similarity, f"How similar must the tasks be?{_WHERE}"),
+    "controls": (controls, f"What is it that helps?{_WHERE}"),
+    "peers": (peers, f"What else could one do?{_WHERE}"),
+    "ratios": (ratios, f"How much may go?\nResNet-18, {TASKS}; {BARS}"),
+    "classes": (classes, f"How many classes?\nResNet-18, CIFAR-100, keep 0.1; {BARS}"),
 }
 
 
@@ -264,11 +315,25 @@ def _bars(axes: Axes, rows: Rows, names: Sequence[str], base: str) -> bool:
             value, place, xerr=[[value - low], [high - value]], color="black", lw=1, capsize=2
         )
     axes.set_yticks(
-        range(len(found)), [f"{name} ({got[3]})" for name, got in reversed(found)], fontsize=7
+        range(len(found)),
+        [f"{_in_words(name)} ({got[3]})" for name, got in reversed(found)],
+        fontsize=7,
     )
     axes.axvline(0, color="black", lw=0.8)
-    axes.set_xlabel(f"points of top-1 against {base} (targets)")
+    axes.set_xlabel(f"top-1, points above or below\n{_in_words(base)} (in brackets: targets)")
     return bool(found)
+
+
+def _in_words(name: str) -> str:
+    """A variant as a reader would call it; as it is in the tables, where nobody has thought of words."""
+    if name in WORDS:
+        return WORDS[name]
+    method, _, steps = name.partition("@")
+    if not steps.isdigit():
+        return name
+    if method.startswith("tp-"):
+        return f"Torch-Pruning ({method.removeprefix('tp-')}), {int(steps):,} steps"
+    return f"{METHODS[method][0]}, {int(steps):,} steps" if method in METHODS else name
 
 
 if __name__ == "__main__":

@@ -101,13 +101,17 @@ def speed_figures(facts: Mapping[str, Any], source: str) -> list[Figure]:
         walls = [
             row["ifp"]["phases"]["pruning"] / _pruning(row[way]) for row in rows if "ifp" in row
         ]
+        whole = [row["ifp"]["prune"] / row[way]["prune"] for row in rows if "ifp" in row]
         how = f"{where}, {way}@100"
         found += [
             figure(f"P8-prune-export-seconds{suffix}", both, "s", "≤ 60",
                    f"{how}, fresh processes, imports included"),
             figure(f"P8-training-share{suffix}", shares, "", "≥ 0.8",
                    f"{how}, training steps over all phases of prune"),
-            figure(f"P3-wall-ratio{suffix}", walls, "×", "≥ 20", f"{where}, ifp@1000 over {way}@100"),
+            figure(f"P3-wall-ratio{suffix}", walls, "×", "≥ 20",
+                   f"{where}, ifp@1000 over {way}@100, similarity and pruning alone"),
+            figure(f"P3-command-ratio{suffix}", whole, "×", "stated",
+                   f"{where}, ifp@1000 over {way}@100, the whole command `prune`, imports included"),
         ]  # fmt: skip
     return found
 
@@ -144,8 +148,8 @@ def leep_agreement(facts: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         for row in facts["rows"]:
             some, whole = (row["rankings"][n]["scores"] for n in (images, "whole"))
             names = sorted(whole)
-            ranks = [np.argsort(np.argsort([scores[n] for n in names])) for scores in (some, whole)]
-            agreed.append(float(np.corrcoef(ranks[0], ranks[1])[0, 1]))
+            both = [[scores[n] for n in names] for scores in (some, whole)]
+            agreed.append(float(spearmanr(*both).statistic))
             nearest = [set(sorted(names, key=scores.__getitem__)[-3:]) for scores in (some, whole)]
             shared.append(len(nearest[0] & nearest[1]) / 3)
             seconds.append(row["rankings"][images]["seconds"])

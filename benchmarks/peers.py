@@ -56,6 +56,7 @@ def by_name(variant: dict[str, Any], problem: Problem) -> Pruned | Outcome:
         how = {key: variant[key] for key in ("importance", "everywhere", "rounds")}
         return torch_pruning(problem, **how)
     if name == "distilled":
+        torch.manual_seed(problem.seed)
         student = (
             timm.create_model(variant["student"], num_classes=problem.classes)
             if "student" in variant
@@ -94,6 +95,7 @@ def torch_pruning(
         if importance == "taylor":
             _gradients(outcome, problem)
         _cut(outcome.model, problem, importance, everywhere, within)
+        outcome.model.zero_grad()  # the first update must not take what importance was told by
         until = steps if number == rounds else round(0.8 * steps * number / rounds)
         if rounds == 1:  # thin from the first step: as the product's own one-shot methods
             _begin(outcome, problem)

@@ -31,6 +31,8 @@ POOLED = HERE / "zoos" / "pooled"
 """Networks of `benchmarks.pooled`."""
 RECIPE = ("lr", "updates", "optimizer", "turn", "head", "statistics", "augment")
 """What a variant may set otherwise in its recipe."""
+_ELSEWHERE = ("targets", "start", "neighbours")
+"""What changes no row, or stands in it otherwise: as the network it started from, as the list of whom it asked."""
 
 
 @dataclass(frozen=True)
@@ -126,12 +128,26 @@ class Study:
             recipe = replace(recipe, **self.plan.get("recipe", {}))
         return replace(recipe, **{key: variant[key] for key in RECIPE if key in variant})
 
+    def seed(self, task: Task, variant: Mapping[str, Any]) -> int:
+        """What a run draws by; where units or voters are drawn by lot, each target has lots of its own."""
+        seed = int(variant.get("seed", 0))
+        by_lot = "random" in (variant["method"], variant.get("units"), variant.get("who"))
+        return 1000 * seed + self.tasks.index(task) if by_lot else seed
+
     def start(self, names: str | Sequence[str], task: Task) -> str:
         """Of several networks of `benchmarks.pooled` the one that was kept apart from a target."""
         if isinstance(names, str):
             return names
         apart = {name: range(*self.plan["pooled"][name]["apart"]) for name in names}
-        return next(name for name in names if self.place(task) in apart[name])
+        return next(name for name in names if self.tasks.index(task) in apart[name])
+
+    def has_pooled(self, name: str) -> bool:
+        """Whether a network of `benchmarks.pooled` is there, made as the plan says (if it is this plan's)."""
+        row = pooled_row(name)
+        if not row.exists() or not (POOLED / name / "network.json").exists():
+            return False
+        made, how = read_json(row, "row"), self.plan.get("pooled", {}).get(name, {})
+        return all(made.get(key, value) == value for key, value in how.items())
 
     def conditions(
         self, task: Task, entries: Sequence[Entry], variant: Mapping[str, Any]
@@ -139,6 +155,9 @@ class Study:
         """What a row of a variant depends on, besides the plan: once it changes, the row has to be made anew."""
         recipe = self.recipe(variant)
         found: dict[str, Any] = {
+            **{key: value for key, value in variant.items() if key not in _ELSEWHERE},
+            "seed": self.seed(task, variant),
+            "optimizer": recipe.optimizer,
             "lr": recipe.lr,
             "updates": recipe.updates,
             "turn": recipe.turn,
@@ -160,6 +179,11 @@ class Study:
         """A target's rows by the variants' names."""
         path = self.file(task)
         return dict(read_json(path, "rows")["rows"]) if path.exists() else {}
+
+
+def pooled_row(name: str) -> Path:
+    """Where it stands how a network of `benchmarks.pooled` was made and what that cost; written last."""
+    return HERE / "results" / "pooled" / f"{name}.json"
 
 
 def pooled_voter(name: str) -> Voter:

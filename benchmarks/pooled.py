@@ -21,13 +21,13 @@ from typing import Any
 import torch
 
 from benchmarks.peers import first_units, thin
-from benchmarks.plan import HERE, POOLED, Study
+from benchmarks.plan import POOLED, Study, pooled_row
 from mvp_edge.pruning.methods import recipe_for
 from mvp_edge.pruning.problem import Pruned
 from mvp_edge.pruning.scratch import fine_tune
 from mvp_edge.runs.rundir import machine, versions
 from mvp_edge.tasks.task import Task
-from mvp_edge.zoo.build import to_network
+from mvp_edge.zoo.build import claim, to_network
 from mvp_edge.zoo.entries import Entry
 from mvp_edge.zoo.trunk import Pool, pool, score, told_apart, train_trunk
 from mvp_edge_export.storage import write_json
@@ -36,18 +36,17 @@ from mvp_edge_export.storage import write_json
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("plan", type=Path)
-    arguments.add_argument(
-        "name", nargs="?", help="of those below the plan's `pooled`; else all that are missing"
-    )
+    arguments.add_argument("name", nargs="?", help="of those below the plan's `pooled`; else all")
     arguments.add_argument("--threads", type=int, default=1)
     arguments.add_argument("--accelerator", choices=["cpu", "cuda"], default="cpu")
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
     study = Study.open(options.plan, options.accelerator)
-    missing = [n for n in study.plan["pooled"] if not (POOLED / n / "network.json").exists()]
-    for name in missing if options.name is None else [options.name]:
-        print(name, flush=True)
-        make(study, name)
+    for name in study.plan["pooled"] if options.name is None else [options.name]:
+        with claim(POOLED / ".work", name) as claimed:
+            if claimed is not None and not study.has_pooled(name):
+                print(name, flush=True)
+                make(study, name)
 
 
 def make(study: Study, name: str) -> None:
@@ -86,7 +85,7 @@ def make(study: Study, name: str) -> None:
         "machine": machine(),
         "versions": versions(),
     }
-    write_json(HERE / "results" / "pooled" / f"{name}.json", row)
+    write_json(pooled_row(name), row)
     print(f"{100 * row['accuracy']:.1f} % of {row['classes']} classes")
 
 

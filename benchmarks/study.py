@@ -21,7 +21,7 @@ import torch
 
 from benchmarks import peers
 from benchmarks.peers import Outcome
-from benchmarks.plan import POOLED, Study, pooled_voter
+from benchmarks.plan import Study, pooled_voter
 from benchmarks.trials.pipeline import Trial, pruned_by
 from benchmarks.voters import asked, asks_zoo, some_of
 from mvp_edge.pruning.ahnp import Scores, ahnp
@@ -49,11 +49,17 @@ def main() -> None:
     arguments.add_argument("--variants", default=".*", help="a regular expression of whole names")
     arguments.add_argument("--targets", type=int, help="only so many of the first of each draw")
     arguments.add_argument("--accelerator", choices=["cpu", "cuda"], default="cpu")
+    arguments.add_argument(
+        "--list", action="store_true", help="say which rows are missing or of old conditions"
+    )
     arguments.add_argument("--reverse", action="store_true", help="take the tasks from the end")
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
     study = Study.open(options.plan, options.accelerator)
     tasks = study.tasks[::-1] if options.reverse else study.tasks
+    if options.list:
+        _list(study, options.variants)
+        return
     if options.only != "variants" and "zoo" not in study.plan:
         name = study.plan["scratch"]
         recipe = recipe_for(
@@ -67,6 +73,25 @@ def main() -> None:
         for task in tasks:
             if options.targets is None or study.place(task) < options.targets:
                 run_variants(study, task, options.variants)
+
+
+def _list(study: Study, only: str) -> None:
+    """Print of each variant how many rows are current, of other conditions, or missing."""
+    for name, variant in study.plan["variants"].items():
+        wanted = [t for t in study.tasks if study.place(t) < variant.get("targets", math.inf)]
+        counts = {"current": 0, "old": 0, "missing": 0, "waiting": 0}
+        for task in wanted if re.fullmatch(only, name) else ():
+            entries, row = study.entries(task), study.rows(task).get(name)
+            if _missing(study, task, entries, variant):
+                counts["waiting"] += 1
+            elif row is None:
+                counts["missing"] += 1
+            else:
+                now = study.conditions(task, entries, variant)
+                counts["current" if is_current(row, now) else "old"] += 1
+        if len(wanted) != counts["current"] and any(counts.values()):
+            said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+            print(f"{name}: {said}")
 
 
 def run_variants(study: Study, task: Task, only: str = ".*") -> None:
@@ -105,8 +130,7 @@ def _missing(
     """What a variant would start from or ask, and is not there."""
     if "start" in variant:
         start = study.start(variant["start"], task)
-        there = (POOLED / start / "network.safetensors").exists()
-        return None if there else f"`python -m benchmarks.pooled` {start}"
+        return None if study.has_pooled(start) else f"`python -m benchmarks.pooled` {start}"
     return "the zoo's entries" if asks_zoo(variant) and not entries else None
 
 
@@ -128,14 +152,13 @@ def keep_row(study: Study, task: Task, name: str, row: dict[str, Any]) -> None:
                 "target": task.name,
                 "classes": list(task.classes),
                 "images": {split: len(e) for split, e in task.splits.items()},
-                "machine": machine(),
-                "versions": versions(),
+                "last_written_by": {"machine": machine(), "versions": versions()},
                 "rows": {**rows, name: row},
             },
         )
 
 
-_UNSAID = {"augmented": list(AUGMENTATIONS), "network": None}
+_UNSAID = {"augmented": list(AUGMENTATIONS), "network": None, "seed": 0, "turn": 0.0}
 """What is true of rows that are older than these words."""
 
 
@@ -151,12 +174,13 @@ def run_variant(
 ) -> dict[str, Any]:
     """One row: accuracy on test images and everything it cost."""
     backbone, name = study.backbone, variant["method"]
-    clock, cpu, similarity_flops = time.perf_counter(), time.process_time(), 0
+    similarity_flops = 0
     named = name in METHODS
     recipe = study.recipe(variant)
     images = task.images("train", backbone.preprocess)
     keep = variant.get("keep", study.zoo.keep)
-    problem = study.problem(images, len(task.classes), recipe, keep, seed=variant.get("seed", 0))
+    problem = study.problem(images, len(task.classes), recipe, keep, seed=study.seed(task, variant))
+    clock = time.perf_counter()
     row: dict[str, Any] = {}
     pruned: Pruned | Outcome
     if "start" in variant:
@@ -172,7 +196,7 @@ def run_variant(
         zoo = some_of(entries, variant.get("entries"), study.tasks.index(task))
         found = whole.among(zoo)
         similarity_flops, row["similarity_seconds"] = found.flops, found.seconds
-        clock, cpu = time.perf_counter() - found.seconds, time.process_time() - found.seconds
+        clock = time.perf_counter() - found.seconds
         ranked = found.candidates
         if variant.get("disjoint"):
             ranked = tuple(one for one in ranked if not set(one.classes) & set(task.classes))
@@ -184,7 +208,7 @@ def run_variant(
         pruned = _method(variant, voters[0])(problem)
     else:
         pruned = _method(variant)(problem) if named else peers.by_name(variant, problem)
-    seconds, cpu = time.perf_counter() - clock, time.process_time() - cpu
+    seconds = time.perf_counter() - clock
     test = task.images("test", backbone.preprocess)
     top1 = accuracy(predict_logits(pruned.model, test.pixels, backbone.preprocess), test.labels)
     return {
@@ -193,11 +217,11 @@ def run_variant(
         "accuracy": top1,
         "n": len(test),
         "seconds": seconds,
-        "cpu_seconds": cpu,
         "threads": torch.get_num_threads(),
         "arithmetic": arithmetic(study.accelerator),
         "processor": processor(study.accelerator),
-        **_spent(study, pruned, similarity_flops, recipe.batch),
+        "torch": torch.__version__,
+        **_spent(study, pruned, similarity_flops, problem),
     }
 
 
@@ -230,15 +254,15 @@ def _method(variant: dict[str, Any], zoo: Sequence[Voter] = ()) -> Callable[[Pro
 
 
 def _spent(
-    study: Study, pruned: Pruned | Outcome, similarity_flops: int, batch: int
+    study: Study, pruned: Pruned | Outcome, similarity_flops: int, problem: Problem
 ) -> dict[str, Any]:
-    dense = forward_macs(study.backbone.outline(5), study.backbone.shape)
+    dense = forward_macs(study.backbone.outline(problem.classes), study.backbone.shape)
     return {
         "similarity_flops": similarity_flops,
         "statistics_flops": pruned.ledger.statistics_flops,
         "training_flops": pruned.ledger.training_flops,
         "total_flops": similarity_flops + pruned.ledger.total_flops,
-        "paper_flops": paper_cost(dense, batch, [pruned.ledger.density_steps]),
+        "paper_flops": paper_cost(dense, problem.recipe.batch, [pruned.ledger.density_steps]),
         "forward_flops": forward_macs(pruned.model, study.backbone.shape),
     }
 

@@ -133,7 +133,7 @@ TABLES = [
 def table(rows: Rows, names: Sequence[str], base: str) -> str:
     """Markdown: mean accuracy of each variant, its paired difference to ``base``, and what it cost."""
     lines = [
-        f"| method @ steps | targets | top-1 % (95 %) | minus {base} | training, 10¹² | paper's count | "
+        f"| method @ steps | targets | top-1 % (95 %) | minus {base} | 10¹² multiply-adds | paper's count | "
         "cost ratio |",
         "|---|---|---|---|---|---|---|",
     ]

@@ -68,12 +68,10 @@ def headline_table(found: Sequence[Figure]) -> str:
         return (
             "*Not measured yet: the studies of `benchmarks/plans/` have not been run to their end.*"
         )
-    lines = ["| figure | value (95 %) | goal | conditions |", "|---|---|---|---|"]
+    lines = ["| figure | value (interval) | goal | conditions |", "|---|---|---|---|"]
     for figure in found:
-        spread = "" if figure.low is None else f" ({figure.low:.3g} … {figure.high:.3g})"
-        lines.append(
-            f"| `{figure.id}` | {figure.value:.3g}{spread} {figure.unit} | {figure.goal} | {figure.conditions} |"
-        )
+        value = f"{figure.value:.3g}{spread(figure, '.3g')} {figure.unit}"
+        lines.append(f"| `{figure.id}` | {value} | {figure.goal} | {figure.conditions} |")
     return "\n".join(lines)
 
 
@@ -165,8 +163,15 @@ def rendered(path: Path, tables: Mapping[str, str], found: Sequence[Figure]) -> 
 def said(figure: Figure) -> str:
     """A figure as a sentence has it: its value and its interval."""
     form = "+.1f" if figure.unit == "points" else ".3g"
-    spread = "" if figure.low is None else f" ({figure.low:{form}} … {figure.high:{form}})"
-    return f"{figure.value:{form}}{spread}{f' {figure.unit}' if figure.unit else ''}"
+    unit = f" {figure.unit}" if figure.unit else ""
+    return f"{figure.value:{form}}{spread(figure, form)}{unit}"
+
+
+def spread(figure: Figure, form: str) -> str:
+    """The interval in brackets; nothing, where there is none to be seen in so many digits."""
+    if figure.low is None or f"{figure.low:{form}}" == f"{figure.high:{form}}":
+        return ""
+    return f" ({figure.low:{form}} … {figure.high:{form}})"
 
 
 def main() -> None:

@@ -124,7 +124,7 @@ def test_seconds_are_of_both_ways_and_beside_the_thousand_steps() -> None:
         return {"prune": 11.0, "export": 7.0, "phases": phases, "steps": steps}
 
     rows = [{"mvp": way(2.0, 5.0), "trunk": way(0.0, 4.0)} for _ in range(3)]
-    rows[0]["ifp"] = {"phases": {"pruning": 120.0}}
+    rows[0]["ifp"] = {"prune": 132.0, "phases": {"pruning": 120.0}}
     facts = {"rows": rows, "help": [0.1, 0.3, 0.2], "conditions": "here"}
     found = {one.id: one.value for one in figures.speed_figures(facts, "there")}
     assert found == {
@@ -132,18 +132,21 @@ def test_seconds_are_of_both_ways_and_beside_the_thousand_steps() -> None:
         "P8-prune-export-seconds": pytest.approx(18.0),
         "P8-training-share": pytest.approx(0.5),
         "P3-wall-ratio": pytest.approx(15.0),
+        "P3-command-ratio": pytest.approx(12.0),
         "P8-prune-export-seconds-trunk": pytest.approx(18.0),
         "P8-training-share-trunk": pytest.approx(0.5),
         "P3-wall-ratio-trunk": pytest.approx(20.0),
+        "P3-command-ratio-trunk": pytest.approx(12.0),
     }
 
 
 def test_many_tasks_pay_for_a_trunk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name, spent in (("trunk-0", 30.0), ("trunk-1", 50.0)):
+    for name, spent in (("trunk-0-plain", 30.0), ("trunk-1-plain", 50.0), ("trunk-2", 900.0)):
         (tmp_path / f"{name}.json").write_text(f'{{"total_flops": {spent}}}')
     monkeypatch.setattr(study_figures, "_POOLED", tmp_path)
-    row = {"trunk@100": {"total_flops": 1.0}, "ifp@1000": {"total_flops": 200.0}}
-    costs = study_figures._trunk_costs({"a": row, "b": row}, "trunk-?", "ifp@1000", MAIN, "here")
+    row = {"trunk-plain@100": {"total_flops": 1.0}, "ifp@1000": {"total_flops": 200.0}}
+    plain = "trunk-?-plain", "trunk-plain@100"
+    costs = study_figures._trunk_costs({"a": row, "b": row}, *plain, "ifp@1000", MAIN, "here")
     found = {one.id: (one.value, one.low, one.high) for one in costs}
     assert found["P2-trunk-over-ifp1000"] == pytest.approx((0.2, 0.15, 0.25))
     both = 2000 / 40, 2000 / 60

@@ -12,6 +12,7 @@ from benchmarks.plan import Study
 from benchmarks.study import is_current, keep_row
 from benchmarks.voters import asked, asks_zoo, some_of
 from mvp_edge.zoo.similarity import Candidate
+from mvp_edge_export.storage import write_json
 
 RANKED = [Candidate(f"task-{number}", -float(number), ("a", "b")) for number in range(20)]
 
@@ -66,6 +67,29 @@ def test_random_neighbours_are_ranked_seeded_and_without_regard_to_similarity() 
     assert max(counts) < 60
 
 
+def test_where_lots_are_drawn_each_target_has_its_own() -> None:
+    tasks: list[Any] = list("abc")
+    study = Study({"draws": [{"count": 3}]}, None, tasks, None)  # type: ignore[arg-type]
+    for by_lot in (
+        {"method": "random"},
+        {"method": "mvp", "units": "random"},
+        {"method": "mvp", "who": "random"},
+    ):
+        drawn = {study.seed(task, {**by_lot, "seed": seed}) for task in tasks for seed in (0, 1)}
+        assert len(drawn) == 6
+    others = {study.seed(task, {"method": "mvp", "seed": 2}) for task in tasks}
+    assert others == {2}  # as the product would for each of them
+    whom = [
+        asked(
+            RANKED,
+            {"method": "mvp", "who": "random"},
+            study.seed(t, {"method": "mvp", "who": "random"}),
+        )
+        for t in tasks
+    ]
+    assert len({tuple(one.task for one in some) for some in whom}) == 3
+
+
 def test_smaller_zoos_are_nested_and_differ_between_targets() -> None:
     entries: list[Any] = list(range(39))
     few, more = (some_of(entries, count, 4) for count in (5, 20))
@@ -86,6 +110,9 @@ def test_a_row_is_current_until_its_conditions_change() -> None:
     assert not is_current(None, now)
     # Older rows say less: their images were augmented, and they started from no network of `pooled`.
     old = {"zoo": 5, "lr": 0.1}
+    assert is_current(old, {"seed": 0, "turn": 0.0})
+    assert not is_current(old, {"seed": 3})
+    assert not is_current(old, {"turn": 0.01})
     assert is_current(old, {"zoo": 5, "entries": "a", "lr": 0.1, "augmented": ["flip", "shift"]})
     assert not is_current(old, {"zoo": 5, "augmented": []})
     assert not is_current(old, {"network": "one"})
@@ -93,8 +120,8 @@ def test_a_row_is_current_until_its_conditions_change() -> None:
 
 def test_conditions_are_those_that_a_row_heeds() -> None:
     backbone: Any = SimpleNamespace(family="resnet")
-    study = Study({"study": "one"}, backbone, [], None)  # type: ignore[arg-type]
     task: Any = SimpleNamespace(name="t", splits={"train": list(range(256))})
+    study = Study({"study": "one"}, backbone, [task], None)  # type: ignore[arg-type]
     entries: list[Any] = [SimpleNamespace(name=n, weights_sha256=n) for n in "abc"]
     voted = study.conditions(task, entries, {"method": "mvp", "steps": 20})
     assert (voted["zoo"], voted["augmented"]) == (3, ["flip", "shift"])  # ten passes
@@ -102,6 +129,10 @@ def test_conditions_are_those_that_a_row_heeds() -> None:
     assert study.conditions(task, rebuilt, {"method": "mvp", "steps": 20}) != voted
     alone = study.conditions(task, entries, {"method": "magnitude", "steps": 8, "lr": 0.5})
     assert (alone["lr"], alone["augmented"], "zoo" in alone) == (0.5, [], False)
+    assert (
+        study.conditions(task, entries, {"method": "mvp", "steps": 20, "who": "farthest"}) != voted
+    )
+    assert study.conditions(task, entries, {"method": "mvp", "steps": 20, "targets": 3}) == voted
 
 
 def test_a_targets_place_is_that_in_its_own_draw() -> None:
@@ -118,6 +149,22 @@ def test_a_target_starts_from_the_trunk_that_was_kept_apart_from_it() -> None:
     found = [study.start(["first", "second"], task) for task in tasks]
     assert found == ["first", "first", "second", "second"]
     assert study.start("first", tasks[3]) == "first"
+
+
+def test_a_pooled_network_is_there_once_it_was_made_as_the_plan_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "HERE", tmp_path)
+    monkeypatch.setattr(plan, "POOLED", tmp_path)
+    how = {"start": "magnitude", "apart": [0, 2]}
+    study = Study({"pooled": {"first": how}}, None, [], None)  # type: ignore[arg-type]
+    write_json(tmp_path / "first" / "network.json", {})
+    assert not study.has_pooled("first")  # its row is written last
+    for made, expected in (({**how, "steps": 5}, True), ({**how, "apart": [0, 1]}, False)):
+        write_json(plan.pooled_row("first"), {"schema": 1, **made})
+        assert study.has_pooled("first") is expected
+    elsewhere = Study({}, None, [], None)  # type: ignore[arg-type]
+    assert elsewhere.has_pooled("first")  # of another plan, which says how
 
 
 def test_rows_are_kept_beside_each_other_where_nothing_was_yet(

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks.plan import HERE, Study, pooled_voter
-from benchmarks.study import arithmetic
+from benchmarks.study import arithmetic, is_current
 from benchmarks.trials.pipeline import Trial, Warm, pruned_by
 from mvp_edge.pruning.finetune import accuracy, predict_logits
 from mvp_edge.pruning.votes import Voter
@@ -57,11 +57,11 @@ def _row(study: Study, name: str, steps: int, task: Task, out: Path) -> bool:
         if work is None:
             return False
         rows: dict[str, Any] = read_json(file, "rows")["rows"] if file.exists() else {}
-        if key in rows:
+        entries, settings = study.entries(task), study.plan["variants"][name] or {}
+        now = {"trial": settings, "zoo": len(entries)}
+        if is_current(rows.get(key), now):
             return True
-        rows[key] = run(
-            study, task, study.entries(task), Trial(**(study.plan["variants"][name] or {})), steps
-        )
+        rows[key] = {**run(study, task, entries, Trial(**settings), steps), **now}
         print(f"{task.name} {key}: {100 * rows[key]['accuracy']:.1f} %", flush=True)
         facts = {"schema": 1, "target": task.name, "machine": machine(), "versions": versions()}
         write_json(file, {**facts, "rows": rows})
@@ -91,7 +91,6 @@ def run(
         "validation": scores["val"],
         "total_flops": pruned.ledger.total_flops,
         "seconds": time.perf_counter() - began,
-        "zoo": len(entries),
         "arithmetic": arithmetic("cpu"),
     }
 

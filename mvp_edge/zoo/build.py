@@ -279,12 +279,13 @@ def within_limits(place: Path) -> Iterator[None]:
 @contextmanager
 def claim(work: Path, name: str) -> Iterator[Path | None]:
     """A working folder for ``name``, held by this process alone; None while another one holds it."""
-    folder = work / name
-    folder.mkdir(parents=True, exist_ok=True)
+    work.mkdir(parents=True, exist_ok=True)
     with (work / f"{name}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             yield None
             return
+        folder = work / name  # only now: who held it before may just have removed it
+        folder.mkdir(exist_ok=True)
         yield folder

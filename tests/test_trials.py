@@ -1,0 +1,56 @@
+"""The trials' pipeline is the product's, but for what a trial changes."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks.trials.pipeline import Trial, Warm, pruned_by
+from mvp_edge.pruning.mvp import mvp
+from tests.support.networks import problem, voter
+
+TASK = problem("resnet18", method="mvp", steps=3)
+TASK = replace(
+    TASK,
+    voters=[
+        replace(voter("resnet18", seed, whole=TASK.backbone), similarity=-float(seed))
+        for seed in (1, 2, 3)
+    ],
+    recipe=Warm(**vars(TASK.recipe)),
+)
+
+
+def test_without_a_change_it_is_the_product_bit_by_bit() -> None:
+    ours, theirs = pruned_by(TASK, Trial(), ()), mvp(TASK)
+    for name, value in theirs.model.state_dict().items():
+        assert torch.equal(ours.model.state_dict()[name], value), name
+    assert ours.ledger.total_flops == theirs.ledger.total_flops
+
+
+@pytest.mark.parametrize(
+    "trial",
+    [
+        Trial(weighted=20.0),
+        Trial(weights="vectors"),
+        Trial(head="lda"),
+        Trial(distil=0.5),
+        Trial(widen=2.0),
+        Trial(uncovered="zero"),
+        Trial(averaged=0.5),
+        Trial(afterwards=True),
+        Trial(smooth=0.1),
+        Trial(warmup=0.5),
+    ],
+    ids=lambda trial: ", ".join(
+        f"{k}={v}" for k, v in vars(trial).items() if v != getattr(Trial(), k)
+    ),
+)
+def test_a_change_changes_the_network(trial: Trial) -> None:
+    task = replace(TASK, recipe=replace(TASK.recipe, warmup=trial.warmup))  # type: ignore[call-arg]
+    ours, theirs = pruned_by(task, trial, ()), mvp(TASK)
+    assert any(
+        own.shape != value.shape or not torch.equal(own, value)
+        for own, value in zip(
+            ours.model.state_dict().values(), theirs.model.state_dict().values(), strict=True
+        )
+    )
