@@ -7,7 +7,6 @@ There is no zoo for this backbone, so `prune` works from scratch (AHNP). Folder 
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks.data import below_data, data_folder
 from mvp_edge.runs.rundir import machine, versions
 from mvp_edge_export.storage import write_json
 
@@ -33,22 +33,26 @@ def main() -> None:
     )
     arguments.add_argument("--keep-in", type=Path, default=None)
     options = arguments.parse_args()
-    data = Path(os.environ["MVP_EDGE_DATA"])
+    chosen = ["--keep", options.keep, "--steps", options.steps]
     folder = options.keep_in or Path(tempfile.mkdtemp())
     if not (folder / "imagenette_photos").exists():
-        with zipfile.ZipFile(data / "imagenette_photos.zip") as archive:
+        with zipfile.ZipFile(data_folder() / "imagenette_photos.zip") as archive:
             archive.extractall(folder)
-    architecture, _, file = BACKBONE.partition("@")
-    chosen = ["--keep", options.keep, "--steps", options.steps]
     commands = {
         "prune": ["prune", "--device", options.device, "--task", "imagenette_photos",
-                  "--backbone", f"{architecture}@{data / file}", *chosen, "--out", "run"],
+                  "--backbone", below_data(BACKBONE), *chosen, "--out", "run"],
         "export": ["export", "run", "--baseline"],
         "bench": ["bench", "run/bundle"],
         "report": ["report", "run"],
     }  # fmt: skip
+    asked = f"prune --device {options.device} --task imagenette_photos {' '.join(chosen)}"
     record = folder / "seconds.json"  # what was done is not repeated
-    seconds: dict[str, float] = json.loads(record.read_text()) if record.exists() else {}
+    done: dict[str, Any] = (
+        json.loads(record.read_text()) if record.exists() else {"command": asked, "seconds": {}}
+    )
+    if done["command"] != asked:
+        sys.exit(f"{folder} holds `{done['command']}`: choose another --keep-in")
+    seconds: dict[str, float] = done["seconds"]
     for name, command in commands.items():
         if name in seconds:
             continue
@@ -58,12 +62,12 @@ def main() -> None:
             sys.exit(f"{name} ended with {ended.returncode}")
         seconds[name] = time.perf_counter() - start
         print(name, round(seconds[name], 1), flush=True)
-        write_json(record, seconds)
+        write_json(record, done)
     facts = {
         "schema": 1,
         "machine": machine(),
         "versions": versions(),
-        "command": f"prune --device {options.device} --task imagenette_photos {' '.join(chosen)}",
+        "command": asked,
         "seconds": seconds,
         **reached(folder / "run"),
     }

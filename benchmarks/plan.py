@@ -1,6 +1,5 @@
 """A study's plan with everything that it names loaded: its tasks, the zoo they see, its variants' recipes."""
 
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from benchmarks.data import below_data, data_folder
 from benchmarks.voters import Ranking, asks_zoo
 from mvp_edge.pruning.batches import LabelledImages, Recipe
 from mvp_edge.pruning.finetune import Ledger
@@ -31,6 +31,14 @@ POOLED = HERE / "zoos" / "pooled"
 """Networks of `benchmarks.pooled`."""
 RECIPE = ("lr", "updates", "optimizer", "turn", "head", "statistics", "augment")
 """What a variant may set otherwise in its recipe."""
+KEYS = (
+    "method", "steps", "targets", "seed", "keep", "start", "teach",
+    "who", "neighbours", "disjoint", "entries", "similarity",  # whom it asks
+    "units", "weights", "electorate", "tau", "spread", "l1",  # what it does with the answers
+    "importance", "everywhere", "rounds", "share", "warmth", "student",  # of peers
+    *RECIPE,
+)  # fmt: skip
+"""What a variant of a study may say."""
 _ELSEWHERE = ("targets", "start", "neighbours")
 """What changes no row, or stands in it otherwise: as the network it started from, as the list of whom it asked."""
 
@@ -50,17 +58,15 @@ class Study:
     @classmethod
     def open(cls, path: Path, accelerator: str = "cpu") -> "Study":
         plan = yaml.safe_load(path.read_text())
-        data = os.environ.get("MVP_EDGE_DATA")
-        if not data:
-            sys.exit(
-                "set MVP_EDGE_DATA to the folder with the research data (see benchmarks/README.md)"
-            )
-        backbone = load_backbone(_below(data, plan["backbone"]), plan.get("input_size"))
+        for variant_name, variant in plan["variants"].items():
+            if variant and "method" in variant and (unknown := set(variant) - set(KEYS)):
+                sys.exit(f"{path}: {variant_name}: unknown {', '.join(sorted(unknown))}")
+        backbone = load_backbone(below_data(plan["backbone"]), plan.get("input_size"))
         tasks = [
             task
             for draw in plan["draws"]
             for task in sample_tasks(
-                Path(data) / draw["images"], draw["count"], draw["classes"], draw["seed"]
+                data_folder() / draw["images"], draw["count"], draw["classes"], draw["seed"]
             )
         ]
         name = plan.get(
@@ -190,9 +196,3 @@ def pooled_voter(name: str) -> Voter:
     """A network of `benchmarks.pooled` as the one voter of those that start from it."""
     network = Network.load(POOLED / name)
     return Voter(name, network.kept, network.ranking, network.weights)
-
-
-def _below(data: str, name: str) -> str:
-    """A path below the data folder, with ARCHITECTURE@ kept in front."""
-    architecture, at, path = name.rpartition("@")
-    return f"{architecture}{at}{Path(data) / path}"

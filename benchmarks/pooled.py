@@ -13,13 +13,13 @@ What it cost is in its row. Resumable. It lies below `zoos/pooled/`; targets sta
 """
 
 import argparse
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.data import data_folder
 from benchmarks.peers import first_units, thin
 from benchmarks.plan import POOLED, Study, pooled_row
 from mvp_edge.pruning.methods import recipe_for
@@ -58,7 +58,7 @@ def make(study: Study, name: str) -> None:
     more: dict[str, Any] = {"checkpoint": folder / "making.checkpoint", "progress": _said}
     own, theirs = {task.name for task in unseen}, {c for task in unseen for c in task.classes}
     if how["images"] == "all":
-        whose = [Task.open(Path(os.environ["MVP_EDGE_DATA"]) / study.plan["draws"][0]["images"])]
+        whose = [Task.open(data_folder() / study.plan["draws"][0]["images"])]
     else:
         whose = [task for task in study.tasks[: how["images"]] if task.name not in own]
     seen, test = (

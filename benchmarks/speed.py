@@ -9,7 +9,6 @@ on the same task, the phases that prune (similarity and pruning), taken from run
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.data import below_data, data_folder
 from mvp_edge.runs.rundir import machine, versions
 from mvp_edge_export.storage import write_json
 
@@ -34,9 +34,9 @@ def main() -> None:
         "--ifp", type=int, default=1, help="tasks on which IFP@1000 is timed too"
     )
     options = arguments.parse_args()
-    data = Path(os.environ["MVP_EDGE_DATA"])
+    data = data_folder()
     images = str(data / "cifar100.zip")
-    backbone = ["--backbone", str(data / "weights" / "resnet18_cifar100.json")]
+    backbone = ["--backbone", below_data("weights/resnet18_cifar100.json")]
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         helps = [timed([*COMMAND, "--help"], folder) for _ in range(10)]

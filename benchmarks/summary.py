@@ -89,8 +89,8 @@ def leep_table(facts: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", f"Means over {counts}."])
 
 
-def photos_table(facts: Mapping[str, Any]) -> str:
-    """Markdown: what the run on a user's photographs came to."""
+def photos_table(facts: Mapping[str, Any], whole: float) -> str:
+    """Markdown: what the run on photographs came to, beside the unpruned network's top-1 on the same ones."""
     cost, images = facts["cost"], facts["images"]
     small, full = cost["pruned"], cost["unpruned"]
     lines = [
@@ -108,10 +108,22 @@ def photos_table(facts: Mapping[str, Any]) -> str:
         lines.append(f"| {where}, p50 | {full_ms:.1f} ms | {small_ms:.1f} ms |")
     for one in facts["accuracy"]:
         lines.append(
-            f"| top-1 in {one['runtime']} ({one['model']}) | | {100 * one['top1']:.1f} % |"
+            f"| top-1 in {one['runtime']} ({one['model']}) | {100 * whole:.1f} % | {100 * one['top1']:.1f} % |"
         )
+    keep, steps = facts["keep"]["chosen"], facts["training"]["steps"]
+    lines += [
+        "",
+        f"The budget of multiply-adds binds at keep {keep:.3f}; AHNP, {steps} steps (its default is 1,000).",
+    ]
     spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in facts["seconds"].items())
     return "\n".join([*lines, "", f"From the raw folder to the report: {spent}."])
+
+
+def _whole_on_photos() -> float:
+    """Top-1 of the unpruned DeiT-Tiny on the photographs' test images, from the device's grid."""
+    made = json.loads((HERE / "device" / "results" / "deit-tiny-224.json").read_text())["made"]
+    unpruned = next(one for one in made if one["variant"] == "unpruned")
+    return float(unpruned["accuracy"][0]["top1"])
 
 
 def device_tables() -> dict[str, str]:
@@ -187,7 +199,8 @@ def main() -> None:
     if (RESULTS / "leep.json").exists():
         tables["leep"] = leep_table(json.loads((RESULTS / "leep.json").read_text()))
     if (RESULTS / "photos.json").exists():
-        tables["photos"] = photos_table(json.loads((RESULTS / "photos.json").read_text()))
+        photos = json.loads((RESULTS / "photos.json").read_text())
+        tables["photos"] = photos_table(photos, _whole_on_photos())
     overlap = RESULTS / f"overlap-{MAIN}.json"
     if overlap.exists():
         tables["overlap"] = overlap_table(json.loads(overlap.read_text()))

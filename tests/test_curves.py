@@ -75,7 +75,10 @@ def test_points_are_means_of_the_rows_or_paired_differences() -> None:
     ("name", "expected"),
     [
         ("controls", {"one voter (3)": -5.0, "IFP from scratch, 1,000 steps (3)": 10.0}),
-        ("peers", {"Torch-Pruning (a), 100 steps (3)": -20.0, "small network of all classes (3)": 10.0}),
+        (
+            "peers",
+            {"Torch-Pruning (a), 100 steps (3)": -20.0, "small network of all classes (3)": 10.0},
+        ),
     ],
 )
 def test_bars_are_paired_differences(name: str, expected: dict[str, float]) -> None:

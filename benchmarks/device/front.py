@@ -10,7 +10,6 @@ runs, by the commands that a user types. Needs MVP_EDGE_DATA; DeiT's zoo is not 
 """
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.data import below_data, data_folder
 from mvp_edge.runs.choice import Front
 from mvp_edge.runs.front import Bench, _times
 from mvp_edge.runs.prune import prune_for
@@ -71,7 +71,7 @@ def main() -> None:
     arguments.add_argument("--rows", type=Path, default=ROWS, help="one writer at a time")
     options = arguments.parse_args()
     torch.set_num_threads(1)
-    family, data = FAMILIES[options.family], Path(os.environ["MVP_EDGE_DATA"])
+    family, data = FAMILIES[options.family], data_folder()
     tasks = sample_tasks(data / family.images, family.targets, 5, 0)
     chosen = [tasks[int(number)] for number in options.targets.split(",")]
     rows: dict[str, Any] = {"schema": 1, "fronts": [], "costs": []}
@@ -105,18 +105,13 @@ def _profile() -> DeviceProfile:
     return profile.model_copy(update={"runtime": runtime, "accuracy": accuracy})
 
 
-def _backbone(family: Family, data: Path) -> str:
-    architecture, at, file = family.backbone.rpartition("@")
-    return f"{architecture}{at}{data / file}"
-
-
 def _request(name: str, zoo: Path, task: Task, data: Path) -> Request:
     family = FAMILIES[name]
     return Request(
         _profile(),
         task,
         str(zoo),
-        backbone=_backbone(family, data),
+        backbone=below_data(family.backbone),
         input_size=family.input_size,
         keep=family.keep,
         reference=True,
@@ -149,7 +144,7 @@ def _cost(name: str, zoo: Path, task: Task, data: Path) -> dict[str, Any]:
     family = FAMILIES[name]
     command = [str(Path(sys.executable).parent / "mvp-edge"), "prune", "--device", "x86-laptop"]
     command += ["--task", str(data / family.images), "--classes", ",".join(task.classes)]
-    command += ["--zoo", str(zoo.resolve()), "--backbone", _backbone(family, data), "-q"]
+    command += ["--zoo", str(zoo.resolve()), "--backbone", below_data(family.backbone), "-q"]
     with tempfile.TemporaryDirectory() as folder:
         front = f"{folder}/front"
         whole = _timed([*command, "--keep", f"{family.keep}", "--front", "5", "--out", front])

@@ -54,6 +54,10 @@ def main() -> None:
     arguments.add_argument("--work", type=Path, default=WORK)
     arguments.add_argument("--out", type=Path, default=RESULTS)
     options = arguments.parse_args()
+    if options.seconds and options.out == RESULTS:
+        arguments.error(
+            "--seconds: with another --out, for what is measured so would count as measured"
+        )
     for name in options.networks or ARCHITECTURES:
         if name not in ARCHITECTURES:
             arguments.error(f"{name}: choose some of {', '.join(ARCHITECTURES)}")

@@ -6,7 +6,6 @@
 What was made stays below a work folder and is not made again. Needs MVP_EDGE_DATA.
 """
 
-import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.data import below_data
 from mvp_edge_export.bundle import Bundle, load_bundle
 from mvp_edge_export.manifest import parts_of
 from mvp_edge_export.measuring.machine import this_machine
@@ -123,18 +123,24 @@ def make(
         precisions: number formats of the files.
         work: where everything goes.
     """
-    architecture, data = ARCHITECTURES[name], Path(os.environ["MVP_EDGE_DATA"])
+    architecture = ARCHITECTURES[name]
     folder = work / name / variant.name.replace(", ", "-").replace(" ", "")
     bundle = folder / "bundle"
     asked = folder / "asked.json"
-    question = {"keep": variant.keep, "round_to": variant.round_to, "precisions": list(precisions)}
+    tuned = architecture.steps if variant.keep < 1 and variant.round_to == 8 else 0
+    question = {
+        "keep": variant.keep,
+        "round_to": variant.round_to,
+        "steps": tuned,
+        "classes": architecture.classes,
+        "precisions": list(precisions),
+    }
     if not _answered(asked, question):
         folder.mkdir(parents=True, exist_ok=True)
         _profile(folder / "device.yaml", variant.round_to)
-        prune = ["prune", "--device", "device.yaml", "--task", str(data / architecture.task)]
-        prune += ["--backbone", _backbone(architecture, data, work / name)]
+        prune = ["prune", "--device", "device.yaml", "--task", below_data(architecture.task)]
+        prune += ["--backbone", _backbone(architecture, work / name)]
         prune += ["--classes", architecture.classes] if architecture.classes else []
-        tuned = architecture.steps if variant.keep < 1 and variant.round_to == 8 else 0
         prune += ["--method", "magnitude", "--keep", f"{variant.keep:g}", "--steps", str(tuned)]
         prune += ["--out", "run", "--force"]
         export = ["export", "run", "--precision", ",".join(precisions)]
@@ -155,11 +161,10 @@ def _answered(asked: Path, question: Mapping[str, Any]) -> bool:
     return more and known == {key: question[key] for key in known}
 
 
-def _backbone(architecture: Architecture, data: Path, folder: Path) -> str:
+def _backbone(architecture: Architecture, folder: Path) -> str:
     """As `--backbone` takes it; random weights are drawn once."""
     if architecture.trained:
-        name, at, weights = architecture.backbone.rpartition("@")
-        return f"{name}{at}{data / weights}"
+        return below_data(architecture.backbone)
     file = folder.resolve() / "random.safetensors"
     if not file.exists():
         import timm

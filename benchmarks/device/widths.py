@@ -11,7 +11,6 @@ Resumable; needs MVP_EDGE_DATA, and for DeiT a zoo that is not committed (--zoo)
 """
 
 import argparse
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.data import below_data, data_folder
 from mvp_edge.pruning.finetune import Ledger, accuracy, predict_logits
 from mvp_edge.pruning.methods import recipe_for
 from mvp_edge.pruning.mvp import mvp
@@ -142,9 +142,8 @@ def main() -> None:
     arguments.add_argument("--seeds", type=int, default=1)
     options = arguments.parse_args()
     torch.set_num_threads(1)
-    family, data = FAMILIES[options.family], Path(os.environ["MVP_EDGE_DATA"])
-    architecture, at, file = family.backbone.rpartition("@")
-    backbone = load_backbone(f"{architecture}{at}{data / file}", family.input_size)
+    family, data = FAMILIES[options.family], data_folder()
+    backbone = load_backbone(below_data(family.backbone), family.input_size)
     zoo = Zoo.open(options.zoo)
     count, seed = (4, 100) if options.which == "tuning" else (family.count, 0)
     tasks = sample_tasks(data / family.images, count, 5, seed)[options.first : options.tasks]
