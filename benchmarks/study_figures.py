@@ -157,8 +157,13 @@ def _trunk_figures() -> Iterator[Figure]:
             yield from _difference_figure(rows, *pair, name, "stated", MAIN)
     plain = "trunk-?-plain", "trunk-plain@100"  # those that asked a zoo cost its entries as well
     yield from _trunk_costs(rows, *plain, "ifp@1000", MAIN, RESNET)
+    deit_rows = study_rows("deit-trunk")
+    for steps in (20, 100):
+        name = f"P1-trunk{steps}-minus-ahnp500-deit"
+        pair = f"trunk@{steps}", "ahnp@500"
+        yield from _difference_figure(deit_rows, *pair, name, "stated", "deit-trunk", _DEIT)
     deit = "trunk-deit", "trunk@100"
-    yield from _trunk_costs(study_rows("deit-trunk"), *deit, "ahnp@500", "deit-trunk", _DEIT)
+    yield from _trunk_costs(deit_rows, *deit, "ahnp@500", "deit-trunk", _DEIT)
 
 
 def _trunk_costs(
@@ -185,6 +190,11 @@ def _trunk_costs(
     )
     if study != MAIN:
         return
+    small = _POOLED / "small.json"
+    if small.exists():
+        dearer = [json.loads(small.read_text())["total_flops"] / one for one in own]
+        what = "multiply-adds of the network trained on all classes over a trunk's"
+        yield figure("P2-small-over-trunk", dearer, what)
     for tasks in (1, 10, 100):
         ratios = [tasks * dear / (one + tasks * start) for one in own]
         what = f"{scratch} over {ours}, multiply-adds of {tasks} tasks, the trunk's own among them"

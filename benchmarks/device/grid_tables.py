@@ -143,6 +143,7 @@ def latency_table(found: Grid) -> str:
         for name, group in found.facts["grid"].items()
     }
     chosen = ", ".join(f"{runtime} {arithmetic}" for runtime, arithmetic in used.items())
+    machines = {group["machine"]["cpu"] for group in found.facts["grid"].values()}
     plans = {group["plan"]["seconds"] for group in found.facts["grid"].values()}
     seconds = ", ".join(f"{one:g}" for one in sorted(plans))
     weights = (
@@ -155,7 +156,8 @@ def latency_table(found: Grid) -> str:
             *lines,
             "",
             f"p50 in ms (times faster than unpruned fp32); {weights}; {seconds} s in one process a cell, "
-            f"all variants in turns; arithmetic of fp32 files: {chosen}. *!*: another load ran on the machine.",
+            f"all variants in turns, on {' and '.join(sorted(machines))}; arithmetic of fp32 files: {chosen}. "
+            "Top-1: fp32 → int8 in ONNX Runtime, in OpenVINO. *!*: another load ran on the machine.",
         ]
     )
 
