@@ -47,7 +47,8 @@ def grid(tmp_path: Path) -> Grid:
         _cell("keep 0.5", 1.6, "int8", status="NOISY"),
         _cell("keep 0.5, round 1", 3.0),
     ]
-    group = {"plan": {"seconds": 15.0}, "cells": cells}
+    here = {"cpu": "Example 9000", "cores": 2}
+    group = {"plan": {"seconds": 15.0}, "machine": here, "cells": cells}
     full = {
         "plan": {"seconds": 60.0},
         "machine": {"cpu": "Example 9000", "cores": 2, "isa": ["avx2"]},
