@@ -236,7 +236,7 @@ def classes(axes: Axes) -> bool:
     chance = [100 / number for number in numbers]
     axes.plot(range(len(numbers)), chance, color=GREY, lw=0.8, ls=":", label="chance")
     axes.set_xticks(range(len(numbers)), [f"{number}" for number in numbers])
-    axes.set_xlabel("classes of a task (of five the trunk has seen none, of the others some)")
+    axes.set_xlabel("classes of a task (of three and five the trunk has seen none, of more some)")
     axes.set_ylabel("top-1, %")
     axes.legend(frameon=False)
     return True

@@ -34,6 +34,7 @@ def all_study_figures() -> list[Figure]:
         *_peer_figures(),
         *_zoo_figures(),
         *_ratio_figures(),
+        *_class_figures(),
         *_unseen_figures(),
         *_seed_figures(),
     ]
@@ -286,6 +287,38 @@ def _ratio_figures() -> Iterator[Figure]:
             name = f"P1-{ours}-minus-{theirs}-at-{keep}".replace("@", "")
             what = "ResNet-18, CIFAR-100, tied"
             yield from _difference_figure(rows, *pair, name, "stated", "ratios", what)
+
+
+def _class_figures() -> Iterator[Figure]:
+    """Tasks of other numbers of classes, and how many of those the trunk that they start from has seen."""
+    rows = study_rows("classes")
+    targets = [json.loads(path.read_text()) for path in sorted((RESULTS / MAIN).glob("*.json"))]
+    apart = {name for one in targets[:8] for name in one["classes"]}
+    seen = {name for one in targets for name in one["classes"]} - apart
+    for count in (3, 10, 20):
+        own = {target: row for target, row in rows.items() if f"-{count}c-" in target}
+        conditions = f"{count} classes, ResNet-18, CIFAR-100, tied keep 0.1"
+        for ours, theirs in (
+            ("trunk@100", "mvp@100"),
+            ("mvp@100", "magnitude@100"),
+            ("mvp@100", "ifp@1000"),
+            ("trunk@100", "ifp@1000"),
+        ):
+            name = f"P1-{ours}-minus-{theirs}-of-{count}-classes".replace("@", "")
+            yield from _difference_figure(own, ours, theirs, name, "stated", "classes", conditions)
+        files = sorted((RESULTS / "classes").glob(f"*-{count}c-*.json"))
+        known = {one.stem: set(json.loads(one.read_text())["classes"]) & seen for one in files}
+        shares = {target: len(some) / count for target, some in known.items()}
+        few = {target: row for target, row in own.items() if shares[target] <= 0.1}
+        name = f"P1-trunk100-minus-mvp100-of-{count}-unseen-classes"
+        what = f"{conditions}, at most a tenth of them seen by the trunk"
+        yield from _difference_figure(few, "trunk@100", "mvp@100", name, "stated", "classes", what)
+        if shares:
+            text = f"share of the classes that trunk-0 was trained on, {conditions}; mean and range"
+            spread = np.mean(list(shares.values())), min(shares.values()), max(shares.values())
+            command = "python -m benchmarks.study benchmarks/plans/classes.yaml"
+            name, where = f"P1-classes-seen-by-the-trunk-of-{count}", "benchmarks/results/classes/"
+            yield Figure(name, *map(float, spread), "", "stated", text, where, command)
 
 
 def _unseen_figures() -> Iterator[Figure]:
