@@ -315,10 +315,11 @@ def _class_figures() -> Iterator[Figure]:
         yield from _difference_figure(few, "trunk@100", "mvp@100", name, "stated", "classes", what)
         if shares:
             text = f"share of the classes that trunk-0 was trained on, {conditions}; mean and range"
-            spread = np.mean(list(shares.values())), min(shares.values()), max(shares.values())
+            middle = sum(shares.values()) / len(shares)
+            low, high = min(shares.values()), max(shares.values())
             command = "python -m benchmarks.study benchmarks/plans/classes.yaml"
             name, where = f"P1-classes-seen-by-the-trunk-of-{count}", "benchmarks/results/classes/"
-            yield Figure(name, *map(float, spread), "", "stated", text, where, command)
+            yield Figure(name, middle, low, high, "", "stated", text, where, command)
 
 
 def _unseen_figures() -> Iterator[Figure]:
