@@ -64,6 +64,7 @@ _GOALS = {
     ("trunk-plain@20", "scratch"): ("P1-trunk-plain20-minus-ifp1000", "stated"),
     ("trunk-plain@100", "mvp@100"): ("P1-trunk-plain100-minus-mvp100", "stated"),
     ("ifp@1000-muon", "scratch"): ("P1-ifp1000-muon-minus-ifp1000", "stated"),
+    ("trunk@100", "ifp@1000-muon"): ("P1-trunk100-minus-ifp1000-muon", "stated"),
     ("mvp@100", "magnitude@100"): ("P1-mvp100-minus-magnitude100", "stated"),
     ("mvp@100-backbone-weights-fast", "magnitude@100"): ("P1-voted-minus-largest-units", "stated"),
     ("mvp@100", "mvp@100-backbone-weights-fast"): ("P1-averaged-minus-backbone-weights", "stated"),
