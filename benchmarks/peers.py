@@ -32,6 +32,7 @@ from mvp_edge.subnetwork.cost import forward_macs
 from mvp_edge.subnetwork.subnet import resize
 
 Importance = Literal["magnitude", "taylor", "bn-scale"]
+Scope = Literal["local", "global", "isomorphic"]
 WORTH_LOOKING = 512
 """Training images that a Taylor importance is taken from."""
 
@@ -53,7 +54,7 @@ def by_name(variant: dict[str, Any], problem: Problem) -> Pruned | Outcome:
     if name == "probe":
         return probe(problem)
     if name == "torch-pruning":
-        how = {key: variant[key] for key in ("importance", "everywhere", "rounds")}
+        how = {key: variant[key] for key in ("importance", "scope", "rounds")}
         return torch_pruning(problem, **how)
     if name == "distilled":
         torch.manual_seed(problem.seed)
@@ -73,14 +74,15 @@ def allowed(problem: Problem) -> int:
 
 
 def torch_pruning(
-    problem: Problem, importance: Importance, *, everywhere: bool, rounds: int
+    problem: Problem, importance: Importance, *, scope: Scope, rounds: int
 ) -> Outcome:
     """Prune by Torch-Pruning down to the same multiply-adds, and fine-tune.
 
     Args:
         problem: its widths only say how many multiply-adds are allowed.
         importance: of a group of coupled channels.
-        everywhere: whether channels of all layers are ranked together ("global pruning").
+        scope: the channels that are ranked together: of a layer, of all layers, or of all that are built alike
+            ("isomorphic", Fang et al. 2024).
         rounds: cuts, in equal shares of what remains, evenly over the first 0.8 of the steps; 1: at once.
     """
     model = problem.backbone.with_head(problem.classes)
@@ -94,7 +96,7 @@ def torch_pruning(
         within = int(dense * (target / dense) ** (number / rounds)) if number < rounds else target
         if importance == "taylor":
             _gradients(outcome, problem)
-        _cut(outcome.model, problem, importance, everywhere, within)
+        _cut(outcome.model, problem, importance, scope, within)
         outcome.model.zero_grad()  # the first update must not take what importance was told by
         until = steps if number == rounds else round(0.8 * steps * number / rounds)
         if rounds == 1:  # thin from the first step: as the product's own one-shot methods
@@ -105,9 +107,9 @@ def torch_pruning(
 
 
 def _cut(
-    model: nn.Module, problem: Problem, importance: Importance, everywhere: bool, within: int
+    model: nn.Module, problem: Problem, importance: Importance, scope: Scope, within: int
 ) -> None:
-    """Prune in place by the least ratio whose network has at most ``within`` multiply-adds."""
+    """Prune in place by a ratio whose network has at most ``within`` multiply-adds, and no fewer than need be."""
     import torch_pruning as tp
 
     measures: Mapping[str, Callable[[], Any]] = {
@@ -122,19 +124,29 @@ def _cut(
             one,
             example,
             importance=measures[importance](),
-            global_pruning=everywhere,
+            global_pruning=scope != "local",
+            isomorphic=scope == "isomorphic",
             pruning_ratio=ratio,
             max_pruning_ratio=0.98,
             ignored_layers=list(heads(one).values()),
         ).step()
         return one
 
-    low, high = 0.0, 0.995
+    def macs(ratio: float) -> int:
+        return forward_macs(pruned(_copied(model), ratio), problem.backbone.shape)
+
+    low, ratio = 0.0, 0.995
     for _ in range(10):
-        middle = (low + high) / 2
-        macs = forward_macs(pruned(_copied(model), middle), problem.backbone.shape)
-        low, high = (low, middle) if macs <= within else (middle, high)
-    pruned(model, high)
+        middle = (low + ratio) / 2
+        low, ratio = (low, middle) if macs(middle) <= within else (middle, ratio)
+    if macs(ratio) > within:
+        # Torch-Pruning leaves a layer whole that would vanish, so that a larger ratio may leave more.
+        found = {one: macs(one) for one in 1 - np.geomspace(0.5, 0.002, 80)}
+        fits = {one: size for one, size in found.items() if size <= within}
+        if not fits:
+            sys.exit(f"{importance}, {scope}: no ratio leaves {within:,} multiply-adds or fewer")
+        ratio = max(fits, key=fits.__getitem__)
+    pruned(model, ratio)
 
 
 def _copied(model: nn.Module) -> nn.Module:

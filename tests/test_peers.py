@@ -20,11 +20,13 @@ IMAGES = len(TASK.train.labels)
 
 
 @pytest.mark.parametrize("importance", ["magnitude", "taylor", "bn-scale"])
-@pytest.mark.parametrize(("everywhere", "rounds"), [(False, 1), (True, 1), (False, 2)])
+@pytest.mark.parametrize(
+    ("scope", "rounds"), [("local", 1), ("global", 1), ("isomorphic", 1), ("local", 2)]
+)
 def test_torch_pruning_ends_just_below_the_allowed_multiply_adds(
-    importance: Any, everywhere: bool, rounds: int
+    importance: Any, scope: Any, rounds: int
 ) -> None:
-    made = peers.torch_pruning(TASK, importance, everywhere=everywhere, rounds=rounds)
+    made = peers.torch_pruning(TASK, importance, scope=scope, rounds=rounds)
     ours, allowed = forward_macs(made.model, SHAPE), peers.allowed(TASK)
     assert 0.5 * allowed < ours <= allowed
     thin, spent = 3 * 64 * 2 * ours, made.ledger.training_flops
@@ -48,7 +50,7 @@ def test_no_update_takes_the_gradients_that_importance_looked_at(
         carried.append(any(p.grad is not None for p in outcome.model.parameters()))
 
     monkeypatch.setattr(peers, "_train", train)
-    peers.torch_pruning(TASK, "taylor", everywhere=False, rounds=2)
+    peers.torch_pruning(TASK, "taylor", scope="local", rounds=2)
     assert carried == [False, False]
 
 
