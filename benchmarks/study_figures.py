@@ -135,6 +135,7 @@ def _trial_figures() -> Iterator[Figure]:
         (MAIN, "mvp@20", "", RESNET),
         (MAIN, "trunk@20", "", RESNET),
         (MAIN, "trunk@50", "", RESNET),
+        (DEIT, "mvp@20", "-deit", _DEIT),
         ("deit-trunk", "trunk@20", "-deit", _DEIT),
     ):
         name = f"P1-{ours.replace('@', '')}-minus-augmented{suffix}"
