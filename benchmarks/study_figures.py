@@ -272,6 +272,8 @@ def _zoo_figures() -> Iterator[Figure]:
     for ours, name in (("farthest", "farthest-minus-nearest"), ("one", "one-minus-three")):
         pair = f"mvp@100-{ours}", "mvp@100"
         yield from _difference_figure(whole, *pair, f"P11-mvp100-{name}", "stated", MAIN)
+        own = f"P11-mvp100-{name}-deit"
+        yield from _difference_figure(study_rows(DEIT), *pair, own, "stated", DEIT, _DEIT)
 
 
 def _ratio_figures() -> Iterator[Figure]:
