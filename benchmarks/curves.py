@@ -37,9 +37,7 @@ METHODS = {
 AT_A_HUNDRED = ("trunk", "mvp", "magnitude", "random")
 """Those that are compared at a hundred steps, over ratios and numbers of classes."""
 WORDS = {
-    "trunk@20": "from a trunk, 20 steps",
     "trunk@100": "from a trunk",
-    "mvp@20": "MVP, 20 steps",
     "mvp@100-random-mask": "voters' weights, random units",
     "mvp@100-random-mask-fast": "voters' weights, random units, faster rate",
     "mvp@100-backbone-weights": "voted units, backbone's weights",
@@ -65,7 +63,7 @@ WORDS = {
     "thin-distilled@1000": "same shape, random weights, distilled, 1,000 steps",
     "mobilenet-distilled@1000": "MobileNetV3-small-050, distilled, 1,000 steps",
 }
-"""What bars are called; a hundred steps unless they say otherwise."""
+"""What bars are called, where method and steps do not say it; a hundred steps unless they say otherwise."""
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ import fcntl
 import math
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -57,8 +58,11 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     study = Study.open(options.plan, options.accelerator)
     tasks = study.tasks[::-1] if options.reverse else study.tasks
+    targets = [
+        task for task in tasks if options.targets is None or study.place(task) < options.targets
+    ]
     if options.list:
-        _list(study, options.variants)
+        _list(study, targets, options.variants)
         return
     if options.only != "variants" and "zoo" not in study.plan:
         name = study.plan["scratch"]
@@ -70,28 +74,36 @@ def main() -> None:
         )
         build_zoo(study.zoo, study.backbone, tasks, method=name, recipe=recipe, progress=_said)
     if options.only != "zoo":
-        for task in tasks:
-            if options.targets is None or study.place(task) < options.targets:
-                run_variants(study, task, options.variants)
+        for task in targets:
+            run_variants(study, task, options.variants)
 
 
-def _list(study: Study, only: str) -> None:
-    """Print of each variant how many rows are current, of other conditions, or missing."""
-    for name, variant in study.plan["variants"].items():
-        wanted = [t for t in study.tasks if study.place(t) < variant.get("targets", math.inf)]
-        counts = {"current": 0, "old": 0, "missing": 0, "waiting": 0}
-        for task in wanted if re.fullmatch(only, name) else ():
-            entries, row = study.entries(task), study.rows(task).get(name)
+def _list(study: Study, tasks: Sequence[Task], only: str) -> None:
+    """Print of each unfinished variant how many rows are current, of other conditions, or missing."""
+    found: dict[str, Counter[str]] = {}
+    for task in tasks:
+        entries, rows = study.entries(task), study.rows(task)
+        for name, variant in _chosen(study, task, only).items():
             if _missing(study, task, entries, variant):
-                counts["waiting"] += 1
-            elif row is None:
-                counts["missing"] += 1
+                state = "waiting"
+            elif name not in rows:
+                state = "missing"
             else:
                 now = study.conditions(task, entries, variant)
-                counts["current" if is_current(row, now) else "old"] += 1
-        if len(wanted) != counts["current"] and any(counts.values()):
-            said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-            print(f"{name}: {said}")
+                state = "current" if is_current(rows[name], now) else "old"
+            found.setdefault(name, Counter())[state] += 1
+    for name, counts in found.items():
+        if set(counts) != {"current"}:
+            print(f"{name}: {', '.join(f'{count} {state}' for state, count in counts.items())}")
+
+
+def _chosen(study: Study, task: Task, only: str) -> dict[str, dict[str, Any]]:
+    """The variants of one target whose names match ``only``."""
+    return {
+        name: variant
+        for name, variant in study.plan["variants"].items()
+        if re.fullmatch(only, name) and study.place(task) < variant.get("targets", math.inf)
+    }
 
 
 def run_variants(study: Study, task: Task, only: str = ".*") -> None:
@@ -100,11 +112,7 @@ def run_variants(study: Study, task: Task, only: str = ".*") -> None:
     own = next((e for e in study.zoo.entries() if e.name == task.name), None)
     if own is None and "zoo" not in study.plan and not study.rows(task):
         return  # its baseline is not there yet
-    chosen = {
-        name: variant
-        for name, variant in study.plan["variants"].items()
-        if re.fullmatch(only, name) and study.place(task) < variant.get("targets", math.inf)
-    }
+    chosen = _chosen(study, task, only)
     if chosen and own is not None and "scratch" in study.plan:
         keep_row(study, task, f"{study.plan['scratch']}@{own.recipe['steps']}", _scratch_row(own))
     for name, variant in chosen.items():

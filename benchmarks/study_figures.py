@@ -297,8 +297,9 @@ def _class_figures() -> Iterator[Figure]:
     """Tasks of other numbers of classes, and how many of those the trunk that they start from has seen."""
     rows = study_rows("classes")
     targets = [json.loads(path.read_text()) for path in sorted((RESULTS / MAIN).glob("*.json"))]
-    apart = {name for one in targets[:8] for name in one["classes"]}
-    seen = {name for one in targets for name in one["classes"]} - apart
+    trunk = json.loads((_POOLED / "trunk-0.json").read_text())
+    apart = {name for one in targets[slice(*trunk["apart"])] for name in one["classes"]}
+    seen = {name for one in targets[: trunk["images"]] for name in one["classes"]} - apart
     for count in (3, 10, 20):
         own = {target: row for target, row in rows.items() if f"-{count}c-" in target}
         conditions = f"{count} classes, ResNet-18, CIFAR-100, tied keep 0.1"
@@ -352,20 +353,15 @@ def _seed_figures() -> Iterator[Figure]:
     """How far runs of one method on one task lie apart that differ by their seed alone."""
     rows = study_rows("seeds")
     for name in SEEDED:
-        seeds = [
-            name,
-            *sorted({n for r in rows.values() for n in r if n.startswith(f"{name}-seed-")}),
-        ]
-        own = [
-            [r[n]["accuracy"] for n in seeds] for r in rows.values() if all(n in r for n in seeds)
-        ]
-        got = compared(
-            100 * np.array(own), lambda values: np.sqrt(mean(values.var(-2, ddof=1)))
-        ) if len(seeds) > 1 else None  # fmt: skip
+        others = {n for row in rows.values() for n in row if n.startswith(f"{name}-seed-")}
+        seeds = [name, *sorted(others)]
+        whole = [row for row in rows.values() if all(n in row for n in seeds)]
+        own = 100 * np.array([[row[n]["accuracy"] for n in seeds] for row in whole])
+        got = (
+            compared(own, lambda values: np.sqrt(mean(values.var(-2, ddof=1)))) if others else None
+        )
         if got:
             text = f"standard deviation over {len(seeds)} seeds within a target, {name}, {RESNET}, {got[3]} targets"
             command = "python -m benchmarks.study benchmarks/plans/seeds.yaml"
-            id_ = f"P1-seed-spread-{name.replace('@', '')}"
-            yield Figure(
-                id_, *got[:3], "points", "stated", text, "benchmarks/results/seeds/", command
-            )
+            id_, where = f"P1-seed-spread-{name.replace('@', '')}", "benchmarks/results/seeds/"
+            yield Figure(id_, *got[:3], "points", "stated", text, where, command)
