@@ -31,10 +31,14 @@ from mvp_edge.subnetwork.backbone import heads
 from mvp_edge.subnetwork.cost import forward_macs
 from mvp_edge.subnetwork.subnet import resize
 
-Importance = Literal["magnitude", "taylor", "bn-scale"]
+Importance = Literal["magnitude", "taylor", "bn-scale", "fpgm", "lamp"]
 Scope = Literal["local", "global", "isomorphic"]
 WORTH_LOOKING = 512
 """Training images that a Taylor importance is taken from."""
+
+
+class CannotFitError(ValueError):
+    """There is no network of the allowed size that a peer could make."""
 
 
 @dataclass
@@ -109,13 +113,19 @@ def torch_pruning(
 def _cut(
     model: nn.Module, problem: Problem, importance: Importance, scope: Scope, within: int
 ) -> None:
-    """Prune in place by a ratio whose network has at most ``within`` multiply-adds, and no fewer than need be."""
+    """Prune in place by a ratio whose network has at most ``within`` multiply-adds, and no fewer than need be.
+
+    Raises:
+        CannotFitError: no ratio leaves so few.
+    """
     import torch_pruning as tp
 
     measures: Mapping[str, Callable[[], Any]] = {
         "magnitude": lambda: tp.importance.GroupMagnitudeImportance(p=2),
         "taylor": lambda: tp.importance.GroupTaylorImportance(),
         "bn-scale": lambda: tp.importance.BNScaleImportance(),
+        "fpgm": lambda: tp.importance.FPGMImportance(p=2),
+        "lamp": lambda: tp.importance.LAMPImportance(p=2),
     }
     example = torch.zeros(1, *problem.backbone.shape, device=next(model.parameters()).device)
 
@@ -144,7 +154,9 @@ def _cut(
         found = {one: macs(one) for one in 1 - np.geomspace(0.5, 0.002, 80)}
         fits = {one: size for one, size in found.items() if size <= within}
         if not fits:
-            sys.exit(f"{importance}, {scope}: no ratio leaves {within:,} multiply-adds or fewer")
+            raise CannotFitError(
+                f"by {importance}, {scope}: no ratio leaves {within:,} multiply-adds or fewer"
+            )
         ratio = max(fits, key=fits.__getitem__)
     pruned(model, ratio)
 

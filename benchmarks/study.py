@@ -10,6 +10,7 @@ import argparse
 import fcntl
 import math
 import re
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -57,6 +58,11 @@ def main() -> None:
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
     study = Study.open(options.plan, options.accelerator)
+    for name, variant in study.plan["variants"].items():
+        if "method" not in variant:
+            sys.exit(
+                f"{options.plan}: {name} names no method: a plan of `python -m benchmarks.trials`?"
+            )
     tasks = study.tasks[::-1] if options.reverse else study.tasks
     targets = [
         task for task in tasks if options.targets is None or study.place(task) < options.targets
@@ -127,8 +133,12 @@ def run_variants(study: Study, task: Task, only: str = ".*") -> None:
             now = study.conditions(task, entries, variant)
             if not is_current(row, now):
                 print(f"{task.name}: {name}", flush=True)
-                made = run_variant(study, task, entries, variant)
-                keep_row(study, task, name, {**made, **now})
+                try:
+                    made = run_variant(study, task, entries, variant)
+                except peers.CannotFitError as error:
+                    print(f"{task.name}: {name} has no row: {error}", flush=True)
+                else:
+                    keep_row(study, task, name, {**made, **now})
             claimed.rmdir()
 
 

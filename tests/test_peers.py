@@ -19,9 +19,17 @@ WHOLE = forward_macs(TASK.backbone.outline(3), SHAPE)
 IMAGES = len(TASK.train.labels)
 
 
-@pytest.mark.parametrize("importance", ["magnitude", "taylor", "bn-scale"])
 @pytest.mark.parametrize(
-    ("scope", "rounds"), [("local", 1), ("global", 1), ("isomorphic", 1), ("local", 2)]
+    ("importance", "scope", "rounds"),
+    [
+        *(
+            (importance, scope, rounds)
+            for importance in ("magnitude", "taylor", "bn-scale")
+            for scope, rounds in (("local", 1), ("global", 1), ("isomorphic", 1), ("local", 2))
+        ),
+        ("fpgm", "local", 1),
+        ("lamp", "global", 1),
+    ],
 )
 def test_torch_pruning_ends_just_below_the_allowed_multiply_adds(
     importance: Any, scope: Any, rounds: int
@@ -39,6 +47,14 @@ def test_torch_pruning_ends_just_below_the_allowed_multiply_adds(
     assert np.isfinite(
         predict_logits(made.model, TASK.train.pixels, TASK.backbone.preprocess)
     ).all()
+
+
+def test_a_network_that_no_ratio_makes_small_enough_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(peers, "allowed", lambda _problem: 1000)
+    with pytest.raises(peers.CannotFitError, match="by magnitude, local: no ratio leaves 1,000"):
+        peers.torch_pruning(TASK, "magnitude", scope="local", rounds=1)
 
 
 def test_no_update_takes_the_gradients_that_importance_looked_at(

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
+from benchmarks import peers, pooled
 from benchmarks import plan as plans
-from benchmarks import pooled
 from benchmarks.plan import Study
-from benchmarks.study import run_variants
+from benchmarks.study import main, run_variants
 from mvp_edge.pruning.finetune import accuracy, predict_logits
 from mvp_edge.pruning.mvp import mvp
 from mvp_edge_export.storage import read_json
@@ -125,3 +125,22 @@ def test_what_is_done_is_not_repeated_until_its_plan_changes(
 def test_a_word_that_no_variant_may_say_is_refused(here: Path) -> None:
     with pytest.raises(SystemExit, match="mvp@2: unknown neighbors"):
         opened(here, variants={"mvp@2": {"method": "mvp", "steps": 2, "neighbors": 1}})
+
+
+def test_a_plan_of_trials_is_no_study(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened(here, variants={"base": {}})
+    monkeypatch.setattr("sys.argv", ["study", str(here / "plan.yaml"), "--list"])
+    with pytest.raises(SystemExit, match="base names no method"):
+        main()
+
+
+def test_what_cannot_fit_has_no_row_and_stops_nobody(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = {"importance": "magnitude", "scope": "local", "rounds": 1}
+    cut = {"method": "torch-pruning", "steps": 2, **how}
+    study = opened(here, variants={"cut": cut, "random@2": VARIANTS["random@2"]})
+    monkeypatch.setattr(peers, "allowed", lambda _problem: 100)
+    run_variants(study, study.tasks[0])
+    assert "cut has no row: by magnitude, local: no ratio leaves 100" in capsys.readouterr().out
+    assert set(study.rows(study.tasks[0])) == {"random@2"}
