@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 
 from benchmarks.rows import MAIN, Rows, difference, interval, mean, paired, study_rows
 from benchmarks.study_figures import best_peer
-from benchmarks.study_tables import CONTROLS, PEERS
+from benchmarks.study_tables import CONTROLS, FEW, PEERS
 
 OUT = Path(__file__).parents[1] / "docs" / "evidence"
 # Okabe and Ito's colours, which colour-blind readers tell apart.
@@ -217,27 +217,46 @@ def ratios(axes: Axes) -> bool:
 
 
 def classes(axes: Axes) -> bool:
-    """How many classes a task has: a hundred steps of each method, the main study's tasks among them."""
+    """How many classes a task has."""
     rows = study_rows("classes")
     if not rows:
         return False
     numbers = (3, 5, 10, 20)
-    main = dict(list(study_rows(MAIN).items())[:8])
+    of = {f"{n}": [row for name, row in rows.items() if f"-{n}c-" in name] for n in numbers}
+    _at_a_hundred(axes, {**of, "5": _first_of_main(8)})
+    chance = [100 / number for number in numbers]
+    axes.plot(range(len(numbers)), chance, color=GREY, lw=0.8, ls=":", label="chance")
+    axes.set_xlabel("classes of a task (of three and five the trunk has seen none, of more some)")
+    axes.legend(frameon=False)
+    return True
+
+
+def few(axes: Axes) -> bool:
+    """How many images a task has."""
+    columns = {f"{each}": list(study_rows(f"few-{each}").values()) for each in FEW}
+    if not all(columns.values()):
+        return False
+    _at_a_hundred(axes, {**columns, "425 (all)": _first_of_main(8)})
+    axes.set_xlabel("training images a class")
+    axes.legend(frameon=False)
+    return True
+
+
+def _first_of_main(targets: int) -> Sequence[Mapping[str, Any]]:
+    return list(study_rows(MAIN).values())[:targets]
+
+
+def _at_a_hundred(axes: Axes, columns: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """A line a method, a column a kind of tasks: top-1 after a hundred steps."""
     for beside, method in enumerate(AT_A_HUNDRED):
         points = []
-        for place, number in enumerate(numbers):
-            of = main if number == 5 else {t: r for t, r in rows.items() if f"-{number}c-" in t}
-            if own := [row[f"{method}@100"] for row in of.values() if f"{method}@100" in row]:
+        for place, targets in enumerate(columns.values()):
+            if own := [row[f"{method}@100"] for row in targets if f"{method}@100" in row]:
                 points.append((place + 0.05 * beside, *_spread(own), None))
         label, colour, marker = METHODS[method]
         _line(axes, points, f"{label}, 100 steps", colour, marker)
-    chance = [100 / number for number in numbers]
-    axes.plot(range(len(numbers)), chance, color=GREY, lw=0.8, ls=":", label="chance")
-    axes.set_xticks(range(len(numbers)), [f"{number}" for number in numbers])
-    axes.set_xlabel("classes of a task (of three and five the trunk has seen none, of more some)")
+    axes.set_xticks(range(len(columns)), list(columns))
     axes.set_ylabel("top-1, %")
-    axes.legend(frameon=False)
-    return True
 
 
 _WHERE = f"\nResNet-18, {TASKS}, keep 0.1; {BARS}"
@@ -260,6 +279,7 @@ PLOTS: Mapping[str, tuple[Callable[[Axes], bool], str]] = {
     "peers": (peers, f"What else could one do?{_WHERE}"),
     "ratios": (ratios, f"How much may go?\nResNet-18, {TASKS}; {BARS}"),
     "classes": (classes, f"How many classes?\nResNet-18, CIFAR-100, keep 0.1; {BARS}"),
+    "few": (few, f"How many images?{_WHERE}"),
 }
 
 

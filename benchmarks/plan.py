@@ -63,7 +63,7 @@ class Study:
                 sys.exit(f"{path}: {variant_name}: unknown {', '.join(sorted(unknown))}")
         backbone = load_backbone(below_data(plan["backbone"]), plan.get("input_size"))
         tasks = [
-            task
+            task if "each" not in draw else _with_few_images(task, draw["each"])
             for draw in plan["draws"]
             for task in sample_tasks(
                 data_folder() / draw["images"], draw["count"], draw["classes"], draw["seed"]
@@ -185,6 +185,13 @@ class Study:
         """A target's rows by the variants' names."""
         path = self.file(task)
         return dict(read_json(path, "rows")["rows"]) if path.exists() else {}
+
+
+def _with_few_images(task: Task, each: int) -> Task:
+    """The same task with so many training images a class; those of validation and test stay."""
+    rows = task.subsample("train", each * len(task.classes), 0)
+    few = tuple(task.splits["train"][row] for row in rows)
+    return replace(task, splits={**task.splits, "train": few})
 
 
 def pooled_row(name: str) -> Path:

@@ -20,7 +20,7 @@ from benchmarks.rows import (
     ratio,
     study_rows,
 )
-from benchmarks.study_tables import SEEDED
+from benchmarks.study_tables import FEW, SEEDED
 
 
 def all_study_figures() -> list[Figure]:
@@ -35,6 +35,7 @@ def all_study_figures() -> list[Figure]:
         *_zoo_figures(),
         *_ratio_figures(),
         *_class_figures(),
+        *_few_figures(),
         *_unseen_figures(),
         *_seed_figures(),
     ]
@@ -325,6 +326,23 @@ def _class_figures() -> Iterator[Figure]:
             command = "python -m benchmarks.study benchmarks/plans/classes.yaml"
             name, where = f"P1-classes-seen-by-the-trunk-of-{count}", "benchmarks/results/classes/"
             yield Figure(name, middle, low, high, "", "stated", text, where, command)
+
+
+def _few_figures() -> Iterator[Figure]:
+    """Tasks of few training images."""
+    for each in FEW:
+        conditions = f"{each} training images a class, {RESNET}"
+        for ours, theirs in (
+            ("trunk@100", "mvp@100"),
+            ("mvp@100", "magnitude@100"),
+            ("mvp@100", "ifp@1000"),
+            ("trunk@100", "ifp@1000"),
+            ("trunk@100", "trunk@20"),
+        ):
+            name = f"P1-{ours}-minus-{theirs}-of-{each}-images".replace("@", "")
+            study = f"few-{each}"
+            rows = study_rows(study)
+            yield from _difference_figure(rows, ours, theirs, name, "stated", study, conditions)
 
 
 def _unseen_figures() -> Iterator[Figure]:

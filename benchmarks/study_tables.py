@@ -61,6 +61,8 @@ CONTROLS = (
 )  # fmt: skip
 """What is changed in MVP: the mask, the weights, whom it asks."""
 
+FEW = (10, 30, 100)
+"""Training images a class of the studies on few images."""
 SEEDED = ("mvp@100", "mvp@20", "random@100", "ifp@1000")
 PEERS = (
     "mvp@20",
@@ -105,6 +107,7 @@ TABLES = [
         StudyTable(f"classes-{n}", "classes", "mvp@100", ("mvp.*", ".*"), targets=f"cifar100-{n}c")
         for n in (3, 10, 20)
     ),
+    *(StudyTable(f"few-{each}", f"few-{each}", "mvp@100", ("mvp.*", ".*")) for each in FEW),
     *(
         StudyTable(f"unseen-{name}", "unseen", "mvp@100", ("mvp.*", ".*"), targets=name)
         for name in ("tiny_imagenet_100", "imagenette_photos")

@@ -67,6 +67,7 @@ def test_points_are_means_of_the_rows_or_paired_differences() -> None:
     assert lines("zoo-size") == {"MVP, 100 steps": [(1, -10.0), (23, 0.0)]}
     assert lines("similarity") == {"MVP, 100 steps": [(1, 0.0), (5, -20.0)]}
     assert lines("classes") == {"MVP, 100 steps": [(0.05, 81.0), (1.05, 81.0)]}
+    assert lines("few") == {"MVP, 100 steps": [(0.05 + n, 81.0) for n in range(4)]}
     assert lines("ratios") == {"MVP, 100 steps": [(0.05, -45.0), (0.1, -15.0), (0.5, -5.0)]}
 
 

@@ -144,3 +144,15 @@ def test_what_cannot_fit_has_no_row_and_stops_nobody(
     run_variants(study, study.tasks[0])
     assert "cut has no row: by magnitude, local: no ratio leaves 100" in capsys.readouterr().out
     assert set(study.rows(study.tasks[0])) == {"random@2"}
+
+
+def test_a_draw_may_have_few_images_to_train_on(here: Path) -> None:
+    whole = opened(here).tasks[0]
+    study = opened(here, draws=[{**PLAN["draws"][0], "each": 2}])
+    few = study.tasks[0]
+    assert few.labels("train").tolist() == [0, 0, 1, 1, 2, 2]
+    assert set(few.splits["train"]) < set(whole.splits["train"])
+    assert [few.splits[one] for one in ("val", "test")] == [
+        whole.splits[one] for one in ("val", "test")
+    ]
+    assert few.name == whole.name not in {entry.name for entry in study.entries(few)}
