@@ -57,6 +57,14 @@ _GOALS = {
     ("trunk@50", "scratch"): ("P1-trunk50-minus-ifp1000", "stated"),
     ("trunk@20", "scratch"): ("P1-trunk20-minus-ifp1000", "≥ 0"),
     ("trunk@20-taught", "scratch"): ("P1-trunk20-taught-minus-ifp1000", "stated"),
+    ("trunk-everything@20-taught", "scratch"): (
+        "P1-trunk-everything20-taught-minus-ifp1000",
+        "stated",
+    ),
+    ("trunk-everything@100-taught", "scratch"): (
+        "P1-trunk-everything100-taught-minus-ifp1000",
+        "stated",
+    ),
     ("trunk@100", "mvp@100"): ("P1-trunk100-minus-mvp100", "stated"),
     ("trunk@20", "mvp@20"): ("P1-trunk20-minus-mvp20", "stated"),
     ("trunk@20", "mvp@100"): ("P1-trunk20-minus-mvp100", "stated"),
@@ -66,6 +74,7 @@ _GOALS = {
     ("trunk-plain@100", "mvp@100"): ("P1-trunk-plain100-minus-mvp100", "stated"),
     ("ifp@1000-muon", "scratch"): ("P1-ifp1000-muon-minus-ifp1000", "stated"),
     ("trunk@100", "ifp@1000-muon"): ("P1-trunk100-minus-ifp1000-muon", "stated"),
+    ("trunk-plain@100", "ifp@1000-muon"): ("P1-trunk-plain100-minus-ifp1000-muon", "stated"),
     ("mvp@100", "magnitude@100"): ("P1-mvp100-minus-magnitude100", "stated"),
     ("mvp@100-backbone-weights-fast", "magnitude@100"): ("P1-voted-minus-largest-units", "stated"),
     ("mvp@100", "mvp@100-backbone-weights-fast"): ("P1-averaged-minus-backbone-weights", "stated"),
@@ -219,7 +228,9 @@ def _peer_figures() -> Iterator[Figure]:
     """P4: against Torch-Pruning at its best, and against a thin network that was trained on everything."""
     rows = study_rows("peers")
     for steps, goal in ((100, "≥ 15"), (1000, "stated")):
-        best = best_peer(rows, rf"tp-.*@{steps}")
+        best, own = best_peer(rows, rf"tp-.*@{steps}"), f"tp-magnitude-local-own@{steps}"
+        name = f"P4-minus-torch-pruning{steps}-own-rate"
+        yield from _difference_figure(rows, "mvp@100", own, name, "stated", "peers")
         if best:
             name = f"P4-minus-torch-pruning{steps}"
             yield from _difference_figure(rows, "mvp@100", best, name, goal, "peers")
@@ -229,30 +240,33 @@ def _peer_figures() -> Iterator[Figure]:
         for ours, start in (("mvp@100", "P4"), ("trunk@100", "P4-trunk100")):
             name = f"{start}-minus-{theirs.replace('@', '')}"
             yield from _difference_figure(rows, ours, theirs, name, "stated", "peers")
-    parity = cost_to_parity(rows)
-    if parity:
-        text = (
-            f"multiply-adds at which the best of Torch-Pruning is as accurate as mvp@100, over mvp@100's "
-            f"(between its 100 and 1,000 steps, straight in their logarithm), {RESNET}, {parity[3]} targets"
-        )
-        yield Figure(
-            "P4-cost-to-parity", *parity[:3], "×", "≥ 10", text, "benchmarks/results/peers/",
-            "python -m benchmarks.study benchmarks/plans/peers.yaml",
-        )  # fmt: skip
+    for ours, name, goal in (
+        ("mvp@100", "P4-cost-to-parity", "≥ 10"),
+        ("trunk@100", "P4-trunk-cost-to-parity", "stated"),
+    ):
+        if parity := cost_to_parity(rows, ours):
+            text = (
+                f"multiply-adds at which the best of Torch-Pruning is as accurate as {ours}, over {ours}'s "
+                "(between its 100 and 1,000 steps, straight in their logarithm; its 1,000 steps' where they "
+                f"are less accurate), {RESNET}, {parity[3]} targets"
+            )
+            where = "benchmarks/results/peers/"
+            command = "python -m benchmarks.study benchmarks/plans/peers.yaml"
+            yield Figure(name, *parity[:3], "×", goal, text, where, command)
 
 
-def cost_to_parity(rows: Rows) -> tuple[float, float, float, int] | None:
-    """How much more Torch-Pruning spends for mvp@100's accuracy; held at its 1,000 steps' where that is less."""
+def cost_to_parity(rows: Rows, ours: str) -> tuple[float, float, float, int] | None:
+    """How much more Torch-Pruning spends for the accuracy of ``ours``; its 1,000 steps' where that is less."""
     few, many = (best_peer(rows, rf"tp-.*@{steps}") for steps in (100, 1000))
     if not few or not many:
         return None
-    names = ("mvp@100", few, many)
+    names = (ours, few, many)
     both = [[r[n][k] for n in names for k in ("accuracy", "total_flops")] for r in rows.values()
             if all(n in r for n in names)]  # fmt: skip
 
     def ratio_of(values: Values) -> Values:
-        ours, spent, low, cheap, high, dear = np.moveaxis(mean(values), -1, 0)
-        share = np.clip((ours - low) / np.maximum(high - low, 1e-9), 0.0, 1.0)
+        reached, spent, low, cheap, high, dear = np.moveaxis(mean(values), -1, 0)
+        share = np.clip((reached - low) / np.maximum(high - low, 1e-9), 0.0, 1.0)
         return np.asarray(np.exp((1 - share) * np.log(cheap) + share * np.log(dear)) / spent)
 
     return compared(np.array(both, dtype=np.float64), ratio_of)

@@ -67,9 +67,9 @@ def test_cost_to_parity_lies_between_what_was_measured() -> None:
         }
         return {"x": target, "y": target}
 
-    found = [study_figures.cost_to_parity(rows(ours)) for ours in (0.5, 0.7, 0.8, 0.9)]
+    found = [study_figures.cost_to_parity(rows(ours), "mvp@100") for ours in (0.5, 0.7, 0.8, 0.9)]
     assert [one[0] for one in found if one] == pytest.approx([2, 6, 18, 18])
-    assert study_figures.cost_to_parity({"x": {}}) is None
+    assert study_figures.cost_to_parity({"x": {}}, "mvp@100") is None
 
 
 def test_a_figure_in_a_sentence_is_filled_in(tmp_path: Path) -> None:
