@@ -223,7 +223,7 @@ def classes(axes: Axes) -> bool:
         return False
     numbers = (3, 5, 10, 20)
     of = {f"{n}": [row for name, row in rows.items() if f"-{n}c-" in name] for n in numbers}
-    _at_a_hundred(axes, {**of, "5": _first_of_main(8)})
+    _at_a_hundred(axes, {**of, "5": _first_of_main()})
     chance = [100 / number for number in numbers]
     axes.plot(range(len(numbers)), chance, color=GREY, lw=0.8, ls=":", label="chance")
     axes.set_xlabel("classes of a task (of three and five the trunk has seen none, of more some)")
@@ -236,14 +236,15 @@ def few(axes: Axes) -> bool:
     columns = {f"{each}": list(study_rows(f"few-{each}").values()) for each in FEW}
     if not all(columns.values()):
         return False
-    _at_a_hundred(axes, {**columns, "425 (all)": _first_of_main(8)})
+    _at_a_hundred(axes, {**columns, "425 (all)": _first_of_main()})
     axes.set_xlabel("training images a class")
     axes.legend(frameon=False)
     return True
 
 
-def _first_of_main(targets: int) -> Sequence[Mapping[str, Any]]:
-    return list(study_rows(MAIN).values())[:targets]
+def _first_of_main() -> Sequence[Mapping[str, Any]]:
+    """The main study's rows of as many targets as the other studies have."""
+    return list(study_rows(MAIN).values())[:8]
 
 
 def _at_a_hundred(axes: Axes, columns: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:

@@ -120,6 +120,23 @@ def _difference_figure(
         yield Figure(name, *got[:3], "points", goal, text, where, command)
 
 
+_STARTS = (
+    ("trunk@100", "mvp@100"),
+    ("mvp@100", "magnitude@100"),
+    ("mvp@100", "ifp@1000"),
+    ("trunk@100", "ifp@1000"),
+)
+
+
+def _start_figures(
+    rows: Rows, suffix: str, study: str, conditions: str, more: Sequence[tuple[str, str]] = ()
+) -> Iterator[Figure]:
+    """What each start is worth on other kinds of tasks."""
+    for ours, theirs in (*_STARTS, *more):
+        name = f"P1-{ours}-minus-{theirs}-{suffix}".replace("@", "")
+        yield from _difference_figure(rows, ours, theirs, name, "stated", study, conditions)
+
+
 def _trial_figures() -> Iterator[Figure]:
     """What the recipe that won the trials is worth, on the main study's targets."""
     rows = study_rows(MAIN)
@@ -318,14 +335,7 @@ def _class_figures() -> Iterator[Figure]:
     for count in (3, 10, 20):
         own = {target: row for target, row in rows.items() if f"-{count}c-" in target}
         conditions = f"{count} classes, ResNet-18, CIFAR-100, tied keep 0.1"
-        for ours, theirs in (
-            ("trunk@100", "mvp@100"),
-            ("mvp@100", "magnitude@100"),
-            ("mvp@100", "ifp@1000"),
-            ("trunk@100", "ifp@1000"),
-        ):
-            name = f"P1-{ours}-minus-{theirs}-of-{count}-classes".replace("@", "")
-            yield from _difference_figure(own, ours, theirs, name, "stated", "classes", conditions)
+        yield from _start_figures(own, f"of-{count}-classes", "classes", conditions)
         files = sorted((RESULTS / "classes").glob(f"*-{count}c-*.json"))
         known = {one.stem: set(json.loads(one.read_text())["classes"]) & seen for one in files}
         shares = {target: len(some) / count for target, some in known.items()}
@@ -344,19 +354,10 @@ def _class_figures() -> Iterator[Figure]:
 
 def _few_figures() -> Iterator[Figure]:
     """Tasks of few training images."""
+    more = [("trunk@100", "trunk@20")]
     for each in FEW:
-        conditions = f"{each} training images a class, {RESNET}"
-        for ours, theirs in (
-            ("trunk@100", "mvp@100"),
-            ("mvp@100", "magnitude@100"),
-            ("mvp@100", "ifp@1000"),
-            ("trunk@100", "ifp@1000"),
-            ("trunk@100", "trunk@20"),
-        ):
-            name = f"P1-{ours}-minus-{theirs}-of-{each}-images".replace("@", "")
-            study = f"few-{each}"
-            rows = study_rows(study)
-            yield from _difference_figure(rows, ours, theirs, name, "stated", study, conditions)
+        study, conditions = f"few-{each}", f"{each} training images a class, {RESNET}"
+        yield from _start_figures(study_rows(study), f"of-{each}-images", study, conditions, more)
 
 
 def _unseen_figures() -> Iterator[Figure]:
@@ -369,16 +370,9 @@ def _unseen_figures() -> Iterator[Figure]:
         rows = {
             target: row for target, row in study_rows(study).items() if target.startswith(images)
         }
-        for ours, theirs in (
-            ("trunk@100", "mvp@100"),
-            ("trunk@100", "trunk@20"),
-            ("mvp@100", "magnitude@100"),
-            ("mvp@100", "ifp@1000"),
-            ("trunk@100", "ifp@1000"),
-            ("trunk@100", "ahnp@500"),
-        ):
-            name = f"P1-{ours}-minus-{theirs}-on-{images}".replace("@", "").replace("_", "-")
-            yield from _difference_figure(rows, ours, theirs, name, "stated", study, conditions)
+        more = [("trunk@100", "trunk@20"), ("trunk@100", "ahnp@500")]
+        suffix = f"on-{images.replace('_', '-')}"
+        yield from _start_figures(rows, suffix, study, conditions, more)
 
 
 def _seed_figures() -> Iterator[Figure]:
