@@ -1,6 +1,6 @@
 """A headline figure, and those of similarity and of timing, computed from the raw rows that their scripts wrote."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,10 +9,13 @@ from scipy.stats import spearmanr
 
 from benchmarks.rows import (
     MAIN,
+    Rows,
     Values,
     by_fifth,
+    difference,
     interval,
     mean,
+    ratio,
 )
 
 
@@ -33,6 +36,35 @@ class Figure:
 
 RESNET = "ResNet-18, CIFAR-100, tied keep 0.1"
 """The conditions of most."""
+
+
+def difference_figure(
+    rows: Rows, ours: str, theirs: str, name: str, goal: str, study: str, conditions: str = RESNET
+) -> Iterator[Figure]:
+    """Points of top-1 between two variants of a study, of the targets that have both; none where none has."""
+    if got := difference(rows, ours, theirs):
+        text = f"{ours} − {theirs}, {conditions}, {got[3]} targets, test images"
+        yield Figure(name, *got[:3], "points", goal, text, *made_by(study))
+
+
+def cost_figure(
+    rows: Rows, ours: str, theirs: str, name: str, goal: str, study: str, conditions: str = RESNET
+) -> Iterator[Figure]:
+    """How many times as much training ``theirs`` takes as ``ours``."""
+    if got := ratio(rows, ours, theirs, "total_flops"):
+        text = (
+            f"{theirs} over {ours}, real training multiply-adds (similarity, statistics and head included), "
+            f"{conditions}, {got[3]} targets"
+        )
+        yield Figure(name, *got[:3], "×", goal, text, *made_by(study))
+
+
+def made_by(study: str) -> tuple[str, str]:
+    """Where a study's rows lie, and the command that makes them."""
+    return (
+        f"benchmarks/results/{study}/",
+        f"python -m benchmarks.study benchmarks/plans/{study}.yaml",
+    )
 
 
 def overlap_figures(facts: Mapping[str, Any], source: str) -> list[Figure]:

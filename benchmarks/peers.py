@@ -63,7 +63,7 @@ def by_name(variant: dict[str, Any], problem: Problem) -> Pruned | Outcome:
     if name == "distilled":
         torch.manual_seed(problem.seed)
         student = (
-            timm.create_model(variant["student"], num_classes=problem.classes)
+            off_the_shelf(variant["student"], problem.classes, variant["pixels"])
             if "student" in variant
             else thin(problem)
         )
@@ -221,6 +221,15 @@ def distilled(problem: Problem, student: nn.Module, *, share: float, warmth: flo
     )
     _train(outcome, problem, 0, problem.recipe.steps, batches, teaching_loss(share, warmth))
     return outcome
+
+
+def off_the_shelf(name: str, classes: int, pixels: int) -> nn.Module:
+    """A network of timm with random weights, which sees the images enlarged to ``pixels``.
+
+    What was made for 224 px has hardly a pixel left of 32 in its last stages.
+    """
+    enlarge = nn.Upsample((pixels, pixels), mode="bilinear")
+    return nn.Sequential(enlarge, timm.create_model(name, num_classes=classes))
 
 
 def pooled(problem: Problem, weights: Mapping[str, torch.Tensor]) -> Pruned:

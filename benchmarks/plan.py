@@ -35,7 +35,7 @@ KEYS = (
     "method", "steps", "targets", "seed", "keep", "start", "teach",
     "who", "neighbours", "disjoint", "entries", "similarity",  # whom it asks
     "units", "weights", "electorate", "tau", "spread", "l1",  # what it does with the answers
-    "importance", "scope", "rounds", "share", "warmth", "student",  # of peers
+    "importance", "scope", "rounds", "share", "warmth", "student", "pixels",  # of peers
     *RECIPE,
 )  # fmt: skip
 """What a variant of a study may say."""

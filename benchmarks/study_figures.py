@@ -1,23 +1,20 @@
 """The headline figures of studies, each computed from the rows of its study."""
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from benchmarks.figures import RESNET, Figure
+from benchmarks.figures import RESNET, Figure, cost_figure, difference_figure, made_by
+from benchmarks.peer_figures import peer_figures
 from benchmarks.rows import (
     DEIT,
     MAIN,
     RESULTS,
     Rows,
-    Values,
     compared,
-    difference,
     mean,
     paired,
-    ratio,
     study_rows,
 )
 from benchmarks.study_tables import FEW, SEEDED
@@ -31,7 +28,7 @@ def all_study_figures() -> list[Figure]:
         *_study_figures(DEIT, "ahnp@500", _DEIT),
         *_trial_figures(),
         *_trunk_figures(),
-        *_peer_figures(),
+        *peer_figures(),
         *_zoo_figures(),
         *_ratio_figures(),
         *_class_figures(),
@@ -50,6 +47,8 @@ _GOALS = {
     ("mvp@1000", "scratch"): ("P1-mvp1000-minus-ifp1000", "stated"),
     ("unpruned@100", "scratch"): ("P1-unpruned100-minus-ifp1000", "stated"),
     ("mvp@300", "scratch"): ("P1-mvp300-minus-ifp1000", "stated"),
+    ("mvp@100", "ahnp@1000"): ("P1-mvp100-minus-ahnp1000", "stated"),
+    ("ahnp@1000", "ahnp@500"): ("P1-ahnp1000-minus-ahnp500", "stated"),
     ("mvp@100-disjoint", "scratch"): ("P1-disjoint100-minus-ifp1000", "stated"),
     ("mvp@100-disjoint", "mvp@100"): ("P1-disjoint100-minus-mvp100", "stated"),
     ("mvp@100", "random@100"): ("P1-mvp100-minus-random100", "stated"),
@@ -84,40 +83,19 @@ _SUFFIX = {"resnet18-cifar100": "", "resnet18-keep0.32": "-keep0.32", "deit-tiny
 
 def _study_figures(study: str, scratch: str, conditions: str) -> Iterator[Figure]:
     rows, suffix = study_rows(study), _SUFFIX[study]
-    where = f"benchmarks/results/{study}/"
-    command = f"python -m benchmarks.study benchmarks/plans/{study}.yaml"
     for (ours, against), (name, goal) in _GOALS.items():
         theirs = scratch if against == "scratch" else against
-        got = difference(rows, ours, theirs)
-        if got:
-            name = name.replace("ifp1000", scratch.replace("@", "")) + suffix
-            text = f"{ours} − {theirs}, {conditions}, {got[3]} targets, leave-one-out, test images"
-            goal = "stated" if suffix else goal
-            yield Figure(name, *got[:3], "points", goal, text, where, command)
+        name = name.replace("ifp1000", scratch.replace("@", "")) + suffix
+        goal = "stated" if suffix else goal
+        where = f"{conditions}, leave-one-out"
+        yield from difference_figure(rows, ours, theirs, name, goal, study, where)
     for ours, name in (("mvp@100", "P2-cost-ratio"), ("trunk@100", "P2-cost-ratio-trunk")):
-        spent = ratio(rows, ours, scratch, "total_flops")
-        if spent:
-            text = (
-                f"{scratch} over {ours}, real training multiply-adds (similarity, statistics and head "
-                f"included), {conditions}, {spent[3]} targets"
-            )
-            goal = "stated" if suffix else "≥ 100"
-            yield Figure(f"{name}{suffix}", *spent[:3], "×", goal, text, where, command)
+        goal = "stated" if suffix else "≥ 100"
+        yield from cost_figure(rows, ours, scratch, f"{name}{suffix}", goal, study, conditions)
 
 
 _POOLED = RESULTS / "pooled"
 _DEIT = "DeiT-Tiny at 64 px, keep 0.25"
-
-
-def _difference_figure(
-    rows: Rows, ours: str, theirs: str, name: str, goal: str, study: str, conditions: str = RESNET
-) -> Iterator[Figure]:
-    got = difference(rows, ours, theirs)
-    if got:
-        text = f"{ours} − {theirs}, {conditions}, {got[3]} targets, test images"
-        where = f"benchmarks/results/{study}/"
-        command = f"python -m benchmarks.study benchmarks/plans/{study}.yaml"
-        yield Figure(name, *got[:3], "points", goal, text, where, command)
 
 
 _STARTS = (
@@ -134,7 +112,7 @@ def _start_figures(
     """What each start is worth on other kinds of tasks."""
     for ours, theirs in (*_STARTS, *more):
         name = f"P1-{ours}-minus-{theirs}-{suffix}".replace("@", "")
-        yield from _difference_figure(rows, ours, theirs, name, "stated", study, conditions)
+        yield from difference_figure(rows, ours, theirs, name, "stated", study, conditions)
 
 
 def _trial_figures() -> Iterator[Figure]:
@@ -145,10 +123,10 @@ def _trial_figures() -> Iterator[Figure]:
         (100, "mvp@100"),
     ):  # augmented, as the older recipe's were
         name = f"P1-recipe-minus-one-update{steps}"
-        yield from _difference_figure(rows, ours, f"mvp@{steps}-one-update", name, "stated", MAIN)
+        yield from difference_figure(rows, ours, f"mvp@{steps}-one-update", name, "stated", MAIN)
     for steps in (20, 50, 100):  # the unpruned backbone's opinion beside the labels
         ours, name = f"trunk@{steps}-taught", f"P1-trunk{steps}-taught-minus-trunk{steps}"
-        yield from _difference_figure(rows, ours, f"trunk@{steps}", name, "stated", MAIN)
+        yield from difference_figure(rows, ours, f"trunk@{steps}", name, "stated", MAIN)
     pair = "trunk@100-again", "trunk@100"  # the same on a processor that multiplies in bfloat16
     kinds = ("bfloat16", "float32")
     differ = {
@@ -157,7 +135,7 @@ def _trial_figures() -> Iterator[Figure]:
         if all(name in row for name in pair)
         and tuple(row[name].get("arithmetic") for name in pair) == kinds
     }
-    yield from _difference_figure(differ, *pair, "P1-bfloat16-minus-float32", "stated", MAIN)
+    yield from difference_figure(differ, *pair, "P1-bfloat16-minus-float32", "stated", MAIN)
     for study, ours, suffix, conditions in (  # short runs, their images as they are
         (MAIN, "mvp@20", "", RESNET),
         (MAIN, "trunk@20", "", RESNET),
@@ -167,7 +145,7 @@ def _trial_figures() -> Iterator[Figure]:
     ):
         name = f"P1-{ours.replace('@', '')}-minus-augmented{suffix}"
         pair = ours, f"{ours}-augmented"
-        yield from _difference_figure(study_rows(study), *pair, name, "stated", study, conditions)
+        yield from difference_figure(study_rows(study), *pair, name, "stated", study, conditions)
 
 
 def _trunk_figures() -> Iterator[Figure]:
@@ -184,14 +162,14 @@ def _trunk_figures() -> Iterator[Figure]:
         for steps in (20, 100):
             name = f"P1-{ours}{steps}-minus-{theirs}{steps}"
             pair = f"{ours}@{steps}", f"{theirs}@{steps}"
-            yield from _difference_figure(rows, *pair, name, "stated", MAIN)
+            yield from difference_figure(rows, *pair, name, "stated", MAIN)
     plain = "trunk-?-plain", "trunk-plain@100"  # those that asked a zoo cost its entries as well
     yield from _trunk_costs(rows, *plain, "ifp@1000", MAIN, RESNET)
     deit_rows = study_rows("deit-trunk")
-    for steps in (20, 100):
-        name = f"P1-trunk{steps}-minus-ahnp500-deit"
-        pair = f"trunk@{steps}", "ahnp@500"
-        yield from _difference_figure(deit_rows, *pair, name, "stated", "deit-trunk", _DEIT)
+    for steps, against in ((20, 500), (100, 500), (100, 1000)):
+        name = f"P1-trunk{steps}-minus-ahnp{against}-deit"
+        pair = f"trunk@{steps}", f"ahnp@{against}"
+        yield from difference_figure(deit_rows, *pair, name, "stated", "deit-trunk", _DEIT)
     deit = "trunk-deit", "trunk@100"
     yield from _trunk_costs(deit_rows, *deit, "ahnp@500", "deit-trunk", _DEIT)
 
@@ -231,64 +209,6 @@ def _trunk_costs(
         yield figure(f"P2-cost-ratio-trunk-of-{tasks}", ratios, what)
 
 
-def best_peer(rows: Rows, pattern: str) -> str | None:
-    """The most accurate variant of those that the most targets have."""
-    found: dict[str, list[float]] = {}
-    for row in rows.values():
-        for name in row:
-            if re.fullmatch(pattern, name):
-                found.setdefault(name, []).append(row[name]["accuracy"])
-    return max(found, key=lambda n: (len(found[n]), np.mean(found[n])), default=None)
-
-
-def _peer_figures() -> Iterator[Figure]:
-    """P4: against Torch-Pruning at its best, and against a thin network that was trained on everything."""
-    rows = study_rows("peers")
-    for steps, goal in ((100, "≥ 15"), (1000, "stated")):
-        best, own = best_peer(rows, rf"tp-.*@{steps}"), f"tp-magnitude-local-own@{steps}"
-        name = f"P4-minus-torch-pruning{steps}-own-rate"
-        yield from _difference_figure(rows, "mvp@100", own, name, "stated", "peers")
-        if best:
-            name = f"P4-minus-torch-pruning{steps}"
-            yield from _difference_figure(rows, "mvp@100", best, name, goal, "peers")
-            name = f"P4-trunk100-minus-torch-pruning{steps}"
-            yield from _difference_figure(rows, "trunk@100", best, name, "stated", "peers")
-    for theirs in ("small@100", "thin-distilled@100", "probe"):
-        for ours, start in (("mvp@100", "P4"), ("trunk@100", "P4-trunk100")):
-            name = f"{start}-minus-{theirs.replace('@', '')}"
-            yield from _difference_figure(rows, ours, theirs, name, "stated", "peers")
-    for ours, name, goal in (
-        ("mvp@100", "P4-cost-to-parity", "≥ 10"),
-        ("trunk@100", "P4-trunk-cost-to-parity", "stated"),
-    ):
-        if parity := cost_to_parity(rows, ours):
-            text = (
-                f"multiply-adds at which the best of Torch-Pruning is as accurate as {ours}, over {ours}'s "
-                "(between its 100 and 1,000 steps, straight in their logarithm; its 1,000 steps' where they "
-                f"are less accurate), {RESNET}, {parity[3]} targets"
-            )
-            where = "benchmarks/results/peers/"
-            command = "python -m benchmarks.study benchmarks/plans/peers.yaml"
-            yield Figure(name, *parity[:3], "×", goal, text, where, command)
-
-
-def cost_to_parity(rows: Rows, ours: str) -> tuple[float, float, float, int] | None:
-    """How much more Torch-Pruning spends for the accuracy of ``ours``; its 1,000 steps' where that is less."""
-    few, many = (best_peer(rows, rf"tp-.*@{steps}") for steps in (100, 1000))
-    if not few or not many:
-        return None
-    names = (ours, few, many)
-    both = [[r[n][k] for n in names for k in ("accuracy", "total_flops")] for r in rows.values()
-            if all(n in r for n in names)]  # fmt: skip
-
-    def ratio_of(values: Values) -> Values:
-        reached, spent, low, cheap, high, dear = np.moveaxis(mean(values), -1, 0)
-        share = np.clip((reached - low) / np.maximum(high - low, 1e-9), 0.0, 1.0)
-        return np.asarray(np.exp((1 - share) * np.log(cheap) + share * np.log(dear)) / spent)
-
-    return compared(np.array(both, dtype=np.float64), ratio_of)
-
-
 def _zoo_figures() -> Iterator[Figure]:
     """P11: what a smaller zoo costs."""
     rows = study_rows("zoo-size")
@@ -296,16 +216,16 @@ def _zoo_figures() -> Iterator[Figure]:
         for count in (1, 2, 5, 10, 20):
             pair = f"mvp@{steps}-zoo-{count}", f"mvp@{steps}"
             name = f"P11-mvp{steps}-zoo{count}-minus-whole-zoo"
-            yield from _difference_figure(rows, *pair, name, "stated", "zoo-size")
+            yield from difference_figure(rows, *pair, name, "stated", "zoo-size")
         pair = f"mvp@{steps}-fifth-5", f"mvp@{steps}"
         name = f"P11-mvp{steps}-farthest-fifth-minus-nearest"
-        yield from _difference_figure(rows, *pair, name, "stated", "zoo-size")
+        yield from difference_figure(rows, *pair, name, "stated", "zoo-size")
     whole = study_rows(MAIN)
     for ours, name in (("farthest", "farthest-minus-nearest"), ("one", "one-minus-three")):
         pair = f"mvp@100-{ours}", "mvp@100"
-        yield from _difference_figure(whole, *pair, f"P11-mvp100-{name}", "stated", MAIN)
+        yield from difference_figure(whole, *pair, f"P11-mvp100-{name}", "stated", MAIN)
         own = f"P11-mvp100-{name}-deit"
-        yield from _difference_figure(study_rows(DEIT), *pair, own, "stated", DEIT, _DEIT)
+        yield from difference_figure(study_rows(DEIT), *pair, own, "stated", DEIT, _DEIT)
 
 
 def _ratio_figures() -> Iterator[Figure]:
@@ -314,7 +234,13 @@ def _ratio_figures() -> Iterator[Figure]:
     against = {
         0.03: [("trunk@100", "mvp@100"), ("mvp@100", "ifp@1000"), ("trunk@100", "ifp@1000")],
         0.2: [("mvp@100", "magnitude@100")],
-        0.32: [("mvp@100", "magnitude@100"), ("mvp@100", "ifp@1000"), ("trunk@100", "ifp@1000")],
+        0.32: [
+            ("mvp@100", "magnitude@100"),
+            ("trunk@100", "magnitude@100"),
+            ("mvp@100", "ifp@1000"),
+            ("trunk@20", "ifp@1000"),
+            ("trunk@100", "ifp@1000"),
+        ],
         0.5: [("mvp@100", "magnitude@100")],
     }
     for keep, pairs in against.items():
@@ -322,7 +248,7 @@ def _ratio_figures() -> Iterator[Figure]:
             pair = f"{ours}-keep{keep}", f"{theirs}-keep{keep}"
             name = f"P1-{ours}-minus-{theirs}-at-{keep}".replace("@", "")
             what = "ResNet-18, CIFAR-100, tied"
-            yield from _difference_figure(rows, *pair, name, "stated", "ratios", what)
+            yield from difference_figure(rows, *pair, name, "stated", "ratios", what)
 
 
 def _class_figures() -> Iterator[Figure]:
@@ -342,14 +268,13 @@ def _class_figures() -> Iterator[Figure]:
         few = {target: row for target, row in own.items() if shares[target] <= 0.1}
         name = f"P1-trunk100-minus-mvp100-of-{count}-unseen-classes"
         what = f"{conditions}, at most a tenth of them seen by the trunk"
-        yield from _difference_figure(few, "trunk@100", "mvp@100", name, "stated", "classes", what)
+        yield from difference_figure(few, "trunk@100", "mvp@100", name, "stated", "classes", what)
         if shares:
             text = f"share of the classes that trunk-0 was trained on, {conditions}; mean and range"
             middle = sum(shares.values()) / len(shares)
             low, high = min(shares.values()), max(shares.values())
-            command = "python -m benchmarks.study benchmarks/plans/classes.yaml"
-            name, where = f"P1-classes-seen-by-the-trunk-of-{count}", "benchmarks/results/classes/"
-            yield Figure(name, middle, low, high, "", "stated", text, where, command)
+            name, made = f"P1-classes-seen-by-the-trunk-of-{count}", made_by("classes")
+            yield Figure(name, middle, low, high, "", "stated", text, *made)
 
 
 def _few_figures() -> Iterator[Figure]:
@@ -388,6 +313,5 @@ def _seed_figures() -> Iterator[Figure]:
         )
         if got:
             text = f"standard deviation over {len(seeds)} seeds within a target, {name}, {RESNET}, {got[3]} targets"
-            command = "python -m benchmarks.study benchmarks/plans/seeds.yaml"
-            id_, where = f"P1-seed-spread-{name.replace('@', '')}", "benchmarks/results/seeds/"
-            yield Figure(id_, *got[:3], "points", "stated", text, where, command)
+            id_ = f"P1-seed-spread-{name.replace('@', '')}"
+            yield Figure(id_, *got[:3], "points", "stated", text, *made_by("seeds"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import figures, study_figures, summary
+from benchmarks import figures, peer_figures, study_figures, summary
 from benchmarks.rows import MAIN, difference, interval, mean, paired
 from benchmarks.study_tables import StudyTable, overlap_table, table
 
@@ -67,9 +67,9 @@ def test_cost_to_parity_lies_between_what_was_measured() -> None:
         }
         return {"x": target, "y": target}
 
-    found = [study_figures.cost_to_parity(rows(ours), "mvp@100") for ours in (0.5, 0.7, 0.8, 0.9)]
+    found = [peer_figures.cost_to_parity(rows(ours), "mvp@100") for ours in (0.5, 0.7, 0.8, 0.9)]
     assert [one[0] for one in found if one] == pytest.approx([2, 6, 18, 18])
-    assert study_figures.cost_to_parity({"x": {}}, "mvp@100") is None
+    assert peer_figures.cost_to_parity({"x": {}}, "mvp@100") is None
 
 
 def test_a_figure_in_a_sentence_is_filled_in(tmp_path: Path) -> None:

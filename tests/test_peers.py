@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from benchmarks import peers
 from benchmarks.teaching import backbone_features
@@ -79,6 +80,14 @@ def test_a_distilled_network_pays_for_its_teachers_opinions() -> None:
     assert forward_macs(taught.model, SHAPE) == peers.allowed(TASK)
     ours, theirs = (one.model.state_dict()["conv1.weight"] for one in (alone, taught))
     assert not torch.equal(ours, theirs)
+
+
+def test_an_off_the_shelf_student_sees_the_images_enlarged() -> None:
+    small, large = (peers.off_the_shelf("mobilenetv3_small_050", 3, pixels) for pixels in (32, 96))
+    assert forward_macs(large, SHAPE) > 4 * forward_macs(small, SHAPE)
+    x = torch.rand(2, *SHAPE)
+    seen = F.interpolate(x, (96, 96), mode="bilinear")
+    assert torch.equal(large.eval()(x), large[1](seen))
 
 
 def test_the_probe_is_logistic_regression_on_the_frozen_backbones_features() -> None:
