@@ -38,8 +38,11 @@ def peer_figures() -> Iterator[Figure]:
     for theirs in ("ifp@1000", "thin-from-nothing@1000"):
         name = f"P4-thin-distilled1000-minus-{theirs.replace('@', '')}"
         yield from difference_figure(rows, "thin-distilled@1000", theirs, name, "stated", "peers")
-    pair = "thin-distilled@1000", "ifp@1000"
-    yield from cost_figure(rows, *pair, "P2-cost-ratio-thin-distilled1000", "stated", "peers")
+    for ours, theirs, name in (
+        ("thin-distilled@1000", "ifp@1000", "P2-cost-ratio-thin-distilled1000"),
+        ("trunk@100", "thin-distilled@1000", "P2-thin-distilled1000-over-trunk100"),
+    ):
+        yield from cost_figure(rows, ours, theirs, name, "stated", "peers")
     for ours, name, goal in (
         ("mvp@100", "P4-cost-to-parity", "≥ 10"),
         ("trunk@100", "P4-trunk-cost-to-parity", "stated"),

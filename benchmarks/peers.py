@@ -26,7 +26,7 @@ from mvp_edge.pruning.arithmetic import compute, lay_out, spoils_channels_last
 from mvp_edge.pruning.batches import Batches
 from mvp_edge.pruning.finetune import Ledger, Loss, Stepper, estimate_statistics, initialise_head
 from mvp_edge.pruning.problem import Problem, Pruned
-from mvp_edge.pruning.scratch import fine_tune
+from mvp_edge.pruning.scratch import fine_tune, magnitude
 from mvp_edge.subnetwork.backbone import heads
 from mvp_edge.subnetwork.cost import forward_macs
 from mvp_edge.subnetwork.subnet import resize
@@ -62,12 +62,16 @@ def by_name(variant: dict[str, Any], problem: Problem) -> Pruned | Outcome:
         return torch_pruning(problem, **how)
     if name == "distilled":
         torch.manual_seed(problem.seed)
-        student = (
-            off_the_shelf(variant["student"], problem.classes, variant["pixels"])
-            if "student" in variant
-            else thin(problem)
-        )
-        return distilled(problem, student, share=variant["share"], warmth=variant["warmth"])
+        ledger = Ledger()
+        if variant.get("student") == "backbone":
+            cut = magnitude(replace(problem, recipe=replace(problem.recipe, steps=0)))
+            student, ledger = cut.model, cut.ledger
+        elif "student" in variant:
+            student = off_the_shelf(variant["student"], problem.classes, variant["pixels"])
+        else:
+            student = thin(problem)
+        how = {key: variant[key] for key in ("share", "warmth")}
+        return distilled(problem, Outcome(student, ledger), **how)
     sys.exit(f"method {name}: no such method or peer")
 
 
@@ -206,16 +210,15 @@ def _train(
     outcome.model = stepper.model.eval()
 
 
-def distilled(problem: Problem, student: nn.Module, *, share: float, warmth: float) -> Outcome:
+def distilled(problem: Problem, outcome: Outcome, *, share: float, warmth: float) -> Outcome:
     """Train a network of its own, taught by the unpruned backbone on the images as they are.
 
     Args:
         problem: its recipe, images and backbone; the widths are not used.
-        student: any classifier of the task's classes and image size.
+        outcome: any classifier of the task's classes and image size, and what it cost so far.
         share: of the loss that is the backbone's opinion; 0: the labels alone.
         warmth: temperature of that opinion.
     """
-    outcome = Outcome(student)
     batches = (
         taught(problem, backbone_opinions(problem, outcome.ledger)) if share else problem.batches
     )

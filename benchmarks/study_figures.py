@@ -52,6 +52,10 @@ _GOALS = {
     ("mvp@100-disjoint", "scratch"): ("P1-disjoint100-minus-ifp1000", "stated"),
     ("mvp@100-disjoint", "mvp@100"): ("P1-disjoint100-minus-mvp100", "stated"),
     ("mvp@100", "random@100"): ("P1-mvp100-minus-random100", "stated"),
+    ("mvp@1000", "random@1000"): ("P1-mvp1000-minus-random1000", "stated"),
+    ("random@1000", "scratch"): ("P1-random1000-minus-ifp1000", "stated"),
+    ("trunk@100", "random@1000"): ("P1-trunk100-minus-random1000", "stated"),
+    ("mvp@100", "random@1000"): ("P1-mvp100-minus-random1000", "stated"),
     ("trunk@100", "scratch"): ("P1-trunk100-minus-ifp1000", "≥ 2"),
     ("trunk@50", "scratch"): ("P1-trunk50-minus-ifp1000", "stated"),
     ("trunk@20", "scratch"): ("P1-trunk20-minus-ifp1000", "≥ 0"),
@@ -89,9 +93,14 @@ def _study_figures(study: str, scratch: str, conditions: str) -> Iterator[Figure
         goal = "stated" if suffix else goal
         where = f"{conditions}, leave-one-out"
         yield from difference_figure(rows, ours, theirs, name, goal, study, where)
-    for ours, name in (("mvp@100", "P2-cost-ratio"), ("trunk@100", "P2-cost-ratio-trunk")):
-        goal = "stated" if suffix else "≥ 100"
-        yield from cost_figure(rows, ours, scratch, f"{name}{suffix}", goal, study, conditions)
+    for ours, theirs, name, goal in (
+        ("mvp@100", scratch, "P2-cost-ratio", "≥ 100"),
+        ("trunk@100", scratch, "P2-cost-ratio-trunk", "≥ 100"),
+        ("random@1000", scratch, "P2-cost-ratio-random1000", "stated"),
+        ("trunk@100", "random@1000", "P2-random1000-over-trunk100", "stated"),
+    ):
+        goal = "stated" if suffix else goal
+        yield from cost_figure(rows, ours, theirs, f"{name}{suffix}", goal, study, conditions)
 
 
 _POOLED = RESULTS / "pooled"
