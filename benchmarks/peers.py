@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.teaching import backbone_features, backbone_opinions, taught, teaching_loss
+from benchmarks.teaching import taught, teaching_loss
 from mvp_edge.pruning.arithmetic import compute, lay_out, spoils_channels_last
 from mvp_edge.pruning.batches import Batches
 from mvp_edge.pruning.finetune import Ledger, Loss, Stepper, estimate_statistics, initialise_head
 from mvp_edge.pruning.problem import Problem, Pruned
-from mvp_edge.pruning.scratch import fine_tune, magnitude
+from mvp_edge.pruning.scratch import fine_tune
+from mvp_edge.pruning.taught import backbone_opinions, network_features
 from mvp_edge.subnetwork.backbone import heads
 from mvp_edge.subnetwork.cost import forward_macs
 from mvp_edge.subnetwork.subnet import resize
@@ -62,16 +63,12 @@ def by_name(variant: dict[str, Any], problem: Problem) -> Pruned | Outcome:
         return torch_pruning(problem, **how)
     if name == "distilled":
         torch.manual_seed(problem.seed)
-        ledger = Ledger()
-        if variant.get("student") == "backbone":
-            cut = magnitude(replace(problem, recipe=replace(problem.recipe, steps=0)))
-            student, ledger = cut.model, cut.ledger
-        elif "student" in variant:
-            student = off_the_shelf(variant["student"], problem.classes, variant["pixels"])
-        else:
-            student = thin(problem)
-        how = {key: variant[key] for key in ("share", "warmth")}
-        return distilled(problem, Outcome(student, ledger), **how)
+        student = (
+            off_the_shelf(variant["student"], problem.classes, variant["pixels"])
+            if "student" in variant
+            else thin(problem)
+        )
+        return distilled(problem, student, share=variant["share"], warmth=variant["warmth"])
     sys.exit(f"method {name}: no such method or peer")
 
 
@@ -210,15 +207,16 @@ def _train(
     outcome.model = stepper.model.eval()
 
 
-def distilled(problem: Problem, outcome: Outcome, *, share: float, warmth: float) -> Outcome:
+def distilled(problem: Problem, student: nn.Module, *, share: float, warmth: float) -> Outcome:
     """Train a network of its own, taught by the unpruned backbone on the images as they are.
 
     Args:
         problem: its recipe, images and backbone; the widths are not used.
-        outcome: any classifier of the task's classes and image size, and what it cost so far.
+        student: any classifier of the task's classes and image size.
         share: of the loss that is the backbone's opinion; 0: the labels alone.
         warmth: temperature of that opinion.
     """
+    outcome = Outcome(student)
     batches = (
         taught(problem, backbone_opinions(problem, outcome.ledger)) if share else problem.batches
     )
@@ -262,7 +260,7 @@ def probe(problem: Problem) -> Outcome:
 
     model = problem.backbone.with_head(problem.classes).eval()
     outcome = Outcome(model)
-    features = backbone_features(problem, outcome.ledger)
+    features = network_features(model, problem, outcome.ledger)
     fitted = LogisticRegressionCV(
         Cs=8,
         l1_ratios=(0,),

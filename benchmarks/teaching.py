@@ -8,21 +8,19 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mvp_edge.pruning.arithmetic import compute
-from mvp_edge.pruning.batches import to_input
-from mvp_edge.pruning.finetune import Ledger, Loss, class_means
+from mvp_edge.pruning.finetune import Ledger, Loss
 from mvp_edge.pruning.problem import Problem
-from mvp_edge.pruning.teaching import Taught
+from mvp_edge.pruning.taught import network_features
+from mvp_edge.pruning.teaching import Taught, Teacher
 from mvp_edge.pruning.votes import Voter
 from mvp_edge.subnetwork.backbone import heads
-from mvp_edge.subnetwork.cost import forward_macs
 from mvp_edge.subnetwork.subnet import resize
 
 
 def taught(problem: Problem, opinions: torch.Tensor) -> Taught:
     """A problem's batches with a teacher's opinions [N, C] of the task's own classes."""
     how = (problem.train, problem.backbone.preprocess, problem.recipe, problem.seed)
-    return Taught(*how, opinions)
+    return Taught(*how, Teacher(opinions, own=True))
 
 
 def teaching_loss(share: float, warmth: float, smooth: float = 0.0) -> Loss:
@@ -44,13 +42,6 @@ def teaching_loss(share: float, warmth: float, smooth: float = 0.0) -> Loss:
         return value
 
     return loss
-
-
-def backbone_opinions(problem: Problem, ledger: Ledger) -> torch.Tensor:
-    """The backbone's logits of the training images [N, C], its head by class means."""
-    features = backbone_features(problem, ledger)
-    weight, bias = class_means(features, torch.from_numpy(problem.train.labels), problem.classes)
-    return features @ weight.T + bias
 
 
 FOLDS = 5
@@ -104,25 +95,3 @@ def as_module(problem: Problem, voter: Voter) -> nn.Module:
     own = {n: t for n, t in voter.weights.items() if not n.startswith(skipped)}
     model.load_state_dict(own, strict=False)
     return model.eval()
-
-
-def backbone_features(problem: Problem, ledger: Ledger) -> torch.Tensor:
-    """What the backbone's classifier sees of every training image [N, D]; counted."""
-    return network_features(problem.backbone.with_head(problem.classes), problem, ledger)
-
-
-@torch.no_grad()
-def network_features(model: nn.Module, problem: Problem, ledger: Ledger) -> torch.Tensor:
-    """What a network's classifier sees of every training image [N, D]; counted."""
-    model.eval()
-    seen: list[torch.Tensor] = []
-    head = next(iter(heads(model).values()))
-    hook = head.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].float()))
-    for start in range(0, len(problem.train.labels), 250):
-        pixels = torch.from_numpy(np.array(problem.train.pixels[start : start + 250]))
-        with compute("cpu"):
-            model(to_input(pixels, problem.backbone.preprocess))
-    hook.remove()
-    macs = forward_macs(model, problem.backbone.shape)
-    ledger.statistics_flops += macs * len(problem.train.labels)
-    return torch.cat(seen)

@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks import peers
-from benchmarks.teaching import backbone_features
 from mvp_edge.pruning.finetune import Ledger, predict_logits
+from mvp_edge.pruning.taught import network_features
 from mvp_edge.subnetwork.cost import forward_macs
 from tests.support.networks import problem
 
@@ -72,8 +72,8 @@ def test_no_update_takes_the_gradients_that_importance_looked_at(
 
 
 def test_a_distilled_network_pays_for_its_teachers_opinions() -> None:
-    alone = peers.distilled(TASK, peers.Outcome(peers.thin(TASK)), share=0.0, warmth=1.0)
-    taught = peers.distilled(TASK, peers.Outcome(peers.thin(TASK)), share=0.5, warmth=2.0)
+    alone = peers.distilled(TASK, peers.thin(TASK), share=0.0, warmth=1.0)
+    taught = peers.distilled(TASK, peers.thin(TASK), share=0.5, warmth=2.0)
     assert taught.ledger.statistics_flops == IMAGES * WHOLE
     assert alone.ledger.statistics_flops == 0
     assert taught.ledger.training_flops == alone.ledger.training_flops
@@ -97,7 +97,7 @@ def test_the_probe_is_logistic_regression_on_the_frozen_backbones_features() -> 
     for name, value in made.model.state_dict().items():
         if not name.startswith("fc."):
             assert torch.equal(value, fresh.state_dict()[name]), name
-    features = backbone_features(TASK, Ledger())
+    features = network_features(TASK.backbone.with_head(3), TASK, Ledger())
     weight, bias = (made.model.get_parameter(f"fc.{part}") for part in ("weight", "bias"))
     guessed = (features @ weight.T + bias).argmax(1).numpy()
     assert (guessed == TASK.train.labels).mean() > 0.6

@@ -15,9 +15,7 @@ from torch.nn import functional as F
 
 from benchmarks.teaching import (
     as_module,
-    backbone_opinions,
     committee_opinions,
-    network_features,
     taught,
     teaching_loss,
 )
@@ -28,6 +26,7 @@ from mvp_edge.pruning.finetune import estimate_statistics, initialise_head
 from mvp_edge.pruning.mvp import Voting, average_into, hold_vote
 from mvp_edge.pruning.problem import Problem, Pruned, Training
 from mvp_edge.pruning.scratch import Meter, least_important, weight_norms
+from mvp_edge.pruning.taught import backbone_opinions, network_features
 from mvp_edge.pruning.votes import Ballot, Voter
 from mvp_edge.subnetwork.backbone import heads
 from mvp_edge.subnetwork.subnet import extract, full_coordinates, kept_axes

@@ -16,6 +16,7 @@ from mvp_edge.pruning.batches import Recipe
 from mvp_edge.pruning.mvp import mvp
 from mvp_edge.pruning.problem import Problem, Pruned
 from mvp_edge.pruning.smsp import smsp
+from mvp_edge.pruning.taught import taught
 from mvp_edge_export.errors import BadInput
 
 
@@ -41,6 +42,7 @@ METHODS = {
         1000, ("resnet",), partial(scratch.ifp, criterion="taylor"), one_shot=False
     ),
     "ahnp": Method(1000, ("vit",), ahnp, one_shot=False),
+    "taught": Method(1000, ("resnet", "vit"), taught),
     "conventional": Method(1000, ("resnet", "vit"), scratch.conventional, one_shot=False),
     "magnitude": Method(100, ("resnet", "vit"), scratch.magnitude),
     "random": Method(100, ("resnet", "vit"), scratch.random),
@@ -65,7 +67,7 @@ _OWN: dict[tuple[str, str], dict[str, Any]] = {
     },
     **{
         (name, "resnet"): {"optimizer": "muon", "updates": 4, "lr": 0.01, "turn": 0.02}
-        for name in ("smsp", "magnitude", "random")
+        for name in ("smsp", "taught", "magnitude", "random")
     },
 }
 """What a method wants otherwise than its family (benchmarks/plans/tuning*.yaml)."""

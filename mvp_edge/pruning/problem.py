@@ -50,7 +50,7 @@ class Problem:
     widths: Mapping[str, int]
     recipe: Recipe
     teacher: Teacher | None = None
-    """Whose opinion counts beside the labels; ``classes`` then counts its classes, too."""
+    """Whose opinion counts beside the labels; ``classes`` then counts its other classes, too."""
     voters: Sequence[Voter] = ()
     """The zoo's networks that the method asks, the nearest first."""
     seed: int = 0
@@ -69,7 +69,7 @@ class Problem:
     def batches(self) -> Batches:
         """The seeded stream of training batches."""
         how = (self.train, self.backbone.preprocess, self.recipe, self.seed)
-        return Taught(*how, self.teacher.logits) if self.teacher else Batches(*how)
+        return Taught(*how, self.teacher) if self.teacher else Batches(*how)
 
 
 @dataclass
@@ -318,7 +318,7 @@ def _identity(problem: Problem, model: nn.Module, kept: Kept, method: str) -> st
     arrays = {**{name: tensor.numpy() for name, tensor in tensors.items()}, **units}
     if problem.teacher is not None:
         arrays["teacher"] = problem.teacher.logits.numpy()
-        method = f"{method} {problem.teacher.share} {problem.teacher.warmth}"
+        method = f"{method} {problem.teacher.share} {problem.teacher.warmth} {problem.teacher.own}"
     arrays["labels"] = np.ascontiguousarray(problem.train.labels)
     arrays["pixels"] = np.ascontiguousarray(
         problem.train.pixels[:: 1 + len(arrays["labels"]) // 64]

@@ -1,6 +1,7 @@
 """A teacher's opinion of the training images, beside their labels or where they have none.
 
-What is taught has one head of two parts, which share all that lies before it:
+Where it knows the labels' own classes, the same outputs heed both. Otherwise what is taught has one head of two
+parts, which share all that lies before it:
 
     outputs   0 … C−1     the labels' classes, by cross entropy where an image has a label
               C … C+K−1   the teacher's classes, by its logits at a temperature (Hinton et al. 2015)
@@ -29,6 +30,8 @@ class Teacher:
     """Of a labelled image's loss; an unlabelled one's is the teacher's alone."""
     warmth: float = 2.0
     """Temperature of its opinion."""
+    own: bool = False
+    """Whether its classes are the labels' own."""
 
     @property
     def classes(self) -> int:
@@ -41,11 +44,13 @@ class Teacher:
         """Mean over a batch.
 
         Args:
-            outputs: [N, C + K].
+            outputs: [N, C + K]; [N, C] of a teacher of the labels' own classes.
             target: labels [N] and the teacher's logits [N, K].
         """
         labels, opinions = target
-        ours, theirs = outputs.float().tensor_split([outputs.shape[1] - self.classes], 1)
+        ours = theirs = outputs.float()
+        if not self.own:
+            ours, theirs = ours.tensor_split([outputs.shape[1] - self.classes], 1)
         known = labels != UNLABELLED
         heeded = torch.where(known, self.share, 1.0)
         taught, said = F.softmax(opinions / self.warmth, 1), F.log_softmax(theirs / self.warmth, 1)
@@ -58,7 +63,7 @@ class Teacher:
 
 
 class Taught(Batches):
-    """Batches whose labels come with the teacher's logits."""
+    """Batches whose labels come with the logits of a teacher of other classes, or of their own."""
 
     def __init__(
         self,
@@ -66,24 +71,29 @@ class Taught(Batches):
         preprocess: Preprocess,
         recipe: Recipe,
         seed: int,
-        logits: torch.Tensor,
+        teacher: Teacher,
     ):
         super().__init__(images, preprocess, recipe, seed)
-        self.logits = logits
+        self.teacher = teacher
 
     def shares(self, step: int) -> list[Batch]:
         """(images, (labels, logits)) of each update."""
-        logits = self.logits[self.rows(step)].to(self.recipe.accelerator)
+        logits = self.teacher.logits[self.rows(step)].to(self.recipe.accelerator)
         parts = super().shares(step)
         opinions = logits.tensor_split(len(parts))
         return [(x, (y, theirs)) for (x, y), theirs in zip(parts, opinions, strict=True)]
 
     def parts(self, outputs: int) -> tuple[int, ...]:
-        """The labels' classes and the teacher's."""
-        return (outputs - self.logits.shape[1], self.logits.shape[1])
+        """The labels' classes and the teacher's, or the ones that are both's."""
+        if self.teacher.own:
+            return super().parts(outputs)
+        return (outputs - self.teacher.classes, self.teacher.classes)
 
     def plain(self, limit: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Each image with its label and the teacher's own choice [n, 2]."""
-        choices = self.logits.argmax(1)
+        """Each image with its label, and with the teacher's choice of its other classes [n, 2]."""
+        if self.teacher.own:
+            yield from super().plain(limit)
+            return
+        choices = self.teacher.logits.argmax(1)
         for rows, (x, y) in zip(self.distinct(limit), super().plain(limit), strict=True):
             yield x, torch.stack([y, choices[torch.from_numpy(rows)].to(y.device)], 1)

@@ -177,6 +177,7 @@ def test_a_thin_resnet_is_not_trained_in_channels_last_where_that_corrupts_memor
         ("ahnp", {"snapshots": (0.6,)}),
         ("mvp", {}),
         ("magnitude", {}),
+        ("taught", {}),
         ("smsp", {}),
         ("conventional", {}),
     ],

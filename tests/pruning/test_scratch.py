@@ -239,7 +239,9 @@ def test_weight_norms_are_those_of_the_rows_that_write_a_unit(name: str) -> None
 # The methods.
 
 
-@pytest.mark.parametrize("method", ["ifp", "ifp-taylor", "conventional", "magnitude", "random"])
+@pytest.mark.parametrize(
+    "method", ["ifp", "ifp-taylor", "taught", "conventional", "magnitude", "random"]
+)
 def test_the_ranking_is_nested(method: str) -> None:
     """Its last m units are the kept set at any m that the run passed, snapshots included."""
     ratios = (0.7, 0.4) if method.startswith("ifp") else ()

@@ -9,8 +9,10 @@ import torch
 from mvp_edge.pruning import arithmetic
 from mvp_edge.pruning.batches import Batches, to_input
 from mvp_edge.pruning.finetune import Ledger, class_means, initialise_head, predict_logits
+from mvp_edge.pruning.taught import SHARE, WARMTH, backbone_opinions
 from mvp_edge.pruning.teaching import UNLABELLED, Taught, Teacher
 from mvp_edge.subnetwork.backbone import heads
+from mvp_edge.subnetwork.cost import forward_macs
 from mvp_edge.tasks.task import Images
 from tests.support.networks import backbone, digits, problem, prune_by
 
@@ -52,12 +54,68 @@ def test_without_labels_the_teacher_alone_counts_and_agreement_costs_nothing() -
     assert float(teacher.loss(logits.flip(1), (nobody, logits))) > 0.1
 
 
+def test_a_teacher_of_the_labels_own_classes_is_heeded_by_the_same_outputs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    outputs, logits = torch.randn(2, 4, 3, generator=generator)
+    labels = torch.tensor([0, 2, UNLABELLED, 1])
+    teacher = Teacher(logits, share=0.3, warmth=2.0, own=True)
+    expected = 0.0
+    for row, label in enumerate(labels.tolist()):
+        theirs, ours = torch.softmax(logits[row] / 2, 0), torch.softmax(outputs[row] / 2, 0)
+        apart = 4 * float((theirs * (theirs / ours).log()).sum())
+        wrong = -float(torch.log_softmax(outputs[row], 0)[label])
+        expected += (apart if label == UNLABELLED else 0.3 * apart + 0.7 * wrong) / 4
+    assert float(teacher.loss(outputs, (labels, logits))) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_head_of_both_is_the_class_means_of_the_labels() -> None:
+    given = problem("resnet18", "magnitude", steps=0)
+    logits = torch.randn(len(given.train.labels), 3, generator=torch.Generator().manual_seed(1))
+    found = []
+    for teacher in (None, Teacher(logits, own=True)):
+        model = given.backbone.with_head(3)
+        initialise_head(model, replace(given, teacher=teacher).batches, 3, Ledger())
+        (head,) = heads(model).values()
+        found.append((head.weight, head.bias))
+    for plain, both in zip(*found, strict=True):
+        assert torch.equal(plain, both)
+
+
+@pytest.mark.parametrize("family", ["resnet18", "vit"])
+def test_taught_keeps_magnitudes_units_and_heeds_the_backbone_by_its_class_means(
+    family: str,
+) -> None:
+    given = problem(family, "taught", steps=6)
+    made, plain = prune_by("taught", given), prune_by("magnitude", given)
+    for name, units in plain.kept.items():
+        assert np.array_equal(made.kept[name], units)
+    assert any(
+        not torch.equal(a, b)
+        for a, b in zip(made.model.parameters(), plain.model.parameters(), strict=True)
+    )
+    whole = given.backbone.with_head(3)
+    asked = forward_macs(whole, given.backbone.shape) * len(given.train.labels)
+    spent = made.ledger.statistics_flops - plain.ledger.statistics_flops
+    assert spent == asked
+    assert made.ledger.training_flops == plain.ledger.training_flops
+    assert made.seconds > made.step_seconds
+
+    initialise_head(whole, given.batches, 3, Ledger(), limit=10**6)
+    logits = predict_logits(whole, given.train.pixels, given.backbone.preprocess)
+    found = backbone_opinions(given, Ledger()).numpy()
+    assert np.allclose(found, logits, rtol=1e-3, atol=1e-3 * np.abs(logits).max())
+    teacher = Teacher(torch.from_numpy(found), SHARE, WARMTH, own=True)
+    again = prune_by("magnitude", replace(given, teacher=teacher))
+    for a, b in zip(made.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_each_image_comes_with_its_own_opinion() -> None:
     given = problem("resnet18", "magnitude", steps=4)
     images, count = given.train, len(given.train.labels)
     numbered = torch.arange(count, dtype=torch.float32)[:, None].repeat(1, 2)
     how = (images, PREPROCESS, replace(given.recipe, augment=()), 3)
-    plain, taught = Batches(*how), Taught(*how, numbered)
+    plain, taught = Batches(*how), Taught(*how, Teacher(numbered))
     for step in (0, 1, 7):
         for (x, y), (same, (labels, opinions)) in zip(
             plain.shares(step), taught.shares(step), strict=True
@@ -77,7 +135,7 @@ def test_each_part_of_the_head_is_the_class_means_of_its_own_classes() -> None:
     whole = given.backbone
     logits = torch.from_numpy(predict_logits(whole.model, images.pixels, whole.preprocess))
     classes = int(labels.max()) + 1
-    batches = Taught(images, whole.preprocess, given.recipe, 0, logits)
+    batches = Taught(images, whole.preprocess, given.recipe, 0, Teacher(logits))
     model = whole.with_head(classes + logits.shape[1])
     initialise_head(model, batches, classes + logits.shape[1], Ledger(), limit=10**6)
     (head,) = heads(model).values()
