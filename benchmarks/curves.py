@@ -20,7 +20,7 @@ from benchmarks.study_tables import CONTROLS, FEW, PEERS
 OUT = Path(__file__).parents[1] / "docs" / "evidence"
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 VERMILION, BLUE, GREEN, GREY, ORANGE = "#d55e00", "#0072b2", "#009e73", "#777777", "#e69f00"
-PURPLE = "#cc79a7"
+PURPLE, SKY = "#cc79a7", "#56b4e9"
 LOWEST = -25.0
 """Points: below it a curve says nothing but that it begins."""
 BARS = "bars: 95 % over targets"
@@ -31,6 +31,7 @@ METHODS = {
     "smsp": ("SMSP", BLUE, "s"),
     "ifp": ("IFP", GREEN, "^"),
     "ahnp": ("AHNP", GREEN, "^"),
+    "taught": ("largest weights, taught by the backbone", SKY, "v"),
     "magnitude": ("largest weights", ORANGE, "D"),
     "random": ("random units", GREY, "x"),
 }
@@ -59,6 +60,7 @@ WORDS = {
     "small@100": "small network of all classes",
     "small@1000": "small network of all classes, 1,000 steps",
     "thin-from-nothing@100": "same shape, random weights",
+    "thin-from-nothing@1000": "same shape, random weights, 1,000 steps",
     "thin-distilled@100": "same shape, random weights, distilled",
     "thin-distilled@1000": "same shape, random weights, distilled, 1,000 steps",
     "mobilenet-distilled@1000": "MobileNetV3-small-050, distilled, 1,000 steps",

@@ -52,6 +52,8 @@ _GOALS = {
     ("mvp@100-disjoint", "scratch"): ("P1-disjoint100-minus-ifp1000", "stated"),
     ("mvp@100-disjoint", "mvp@100"): ("P1-disjoint100-minus-mvp100", "stated"),
     ("mvp@100", "random@100"): ("P1-mvp100-minus-random100", "stated"),
+    ("taught@1000", "scratch"): ("P1-taught1000-minus-ifp1000", "stated"),
+    ("trunk@100", "taught@1000"): ("P1-trunk100-minus-taught1000", "stated"),
     ("mvp@1000", "random@1000"): ("P1-mvp1000-minus-random1000", "stated"),
     ("random@1000", "scratch"): ("P1-random1000-minus-ifp1000", "stated"),
     ("trunk@100", "random@1000"): ("P1-trunk100-minus-random1000", "stated"),
@@ -98,6 +100,8 @@ def _study_figures(study: str, scratch: str, conditions: str) -> Iterator[Figure
         ("trunk@100", scratch, "P2-cost-ratio-trunk", "≥ 100"),
         ("random@1000", scratch, "P2-cost-ratio-random1000", "stated"),
         ("trunk@100", "random@1000", "P2-random1000-over-trunk100", "stated"),
+        ("taught@1000", scratch, "P2-cost-ratio-taught1000", "stated"),
+        ("trunk@100", "taught@1000", "P2-taught1000-over-trunk100", "stated"),
     ):
         goal = "stated" if suffix else goal
         yield from cost_figure(rows, ours, theirs, f"{name}{suffix}", goal, study, conditions)
@@ -304,7 +308,13 @@ def _unseen_figures() -> Iterator[Figure]:
         rows = {
             target: row for target, row in study_rows(study).items() if target.startswith(images)
         }
-        more = [("trunk@100", "trunk@20"), ("trunk@100", "ahnp@500")]
+        more = [
+            ("trunk@100", "trunk@20"),
+            ("trunk@100", "ahnp@500"),
+            ("trunk@100", "taught@1000"),
+            ("taught@1000", "mvp@100"),
+            ("taught@1000", "ifp@1000"),
+        ]
         suffix = f"on-{images.replace('_', '-')}"
         yield from _start_figures(rows, suffix, study, conditions, more)
 

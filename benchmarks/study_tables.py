@@ -81,8 +81,8 @@ TABLES = [
         "resnet18-cifar100",
         "resnet18-cifar100",
         "ifp@1000",
-        (r"trunk@\d+", r"mvp@\d+", r"smsp@.*", r"magnitude@\d+", r"random@\d+", r"ifp.*", r"conventional.*",
-         r"unpruned.*"),
+        (r"trunk@\d+", r"mvp@\d+", r"smsp@.*", r"magnitude@\d+", r"random@\d+", r"taught.*", r"ifp.*",
+         r"conventional.*", r"unpruned.*"),
     ),
     StudyTable(
         "trunk",
