@@ -23,7 +23,7 @@ from mvp_edge.subnetwork.cost import forward_macs
 ASKED_AT_ONCE = 250
 """Images."""
 SHARE, WARMTH = 0.5, 4.0
-"""Of the loss that is the backbone's opinion, and its temperature (benchmarks/trials.md)."""
+"""Of the loss that is the backbone's opinion, and its temperature; not tuned."""
 
 
 def taught(problem: Problem) -> Pruned:
