@@ -21,13 +21,12 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.teaching import taught, teaching_loss
 from mvp_edge.pruning.arithmetic import compute, lay_out, spoils_channels_last
-from mvp_edge.pruning.batches import Batches
-from mvp_edge.pruning.finetune import Ledger, Loss, Stepper, estimate_statistics, initialise_head
+from mvp_edge.pruning.finetune import Ledger, Stepper, estimate_statistics, initialise_head
 from mvp_edge.pruning.problem import Problem, Pruned
 from mvp_edge.pruning.scratch import fine_tune
 from mvp_edge.pruning.taught import backbone_opinions, network_features
+from mvp_edge.pruning.teaching import Teacher
 from mvp_edge.subnetwork.backbone import heads
 from mvp_edge.subnetwork.cost import forward_macs
 from mvp_edge.subnetwork.subnet import resize
@@ -106,7 +105,7 @@ def torch_pruning(
         until = steps if number == rounds else round(0.8 * steps * number / rounds)
         if rounds == 1:  # thin from the first step: as the product's own one-shot methods
             _begin(outcome, problem)
-        _train(outcome, problem, done, until, problem.batches)
+        _train(outcome, problem, done, until)
         done = until
     return outcome
 
@@ -189,15 +188,9 @@ def _begin(outcome: Outcome, problem: Problem) -> None:
     initialise_head(outcome.model, problem.batches, problem.classes, outcome.ledger)
 
 
-def _train(
-    outcome: Outcome,
-    problem: Problem,
-    first: int,
-    until: int,
-    batches: Batches,
-    loss: Loss = F.cross_entropy,
-) -> None:
+def _train(outcome: Outcome, problem: Problem, first: int, until: int) -> None:
     """The steps from ``first`` to ``until`` at the network's present size."""
+    batches, loss = problem.batches, problem.loss
     dense = forward_macs(problem.backbone.outline(problem.classes), problem.backbone.shape)
     stepper = Stepper(outcome.model, problem.recipe, problem.backbone.shape, dense)
     stepper.model.train()
@@ -217,10 +210,10 @@ def distilled(problem: Problem, student: nn.Module, *, share: float, warmth: flo
         warmth: temperature of that opinion.
     """
     outcome = Outcome(student)
-    batches = (
-        taught(problem, backbone_opinions(problem, outcome.ledger)) if share else problem.batches
-    )
-    _train(outcome, problem, 0, problem.recipe.steps, batches, teaching_loss(share, warmth))
+    if share:
+        logits = backbone_opinions(problem, outcome.ledger)
+        problem = replace(problem, teacher=Teacher(logits, share, warmth, own=True))
+    _train(outcome, problem, 0, problem.recipe.steps)
     return outcome
 
 

@@ -93,8 +93,8 @@ def _study_figures(study: str, scratch: str, conditions: str) -> Iterator[Figure
         theirs = scratch if against == "scratch" else against
         name = name.replace("ifp1000", scratch.replace("@", "")) + suffix
         goal = "stated" if suffix else goal
-        where = f"{conditions}, leave-one-out"
-        yield from difference_figure(rows, ours, theirs, name, goal, study, where)
+        how = f"{conditions}, leave-one-out"
+        yield from difference_figure(rows, ours, theirs, name, goal, study, how)
     for ours, theirs, name, goal in (
         ("mvp@100", scratch, "P2-cost-ratio", "≥ 100"),
         ("trunk@100", scratch, "P2-cost-ratio-trunk", "≥ 100"),

@@ -11,20 +11,13 @@ from torch.nn import functional as F
 from mvp_edge.pruning.finetune import Ledger, Loss
 from mvp_edge.pruning.problem import Problem
 from mvp_edge.pruning.taught import network_features
-from mvp_edge.pruning.teaching import Taught, Teacher
 from mvp_edge.pruning.votes import Voter
 from mvp_edge.subnetwork.backbone import heads
 from mvp_edge.subnetwork.subnet import resize
 
 
-def taught(problem: Problem, opinions: torch.Tensor) -> Taught:
-    """A problem's batches with a teacher's opinions [N, C] of the task's own classes."""
-    how = (problem.train, problem.backbone.preprocess, problem.recipe, problem.seed)
-    return Taught(*how, Teacher(opinions, own=True))
-
-
 def teaching_loss(share: float, warmth: float, smooth: float = 0.0) -> Loss:
-    """The loss of plain batches or of ``Taught`` ones.
+    """The loss of plain batches or of those with a teacher of the same classes, and of smoothed labels.
 
     Args:
         share: of the loss that is the teacher's opinion.

@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from benchmarks.teaching import (
     as_module,
     committee_opinions,
-    taught,
     teaching_loss,
 )
 from benchmarks.trials.rebuilding import rebuild
@@ -27,6 +26,7 @@ from mvp_edge.pruning.mvp import Voting, average_into, hold_vote
 from mvp_edge.pruning.problem import Problem, Pruned, Training
 from mvp_edge.pruning.scratch import Meter, least_important, weight_norms
 from mvp_edge.pruning.taught import backbone_opinions, network_features
+from mvp_edge.pruning.teaching import Teacher
 from mvp_edge.pruning.votes import Ballot, Voter
 from mvp_edge.subnetwork.backbone import heads
 from mvp_edge.subnetwork.subnet import extract, full_coordinates, kept_axes
@@ -349,7 +349,7 @@ def heed(training: Training, trial: Trial, zoo: Sequence[Voter]) -> None:
             opinions = committee_opinions(problem, zoo[: trial.committee], ledger)
         else:
             opinions = backbone_opinions(problem, ledger)
-        training.batches = taught(problem, opinions)
+        training.batches = replace(problem, teacher=Teacher(opinions, own=True)).batches
     training.loss = teaching_loss(trial.distil, trial.warmth, trial.smooth)
 
 

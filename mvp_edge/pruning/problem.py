@@ -71,6 +71,11 @@ class Problem:
         how = (self.train, self.backbone.preprocess, self.recipe, self.seed)
         return Taught(*how, self.teacher) if self.teacher else Batches(*how)
 
+    @property
+    def loss(self) -> Loss:
+        """Of those batches."""
+        return self.teacher.loss if self.teacher else F.cross_entropy
+
 
 @dataclass
 class Pruned:
@@ -105,8 +110,7 @@ class Training:
         self.problem = problem
         whole = problem.backbone.outline(problem.classes)
         self.dense_macs = forward_macs(whole, problem.backbone.shape)
-        self.batches = problem.batches
-        self.loss: Loss = problem.teacher.loss if problem.teacher else F.cross_entropy
+        self.batches, self.loss = problem.batches, problem.loss
         self.kept = {
             g.name: np.asarray(kept.get(g.name, np.arange(g.size))) for g in problem.groups
         }
