@@ -44,8 +44,8 @@ evidence-quick: $(READY)
 	$(BIN)/python -m benchmarks.study_tables quick
 
 QUICK   := OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study benchmarks/plans/quick.yaml
-STUDIES := resnet18-cifar100 resnet18-keep0.32 deit-tiny-imagenet deit-trunk deit-unseen zoo-size classes unseen \
-           few-10 few-30 few-100 ratios seeds peers
+STUDIES := resnet18-cifar100 resnet18-keep0.32 deit-tiny-imagenet deit-trunk deit-unseen zoo-size zoo-taught classes \
+           unseen few-10 few-30 few-100 ratios seeds peers
 POOLED  := resnet18-cifar100 ratios deit-trunk peers
 PLAN    := benchmarks/plans/resnet18-cifar100.yaml
 

@@ -32,6 +32,8 @@ class Figure:
     conditions: str
     source: str
     command: str
+    targets: int | None = None
+    """Of how many tasks, where it is of tasks."""
 
 
 RESNET = "ResNet-18, CIFAR-100, tied keep 0.1"
@@ -44,7 +46,7 @@ def difference_figure(
     """Points of top-1 between two variants of a study, of the targets that have both; none where none has."""
     if got := difference(rows, ours, theirs):
         text = f"{ours} − {theirs}, {conditions}, {got[3]} targets, test images"
-        yield Figure(name, *got[:3], "points", goal, text, *made_by(study))
+        yield Figure(name, *got[:3], "points", goal, text, *made_by(study), got[3])
 
 
 def cost_figure(
@@ -56,7 +58,7 @@ def cost_figure(
             f"{theirs} over {ours}, real training multiply-adds (similarity, statistics and head included), "
             f"{conditions}, {got[3]} targets"
         )
-        yield Figure(name, *got[:3], "×", goal, text, *made_by(study))
+        yield Figure(name, *got[:3], "×", goal, text, *made_by(study), got[3])
 
 
 def made_by(study: str) -> tuple[str, str]:
@@ -125,26 +127,33 @@ def speed_figures(facts: Mapping[str, Any], source: str) -> list[Figure]:
         figure("P10-help-seconds", facts["help"], "s", "≤ 0.3", "mvp-edge --help, fresh process")
     ]
     for way, suffix in (("mvp", ""), ("trunk", "-trunk")):
-        own = [row[way] for row in rows if way in row]
-        if not own:
-            continue
+        own = [row[way] for row in rows]
         both = [one["prune"] + one["export"] for one in own]
         shares = [one["steps"] / sum(one["phases"].values()) for one in own]
-        walls = [
-            row["ifp"]["phases"]["pruning"] / _pruning(row[way]) for row in rows if "ifp" in row
-        ]
-        whole = [row["ifp"]["prune"] / row[way]["prune"] for row in rows if "ifp" in row]
+        timed = [row for row in rows if "ifp" in row]
+        walls = [_pruning(row["ifp"]) / _pruning(row[way]) for row in timed]
+        whole = [row["ifp"]["prune"] / row[way]["prune"] for row in timed]
+        taught = [row["taught"]["prune"] / row[way]["prune"] for row in timed if "taught" in row]
         how = f"{where}, {way}@100"
         found += [
             figure(f"P8-prune-export-seconds{suffix}", both, "s", "≤ 60",
                    f"{how}, fresh processes, imports included"),
             figure(f"P8-training-share{suffix}", shares, "", "≥ 0.8",
                    f"{how}, training steps over all phases of prune"),
+        ]  # fmt: skip
+        if not walls:
+            continue
+        found += [
             figure(f"P3-wall-ratio{suffix}", walls, "×", "≥ 20",
                    f"{where}, ifp@1000 over {way}@100, similarity and pruning alone"),
             figure(f"P3-command-ratio{suffix}", whole, "×", "stated",
                    f"{where}, ifp@1000 over {way}@100, the whole command `prune`, imports included"),
         ]  # fmt: skip
+        if taught:
+            text = (
+                f"{where}, taught@1000 over {way}@100, the whole command `prune`, imports included"
+            )
+            found.append(figure(f"P3-taught-command-ratio{suffix}", taught, "×", "stated", text))
     return found
 
 

@@ -31,16 +31,34 @@ def peer_figures() -> Iterator[Figure]:
             yield from difference_figure(rows, "mvp@100", best, name, goal, "peers")
             name = f"P4-trunk100-minus-torch-pruning{steps}"
             yield from difference_figure(rows, "trunk@100", best, name, "stated", "peers")
-    for theirs in ("small@100", "thin-distilled@100", "thin-distilled@1000", "probe"):
+    for theirs in (
+        "small@100",
+        "thin-distilled@100",
+        "thin-distilled@1000",
+        "mobilenet-distilled@1000",
+        "probe",
+    ):
         for ours, start in (("mvp@100", "P4"), ("trunk@100", "P4-trunk100")):
             name = f"{start}-minus-{theirs.replace('@', '')}"
             yield from difference_figure(rows, ours, theirs, name, "stated", "peers")
-    for theirs in ("ifp@1000", "thin-from-nothing@1000"):
-        name = f"P4-thin-distilled1000-minus-{theirs.replace('@', '')}"
-        yield from difference_figure(rows, "thin-distilled@1000", theirs, name, "stated", "peers")
+    best = best_peer(rows, r"tp-.*@1000") or ""
+    for ours, theirs in (
+        ("thin-distilled@1000", "ifp@1000"),
+        ("thin-distilled@1000", "thin-from-nothing@1000"),
+        ("thin-distilled@1000", "taught@1000"),
+        ("random@1000", "thin-from-nothing@1000"),
+        ("probe", "unpruned@100"),
+        ("small@0", "mvp@100"),
+        ("small@100", "mvp@100"),
+    ):
+        name = f"P4-{ours}-minus-{theirs}".replace("@", "")
+        yield from difference_figure(rows, ours, theirs, name, "stated", "peers")
+    name = "P4-torch-pruning1000-minus-ifp1000"
+    yield from difference_figure(rows, best, "ifp@1000", name, "stated", "peers")
     for ours, theirs, name in (
         ("thin-distilled@1000", "ifp@1000", "P2-cost-ratio-thin-distilled1000"),
         ("trunk@100", "thin-distilled@1000", "P2-thin-distilled1000-over-trunk100"),
+        (best, "ifp@1000", "P2-cost-ratio-torch-pruning1000"),
     ):
         yield from cost_figure(rows, ours, theirs, name, "stated", "peers")
     for ours, name, goal in (

@@ -1,11 +1,13 @@
-"""What a user could do instead: functions ``Problem → Outcome``, at the multiply-adds of the problem's widths.
+"""What a user could do instead: functions ``Problem → Outcome``.
 
+    unpruned        the whole backbone, fine-tuned
     torch_pruning   DepGraph's groups, several importances, at once or in rounds (pip install torch-pruning)
     distilled       a small timm network, or the backbone's own architecture thin, taught by the backbone
     pooled          a network of that shape that was trained once on many classes' images, fine-tuned
     probe           a linear classifier on the frozen backbone: what no work at all gives, unpruned
 
-Every one has the same batches, augmentation, optimiser and schedule as the methods of the product.
+All have the product's batches and augmentation; what else a plan sets for them stands in each row. All but
+`unpruned`, `probe` and timm's networks have the multiply-adds of the problem's widths, or just fewer.
 """
 
 import copy
@@ -248,7 +250,7 @@ def first_units(problem: Problem) -> dict[str, NDArray[np.int64]]:
 
 
 def probe(problem: Problem) -> Outcome:
-    """The frozen backbone under a logistic regression on its features, its strength found on a fifth of them."""
+    """The frozen backbone under a logistic regression on its features, its strength by 5-fold cross-validation."""
     from sklearn.linear_model import LogisticRegressionCV
 
     model = problem.backbone.with_head(problem.classes).eval()
@@ -264,8 +266,11 @@ def probe(problem: Problem) -> Outcome:
         use_legacy_attributes=False,
     )
     fitted.fit(features.numpy(), problem.train.labels)
+    rows, bias = fitted.coef_, fitted.intercept_
+    if len(rows) == 1:  # two classes: the second one's odds alone
+        rows, bias = np.vstack([-rows, rows]) / 2, np.hstack([-bias, bias]) / 2
     (head,) = heads(model).values()
     with torch.no_grad():
-        head.weight.copy_(torch.from_numpy(fitted.coef_))
-        head.bias.copy_(torch.from_numpy(fitted.intercept_))
+        head.weight.copy_(torch.from_numpy(rows))
+        head.bias.copy_(torch.from_numpy(bias))
     return outcome

@@ -29,18 +29,20 @@ from mvp_edge_export.storage import read_json, sha256_file, sha256_json
 HERE = Path(__file__).parent
 POOLED = HERE / "zoos" / "pooled"
 """Networks of `benchmarks.pooled`."""
-RECIPE = ("lr", "updates", "optimizer", "turn", "head", "statistics", "augment")
+RECIPE = ("lr", "updates", "optimizer", "turn", "schedule", "head", "statistics", "augment")
 """What a variant may set otherwise in its recipe."""
 KEYS = (
     "method", "steps", "targets", "seed", "keep", "start", "teach",
-    "who", "neighbours", "disjoint", "entries", "similarity",  # whom it asks
+    "who", "neighbours", "disjoint", "first", "entries", "similarity",  # whom it asks
     "units", "weights", "electorate", "tau", "spread", "l1",  # what it does with the answers
     "importance", "scope", "rounds", "share", "warmth", "student", "pixels",  # of peers
     *RECIPE,
 )  # fmt: skip
 """What a variant of a study may say."""
-_ELSEWHERE = ("targets", "start", "neighbours")
-"""What changes no row, or stands in it otherwise: as the network it started from, as the list of whom it asked."""
+POOLED_KEYS = ("start", "images", "apart", "steps", "keep", "teach", "labels", "voters")
+"""What a plan may say of a network of `benchmarks.pooled`."""
+_ELSEWHERE = ("targets", "start")
+"""What changes no row, or stands in it as the network that it started from."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,9 @@ class Study:
     @classmethod
     def open(cls, path: Path, accelerator: str = "cpu") -> "Study":
         plan = yaml.safe_load(path.read_text())
-        for variant_name, variant in plan["variants"].items():
-            if variant and "method" in variant and (unknown := set(variant) - set(KEYS)):
-                sys.exit(f"{path}: {variant_name}: unknown {', '.join(sorted(unknown))}")
+        for name, variant in plan["variants"].items():
+            if variant and "method" in variant and (wrong := fault(variant)):
+                sys.exit(f"{path}: {name}: {wrong}")
         backbone = load_backbone(below_data(plan["backbone"]), plan.get("input_size"))
         tasks = [
             task if "each" not in draw else _with_few_images(task, draw["each"])
@@ -69,10 +71,8 @@ class Study:
                 data_folder() / draw["images"], draw["count"], draw["classes"], draw["seed"]
             )
         ]
-        name = plan.get(
-            "zoo", plan["study"]
-        )  # a plan may use another study's zoo, which it does not build
-        zoo = Zoo.create(HERE / "zoos" / name, backbone, plan["policy"], plan["keep"])
+        whose = plan.get("zoo", plan["study"])  # another study's it does not build
+        zoo = Zoo.create(HERE / "zoos" / whose, backbone, plan["policy"], plan["keep"])
         return cls(plan, backbone, tasks, zoo, accelerator)
 
     def problem(
@@ -153,15 +153,16 @@ class Study:
         if not row.exists() or not (POOLED / name / "network.json").exists():
             return False
         made, how = read_json(row, "row"), self.plan.get("pooled", {}).get(name, {})
-        return all(made.get(key, value) == value for key, value in how.items())
+        words = set(POOLED_KEYS) - ({"steps"} - set(how))  # unsaid: as many as they came to
+        return not how or all(made.get(word) == how.get(word) for word in words)
 
     def conditions(
         self, task: Task, entries: Sequence[Entry], variant: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """What a row of a variant depends on, besides the plan: once it changes, the row has to be made anew."""
+        """What a row of a variant depends on: once it changes, the row has to be made anew."""
         recipe = self.recipe(variant)
         found: dict[str, Any] = {
-            **{key: value for key, value in variant.items() if key not in _ELSEWHERE},
+            "variant": {key: value for key, value in variant.items() if key not in _ELSEWHERE},
             "seed": self.seed(task, variant),
             "optimizer": recipe.optimizer,
             "lr": recipe.lr,
@@ -185,6 +186,20 @@ class Study:
         """A target's rows by the variants' names."""
         path = self.file(task)
         return dict(read_json(path, "rows")["rows"]) if path.exists() else {}
+
+
+def fault(variant: Mapping[str, Any]) -> str | None:
+    """What is wrong with what a variant says: unknown words, or such as would make it another method."""
+    method = variant["method"]
+    if unknown := set(variant) - set(KEYS):
+        return f"unknown {', '.join(sorted(unknown))}"
+    if method in ("trunk", "pooled") and "start" not in variant:
+        return f"{method} needs a start"
+    if "start" in variant and method not in ("trunk", "pooled", "mvp"):
+        return f"{method} starts from no network"
+    if "l1" in variant and method != "ahnp":
+        return f"{method} has no l1"
+    return None
 
 
 def _with_few_images(task: Task, each: int) -> Task:

@@ -19,7 +19,11 @@ Statistic = Callable[[Values], Values]
 
 MAIN = "resnet18-cifar100"
 DEIT = "deit-tiny-imagenet"
-_PART_OF = {**dict.fromkeys(("peers", "zoo-size", "ratios", "seeds"), MAIN), "deit-trunk": DEIT}
+_PART_OF = {
+    **dict.fromkeys(("peers", "zoo-size", "ratios", "seeds"), MAIN),
+    "zoo-taught": "zoo-size",
+    "deit-trunk": DEIT,
+}
 """Studies of another one's targets: what that has measured already is not measured again."""
 _NAMED_HERE = {("ratios", "resnet18-keep0.32"): {"ifp@1000": "ifp@1000-keep0.32"}}
 """(study, other study of the same targets) → which of the other's rows are its own, too, by which names."""

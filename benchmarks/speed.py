@@ -3,12 +3,13 @@
     python -m benchmarks.speed          needs MVP_EDGE_DATA and benchmarks/zoos/resnet18-cifar100
 
 Each command is a fresh process, imports included: `prune` by a vote of the zoo, and from a trunk (one of few
-steps, since how well it was trained changes no duration). P3 compares both with `prune --method ifp` (1,000 steps)
-on the same task, the phases that prune (similarity and pruning), taken from run.json.
+steps, since how well it was trained changes no duration). P3 compares both with `prune --method ifp` and `taught`
+(1,000 steps) on the same tasks, the phases that prune (similarity and pruning), taken from run.json.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -31,7 +32,10 @@ CLASSES = ("chair,clock,elephant,ray,snail", "bear,boy,bridge,cup,tulip", "bus,f
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument(
-        "--ifp", type=int, default=1, help="tasks on which IFP@1000 is timed too"
+        "--scratch",
+        type=int,
+        default=len(CLASSES),
+        help="tasks on which --method taught and ifp (1,000 steps) are timed too",
     )
     options = arguments.parse_args()
     data = data_folder()
@@ -46,13 +50,13 @@ def main() -> None:
         for number, classes in enumerate(CLASSES):
             task = unpacked(Path(images), classes, f"{folder}/t{number}")
             given = ["--device", "x86-laptop", *backbone, "--task", task]
-            ways = {"mvp": str(ZOO), "trunk": grown}
-            if number < options.ifp:
-                ways["ifp"] = str(ZOO)
-            row = {
-                way: pruned([way, *given, "--zoo", zoo], f"{folder}/{way}{number}", folder)
-                for way, zoo in ways.items()
-            }
+            row = {}
+            for way, zoo in (("mvp", ["--zoo", str(ZOO)]), ("trunk", ["--zoo", grown])):
+                run = f"{folder}/{way}{number}"
+                row[way] = pruned([way, *given, *zoo], run, folder)
+                row[way]["export"] = timed([*COMMAND, "export", run, "-q"], folder)
+            for way in ("taught", "ifp") if number < options.scratch else ():
+                row[way] = pruned([way, *given], f"{folder}/{way}{number}", folder)
             rows.append({"classes": classes, **row})
             print(json.dumps(row), flush=True)
     entries = len(list(ZOO.glob("entries/*")))
@@ -60,7 +64,7 @@ def main() -> None:
         "schema": 1,
         "machine": machine(),
         "versions": versions(),
-        "conditions": f"ResNet-18, CIFAR-100, 5 classes, tied keep 0.1, zoo of {entries}, 2 cores",
+        "conditions": f"ResNet-18, CIFAR-100, 5 classes, tied keep 0.1, zoo of {entries}, {os.cpu_count()} cores",
         "help": helps,
         "rows": rows,
     }
@@ -68,12 +72,10 @@ def main() -> None:
 
 
 def pruned(how: Sequence[str], run: str, folder: str) -> dict[str, Any]:
-    """Seconds of `prune --method` and `export`, of the first's phases and of its training steps."""
+    """Seconds of `prune --method`, of its phases and of its training steps."""
     prune = timed([*COMMAND, "prune", "-q", "--out", run, "--method", *how], folder)
-    export = timed([*COMMAND, "export", run, "-q"], folder)
     made = json.loads(Path(run, "pruned.json").read_text())
-    steps = made["training"]["step_seconds"]
-    return {"prune": prune, "export": export, "phases": phases(run), "steps": steps}
+    return {"prune": prune, "phases": phases(run), "steps": made["training"]["step_seconds"]}
 
 
 def unpacked(archive: Path, classes: str, folder: str) -> str:

@@ -79,6 +79,8 @@ def main() -> None:
             accelerator=study.accelerator,
         )
         build_zoo(study.zoo, study.backbone, tasks, method=name, recipe=recipe, progress=_said)
+        if len(study.zoo.names()) < len(tasks):  # rows would ask a part of it
+            sys.exit(f"{study.zoo.path}: another process is at its last entries: once more, then")
     if options.only != "zoo":
         for task in targets:
             run_variants(study, task, options.variants)
@@ -176,14 +178,14 @@ def keep_row(study: Study, task: Task, name: str, row: dict[str, Any]) -> None:
         )
 
 
-_UNSAID = {"augmented": list(AUGMENTATIONS), "network": None, "seed": 0, "turn": 0.0}
+_UNSAID = {"augmented": list(AUGMENTATIONS), "seed": 0, "turn": 0.0}
 """What is true of rows that are older than these words."""
 
 
 def is_current(row: Mapping[str, Any] | None, now: Mapping[str, Any]) -> bool:
-    """Whether there is a row, made under the conditions that hold now; of what it does not say, it is believed."""
+    """Whether there is a row, made under the conditions that hold now."""
     return row is not None and all(
-        row.get(key, _UNSAID.get(key, value)) == value for key, value in now.items()
+        row.get(key, _UNSAID.get(key)) == value for key, value in now.items()
     )
 
 
@@ -211,7 +213,8 @@ def run_variant(
             pruned = mvp(problem) if named else peers.pooled(problem, voter.weights)
     elif asks_zoo(variant):
         whole = study.ranking(task, entries, variant.get("similarity", "leep"))
-        zoo = some_of(entries, variant.get("entries"), study.tasks.index(task))
+        first = entries[: variant.get("first")]
+        zoo = some_of(first, variant.get("entries"), study.tasks.index(task))
         found = whole.among(zoo)
         similarity_flops, row["similarity_seconds"] = found.flops, found.seconds
         clock = time.perf_counter() - found.seconds
@@ -230,7 +233,6 @@ def run_variant(
     test = task.images("test", backbone.preprocess)
     top1 = accuracy(predict_logits(pruned.model, test.pixels, backbone.preprocess), test.labels)
     return {
-        **variant,
         **row,
         "accuracy": top1,
         "n": len(test),

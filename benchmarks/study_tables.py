@@ -100,9 +100,19 @@ TABLES = [
     StudyTable("one-update", "resnet18-cifar100", "ifp@1000", (r"mvp@\d+-one-update", r".*-one-update")),
     StudyTable("resnet18-keep0.32", "resnet18-keep0.32", "ifp@1000", (r"mvp@\d+", r"mvp.*", ".*")),
     StudyTable("deit-tiny-imagenet", "deit-tiny-imagenet", "ahnp@500", (r"mvp@\d+", r"mvp.*", ".*")),
-    StudyTable("deit-trunk", "deit-trunk", "ahnp@500", (r"trunk@\d+", r"mvp@(20|100)")),
-    StudyTable("zoo-size", "zoo-size", "mvp@100", ("mvp@100-zoo-.*", r"mvp@100-n\d", "mvp@100-wordnet")),
-    StudyTable("zoo-size-20", "zoo-size", "mvp@20", ("mvp@20-zoo-.*", "mvp@20-fifth.*", "mvp@20-(wordnet|by-lot)")),
+    StudyTable("deit-trunk", "deit-trunk", "ahnp@500", (r"trunk@\d+", "trunk.*", r"mvp@(20|100)")),
+    StudyTable(
+        "zoo-size", "zoo-size", "mvp@100", (r"mvp@100-zoo-.*", r"mvp@100-n\d", "mvp@100-fifth.*", "mvp@100-wordnet")
+    ),
+    StudyTable(
+        "zoo-size-20", "zoo-size", "mvp@20", (r"mvp@20-zoo-.*", "mvp@20-fifth.*", "mvp@20-(wordnet|by-lot)")
+    ),
+    StudyTable(
+        "zoo-taught",
+        "zoo-taught",
+        "mvp@100-ifp-zoo-11",
+        ("mvp@100-taught.*", "mvp@20-ifp-zoo-11", "mvp@20-taught.*"),
+    ),
     *(
         StudyTable(f"classes-{n}", "classes", "mvp@100", ("mvp.*", ".*"), targets=f"cifar100-{n}c")
         for n in (3, 10, 20)

@@ -8,6 +8,7 @@ import argparse
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -43,6 +44,8 @@ from benchmarks.study_figures import all_study_figures
 from benchmarks.study_tables import TABLES, overlap_table
 
 HERE = Path(__file__).parent
+FEW_TARGETS = 8
+"""Of fewer an interval is only a range, and sentences say so."""
 
 
 def headline() -> list[Figure]:
@@ -59,6 +62,9 @@ def headline() -> list[Figure]:
             found += figures(json.loads(path.read_text()), f"benchmarks/results/{name}.json")
     for grid in grids():
         found += grid_figures(grid, f"benchmarks/device/results/{grid.name}.json")
+    twice = [name for name, count in Counter(one.id for one in found).items() if count > 1]
+    if twice:
+        sys.exit(f"two figures of one name: {', '.join(twice)}")
     return found
 
 
@@ -162,21 +168,28 @@ def rendered(path: Path, tables: Mapping[str, str], found: Sequence[Figure]) -> 
         start, end = f"<!-- {name} -->", "<!-- end -->"
         if start in text:
             head, _, rest = text.partition(start)
-            _, _, tail = rest.partition(end)
+            _, closed, tail = rest.partition(end)
+            if not closed:
+                sys.exit(f"{path}: {start} has no {end}")
             text = f"{head}{start}\n{table}\n{end}{tail}"
     spoken = {figure.id: said(figure) for figure in found}
 
     def put(place: re.Match[str]) -> str:
-        return f"<!--={place[1]}-->{spoken.get(place[1], '(not measured yet)')}<!--/-->"
+        if place[1] not in spoken:
+            sys.exit(f"{path}: no rows for the figure {place[1]}")
+        return f"<!--={place[1]}-->{spoken[place[1]]}<!--/-->"
 
     return re.sub(r"<!--=([\w.-]+)-->.*?<!--/-->", put, text, flags=re.DOTALL)
 
 
 def said(figure: Figure) -> str:
-    """A figure as a sentence has it: its value and its interval."""
+    """A figure as a sentence has it: its value, its interval, and of how few targets, where they are few."""
     form = "+.1f" if figure.unit == "points" else ".3g"
     unit = f" {figure.unit}" if figure.unit else ""
-    return f"{figure.value:{form}}{spread(figure, form)}{unit}"
+    few = figure.targets is not None and figure.targets < FEW_TARGETS
+    return f"{figure.value:{form}}{spread(figure, form)}{unit}" + (
+        f" [{figure.targets} targets]" if few else ""
+    )
 
 
 def spread(figure: Figure, form: str) -> str:

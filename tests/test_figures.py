@@ -37,12 +37,14 @@ def test_only_targets_with_both_variants_are_paired() -> None:
 
 def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
     rng = np.random.default_rng(1)
-    covered = 0
+    covered, widths = 0, []
     for _ in range(40):
         sample = rng.normal(size=(24, 1))
         low, high = interval(sample, mean)
         covered += low <= 0 <= high
+        widths.append(high - low)
     assert covered >= 33  # 95 % of 40 is 38; below 33 in one run of a thousand
+    assert np.mean(widths) == pytest.approx(2 * 1.96 / 24**0.5, rel=0.1)
 
 
 def test_a_table_holds_the_variants_it_asks_for_in_its_order() -> None:
@@ -75,14 +77,19 @@ def test_cost_to_parity_lies_between_what_was_measured() -> None:
 def test_a_figure_in_a_sentence_is_filled_in(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
-        "Ours: <!--=P1-a-->old<!--/-->; no: <!--=P9-b--><!--/-->.\n<!-- t -->\n<!-- end -->\n"
+        "Ours: <!--=P1-a-->old<!--/-->; few: <!--=P1-b--><!--/-->.\n<!-- t -->\n<!-- end -->\n"
     )
-    figure = figures.Figure("P1-a", -4.13, -5.11, -3.23, "points", "", "", "", "")
-    text = summary.rendered(page, {"t": "| x |"}, [figure])
-    assert (
-        "Ours: <!--=P1-a-->-4.1 (-5.1 … -3.2) points<!--/-->; no: <!--=P9-b-->(not measured" in text
-    )
+    value = (-4.13, -5.11, -3.23, "points", "", "", "", "")
+    two = [figures.Figure("P1-a", *value, 40), figures.Figure("P1-b", *value, 4)]
+    text = summary.rendered(page, {"t": "| x |"}, two)
+    assert "Ours: <!--=P1-a-->-4.1 (-5.1 … -3.2) points<!--/-->; few" in text
+    assert "few: <!--=P1-b-->-4.1 (-5.1 … -3.2) points [4 targets]<!--/-->." in text
     assert "<!-- t -->\n| x |\n<!-- end -->" in text
+    with pytest.raises(SystemExit, match="no rows for the figure P1-b"):
+        summary.rendered(page, {}, two[:1])
+    page.write_text("<!-- t -->\nthe rest of the page")
+    with pytest.raises(SystemExit, match="<!-- t --> has no <!-- end -->"):
+        summary.rendered(page, {"t": "| x |"}, [])
 
 
 def test_the_overlap_is_by_fifths_of_similarity() -> None:
@@ -124,7 +131,9 @@ def test_seconds_are_of_both_ways_and_beside_the_thousand_steps() -> None:
         return {"prune": 11.0, "export": 7.0, "phases": phases, "steps": steps}
 
     rows = [{"mvp": way(2.0, 5.0), "trunk": way(0.0, 4.0)} for _ in range(3)]
+    assert len(figures.speed_figures({"rows": rows, "help": [0.1], "conditions": ""}, "")) == 5
     rows[0]["ifp"] = {"prune": 132.0, "phases": {"pruning": 120.0}}
+    rows[0]["taught"] = {"prune": 33.0, "phases": {"pruning": 30.0}}
     facts = {"rows": rows, "help": [0.1, 0.3, 0.2], "conditions": "here"}
     found = {one.id: one.value for one in figures.speed_figures(facts, "there")}
     assert found == {
@@ -133,10 +142,12 @@ def test_seconds_are_of_both_ways_and_beside_the_thousand_steps() -> None:
         "P8-training-share": pytest.approx(0.5),
         "P3-wall-ratio": pytest.approx(15.0),
         "P3-command-ratio": pytest.approx(12.0),
+        "P3-taught-command-ratio": pytest.approx(3.0),
         "P8-prune-export-seconds-trunk": pytest.approx(18.0),
         "P8-training-share-trunk": pytest.approx(0.5),
         "P3-wall-ratio-trunk": pytest.approx(20.0),
         "P3-command-ratio-trunk": pytest.approx(12.0),
+        "P3-taught-command-ratio-trunk": pytest.approx(3.0),
     }
 
 
@@ -144,7 +155,8 @@ def test_many_tasks_pay_for_a_trunk(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     for name, spent in (("trunk-0-plain", 30.0), ("trunk-1-plain", 50.0), ("trunk-2", 900.0)):
         (tmp_path / f"{name}.json").write_text(f'{{"total_flops": {spent}}}')
     monkeypatch.setattr(study_figures, "_POOLED", tmp_path)
-    row = {"trunk-plain@100": {"total_flops": 1.0}, "ifp@1000": {"total_flops": 200.0}}
+    each = {"trunk-plain@100": 1.0, "ifp@1000": 200.0, "taught@1000": 20.0}
+    row = {name: {"total_flops": flops} for name, flops in each.items()}
     plain = "trunk-?-plain", "trunk-plain@100"
     costs = study_figures._trunk_costs({"a": row, "b": row}, *plain, "ifp@1000", MAIN, "here")
     found = {one.id: (one.value, one.low, one.high) for one in costs}
@@ -152,4 +164,5 @@ def test_many_tasks_pay_for_a_trunk(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     both = 2000 / 40, 2000 / 60
     expected = (sum(both) / 2, both[1], both[0])
     assert found["P2-cost-ratio-trunk-of-10"] == pytest.approx(expected)
+    assert found["P2-taught-cost-ratio-trunk-of-10"][0] == pytest.approx(sum(both) / 2 / 10)
     assert found["P2-cost-ratio-trunk-of-100"][0] > found["P2-cost-ratio-trunk-of-10"][0]

@@ -12,6 +12,7 @@ from benchmarks import peers
 from mvp_edge.pruning.finetune import Ledger, predict_logits
 from mvp_edge.pruning.taught import network_features
 from mvp_edge.subnetwork.cost import forward_macs
+from mvp_edge.tasks.task import Images
 from tests.support.networks import problem
 
 TASK = problem("resnet18", method="magnitude", steps=2)
@@ -102,6 +103,16 @@ def test_the_probe_is_logistic_regression_on_the_frozen_backbones_features() -> 
     guessed = (features @ weight.T + bias).argmax(1).numpy()
     assert (guessed == TASK.train.labels).mean() > 0.6
     assert made.ledger.total_flops == IMAGES * WHOLE
+
+
+def test_the_probe_tells_two_classes_apart_as_its_library_does() -> None:
+    two = TASK.train.labels < 2
+    images = Images(TASK.train.pixels[two], TASK.train.labels[two])
+    task = replace(TASK, classes=2, train=images)
+    made = peers.probe(task)
+    logits = predict_logits(made.model, images.pixels, TASK.backbone.preprocess)
+    assert (logits.argmax(1) == images.labels).mean() > 0.6
+    assert set(logits.argmax(1)) == {0, 1}
 
 
 def test_a_pooled_network_goes_on_from_its_own_weights() -> None:

@@ -6,9 +6,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
 from benchmarks import plan
-from benchmarks.plan import Study
+from benchmarks.plan import Study, fault
 from benchmarks.study import is_current, keep_row
 from benchmarks.voters import asked, asks_zoo, some_of
 from mvp_edge.zoo.similarity import Candidate
@@ -103,19 +104,21 @@ def test_smaller_zoos_are_nested_and_differ_between_targets() -> None:
 
 def test_a_row_is_current_until_its_conditions_change() -> None:
     row = {"zoo": 5, "entries": "a", "lr": 0.1, "augmented": [], "network": "one", "accuracy": 0.5}
+    row |= {"variant": {"method": "mvp", "neighbours": 1}}
     now = {key: value for key, value in row.items() if key != "accuracy"}
     assert is_current(row, now)
     for key in now:
         assert not is_current({**row, key: "another"}, now)
     assert not is_current(None, now)
-    # Older rows say less: their images were augmented, and they started from no network of `pooled`.
+    # Older rows say less: their images were augmented.
     old = {"zoo": 5, "lr": 0.1}
     assert is_current(old, {"seed": 0, "turn": 0.0})
     assert not is_current(old, {"seed": 3})
     assert not is_current(old, {"turn": 0.01})
-    assert is_current(old, {"zoo": 5, "entries": "a", "lr": 0.1, "augmented": ["flip", "shift"]})
+    assert is_current(old, {"zoo": 5, "lr": 0.1, "augmented": ["flip", "shift"]})
     assert not is_current(old, {"zoo": 5, "augmented": []})
     assert not is_current(old, {"network": "one"})
+    assert not is_current(old, {"entries": "a"})
 
 
 def test_conditions_are_those_that_a_row_heeds() -> None:
@@ -133,6 +136,55 @@ def test_conditions_are_those_that_a_row_heeds() -> None:
         study.conditions(task, entries, {"method": "mvp", "steps": 20, "who": "farthest"}) != voted
     )
     assert study.conditions(task, entries, {"method": "mvp", "steps": 20, "targets": 3}) == voted
+
+
+@pytest.mark.parametrize(
+    ("was", "now"),
+    [
+        ({"entries": 5}, {"entries": 10}),
+        ({"neighbours": 1}, {"neighbours": 6}),
+        ({}, {"tau": 0.5}),
+        ({}, {"statistics": False}),
+        ({}, {"similarity": "wordnet"}),
+        ({"who": "farthest"}, {}),
+        ({"weights": "backbone"}, {}),
+        ({}, {"first": 11}),
+    ],
+)
+def test_a_row_is_old_once_its_variant_says_otherwise(
+    was: dict[str, Any], now: dict[str, Any]
+) -> None:
+    task: Any = SimpleNamespace(name="t", splits={"train": list(range(256))})
+    study = Study({"study": "one"}, SimpleNamespace(family="resnet"), [task], None)  # type: ignore[arg-type]
+    entries: list[Any] = [SimpleNamespace(name=n, weights_sha256=n) for n in "abc"]
+    said = {"method": "mvp", "steps": 100}
+    row = {**study.conditions(task, entries, {**said, **was}), "accuracy": 0.5}
+    assert is_current(row, study.conditions(task, entries, {**said, **was}))
+    assert not is_current(row, study.conditions(task, entries, {**said, **now}))
+
+
+PLANS = [yaml.safe_load(path.read_text()) for path in sorted((plan.HERE / "plans").glob("*.yaml"))]
+
+
+@pytest.mark.parametrize("study", PLANS, ids=lambda study: study["study"])
+def test_plans_say_nothing_that_is_not_heeded(study: dict[str, Any]) -> None:
+    for variant in study["variants"].values():
+        assert "method" not in (variant or {}) or fault(variant) is None, variant
+    for how in study.get("pooled", {}).values():
+        assert set(how) <= set(plan.POOLED_KEYS)
+
+
+@pytest.mark.parametrize(
+    ("variant", "wrong"),
+    [
+        ({"method": "mvp", "stepz": 3}, "unknown stepz"),
+        ({"method": "trunk", "steps": 3}, "trunk needs a start"),
+        ({"method": "magnitude", "start": "trunk-0"}, "magnitude starts from no network"),
+        ({"method": "random", "l1": 0.1}, "random has no l1"),
+    ],
+)
+def test_what_would_be_another_method_is_refused(variant: dict[str, Any], wrong: str) -> None:
+    assert fault(variant) == wrong
 
 
 def test_a_targets_place_is_that_in_its_own_draw() -> None:
@@ -160,7 +212,11 @@ def test_a_pooled_network_is_there_once_it_was_made_as_the_plan_says(
     study = Study({"pooled": {"first": how}}, None, [], None)  # type: ignore[arg-type]
     write_json(tmp_path / "first" / "network.json", {})
     assert not study.has_pooled("first")  # its row is written last
-    for made, expected in (({**how, "steps": 5}, True), ({**how, "apart": [0, 1]}, False)):
+    for made, expected in (
+        ({**how, "steps": 5}, True),
+        ({**how, "apart": [0, 1]}, False),
+        ({**how, "teach": True}, False),
+    ):
         write_json(plan.pooled_row("first"), {"schema": 1, **made})
         assert study.has_pooled("first") is expected
     elsewhere = Study({}, None, [], None)  # type: ignore[arg-type]

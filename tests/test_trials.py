@@ -7,6 +7,7 @@ import torch
 
 from benchmarks.trials.pipeline import Trial, Warm, pruned_by
 from mvp_edge.pruning.mvp import mvp
+from mvp_edge.subnetwork.cost import forward_macs
 from tests.support.networks import problem, voter
 
 TASK = problem("resnet18", method="mvp", steps=3)
@@ -54,3 +55,11 @@ def test_a_change_changes_the_network(trial: Trial) -> None:
             ours.model.state_dict().values(), theirs.model.state_dict().values(), strict=True
         )
     )
+
+
+def test_uneven_widths_cost_no_more_than_even_ones() -> None:
+    zoo = [replace(one, similarity=0.0) for one in TASK.voters]  # all alike: scores of three steps
+    even, uneven = (pruned_by(TASK, Trial(uneven=how), zoo) for how in (False, True))
+    shape = TASK.backbone.shape
+    assert {n: len(u) for n, u in uneven.kept.items()} != {n: len(u) for n, u in even.kept.items()}
+    assert forward_macs(uneven.model, shape) <= forward_macs(even.model, shape)

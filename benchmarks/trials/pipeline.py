@@ -25,6 +25,7 @@ from mvp_edge.pruning.finetune import estimate_statistics, initialise_head
 from mvp_edge.pruning.mvp import Voting, average_into, hold_vote
 from mvp_edge.pruning.problem import Problem, Pruned, Training
 from mvp_edge.pruning.scratch import Meter, least_important, weight_norms
+from mvp_edge.pruning.smsp import global_widths, score_mask
 from mvp_edge.pruning.taught import backbone_opinions, network_features
 from mvp_edge.pruning.teaching import Teacher
 from mvp_edge.pruning.votes import Ballot, Voter
@@ -50,6 +51,8 @@ class Trial:
     """A voter counts in a group by exp(joint · how far it agrees with what the other groups keep)."""
     draws: int = 1
     """Masks drawn at τ = 0.2; the one with the least training loss before step 1 is taken."""
+    uneven: bool = False
+    """Widths by how far the zoo agrees: all groups cut at one score of SMSP's, for the same multiply-adds."""
     widen: float = 1.0
     """Begin so many times as wide; after a fifth of the steps the least by Taylor go."""
     weights: Literal["average", "vectors"] = "average"
@@ -96,6 +99,9 @@ class Warm(Recipe):
 
 def pruned_by(problem: Problem, trial: Trial, zoo: Sequence[Voter]) -> Pruned:
     """The pipeline with the trial's change in it."""
+    if trial.uneven:
+        asked = replace(problem, voters=zoo)
+        problem = replace(problem, widths=global_widths(asked, score_mask(asked)[0]))
     full = problem.backbone.with_head(problem.classes)
     if trial.uncovered == "zero":
         _clear(full)

@@ -1,7 +1,7 @@
 """A network being pruned: the problem, the state between two steps, and its result.
 
-Every method (`scratch.random`, `scratch.magnitude`, `scratch.conventional`, `scratch.ifp`, `ahnp.ahnp`,
-`mvp.mvp`, `smsp.smsp`) is a function ``Problem → Pruned``. They share `Training`, which fine-tunes a
+Every method (`scratch.random`, `scratch.magnitude`, `scratch.conventional`, `scratch.ifp`, `taught.taught`,
+`ahnp.ahnp`, `mvp.mvp`, `smsp.smsp`) is a function ``Problem → Pruned``. They share `Training`, which fine-tunes a
 network, shrinks it physically, and can be saved and resumed at any of its stops.
 """
 
