@@ -32,10 +32,7 @@ CLASSES = ("chair,clock,elephant,ray,snail", "bear,boy,bridge,cup,tulip", "bus,f
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument(
-        "--scratch",
-        type=int,
-        default=len(CLASSES),
-        help="tasks on which --method taught and ifp (1,000 steps) are timed too",
+        "--ifp", type=int, default=1, help="tasks on which --method ifp (1,000 steps) is timed, too"
     )
     options = arguments.parse_args()
     data = data_folder()
@@ -55,7 +52,7 @@ def main() -> None:
                 run = f"{folder}/{way}{number}"
                 row[way] = pruned([way, *given, *zoo], run, folder)
                 row[way]["export"] = timed([*COMMAND, "export", run, "-q"], folder)
-            for way in ("taught", "ifp") if number < options.scratch else ():
+            for way in ("taught", "ifp") if number < options.ifp else ("taught",):
                 row[way] = pruned([way, *given], f"{folder}/{way}{number}", folder)
             rows.append({"classes": classes, **row})
             print(json.dumps(row), flush=True)

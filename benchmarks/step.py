@@ -1,4 +1,4 @@
-"""P9: the product's training step against a bare PyTorch loop on the same module, interleaved.
+"""P9: the training step of the one-shot methods against a bare PyTorch loop on the same module, interleaved.
 
     python -m benchmarks.step
 
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch.nn import functional as F
 from mvp_edge.pruning.arithmetic import compute, lay_out, spoils_channels_last
 from mvp_edge.pruning.batches import Recipe
 from mvp_edge.pruning.finetune import make_optimizer, train_step
+from mvp_edge.pruning.methods import recipe_for
 from mvp_edge.pruning.problem import Problem, Training
 from mvp_edge.runs.rundir import machine, versions
 from mvp_edge.subnetwork.backbone import Architecture, Backbone
@@ -50,7 +52,7 @@ def main() -> None:
     rows = []
     for keep, steps in ((0.1, STEPS), (0.5, 4)):
         widths = exact_widths(unit_groups(backbone.model), keep)
-        recipe = Recipe(steps=10**6)
+        recipe = replace(recipe_for("mvp", "resnet"), steps=10**6)
         problem = Problem(backbone, "tied", 5, images, None, widths, recipe)
         training = Training(problem, resize(backbone.with_head(5), widths), {})
         bare = _bare_loop(resize(backbone.with_head(5), widths), training, recipe)
@@ -90,17 +92,17 @@ def alternate(
 def _bare_loop(module: torch.nn.Module, training: Training, recipe: Recipe) -> Callable[[int], Any]:
     model = lay_out(module, "cpu").train()
     optimizer = make_optimizer(model, recipe)
-    ready = [training.batches.batch(step) for step in range(STEPS)]
+    ready = [training.batches.shares(step) for step in range(STEPS)]
     if spoils_channels_last(model, "cpu"):
-        ready = [(x.contiguous(), y) for x, y in ready]
+        ready = [[(x.contiguous(), y) for x, y in shares] for shares in ready]
 
     def step(number: int) -> None:
-        x, y = ready[number]
-        with compute("cpu"):
-            loss = F.cross_entropy(model(x), y)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for x, y in ready[number]:
+            with compute("cpu"):
+                loss = F.cross_entropy(model(x), y)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
 
     return step
 

@@ -221,6 +221,8 @@ def _trunk_costs(
         what = "multiply-adds of the network trained on all classes over a trunk's"
         yield figure("P2-small-over-trunk", dearer, what)
     taught = float(mean(paired(rows, "taught@1000", "taught@1000", "total_flops").T)[0])
+    what = "multiply-adds of a trunk over one taught@1000's"
+    yield figure("P2-trunk-over-taught1000", [one / taught for one in own], what)
     for tasks in (1, 10, 100):
         for against, name, each in (
             (scratch, "P2-cost-ratio-trunk-of", dear),

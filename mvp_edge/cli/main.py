@@ -133,7 +133,8 @@ def _end(code: int, line: str) -> None:
 @click.option("--classes", metavar="A,B,…", help="Only these classes of the task.")
 @click.option(
     "--method", type=click.Choice(["auto", *METHODS]), default="auto", show_default=True,
-    help="auto: from the zoo's trunk; without one its tasks vote; from scratch where it has none.",
+    help="auto: from the zoo's trunk; without one its tasks vote; where it has none, from scratch: taught"
+    " (ResNet), ahnp (ViT).",
 )  # fmt: skip
 @click.option("--policy", type=click.Choice(POLICIES), help="What is prunable [the zoo's].")
 @click.option("--similarity", type=click.Choice(["leep", "wordnet"]), help="[leep]")
@@ -147,7 +148,9 @@ def _end(code: int, line: str) -> None:
     " (with --reference). Budgets may ask for less.",
 )  # fmt: skip
 @click.option(
-    "--steps", type=click.IntRange(0), help="Fine-tuning steps [MVP 100; IFP, AHNP 1000]."
+    "--steps",
+    type=click.IntRange(0),
+    help="Fine-tuning steps [100; ifp, ahnp, taught, conventional 1000].",
 )
 @click.option("--lr", type=Number(0, min_open=True), help="Learning rate [the method's].")
 @click.option(

@@ -56,10 +56,13 @@ def zoo() -> None:
 )
 @click.option("--keep", type=Number(0, 1, min_open=True), default=0.1, show_default=True)
 @click.option("--policy", type=click.Choice(POLICIES), help="[the family's default]")
-@click.option("--method", type=click.Choice(FROM_SCRATCH), help="[ifp for ResNet, ahnp for ViT]")
+@click.option("--method", type=click.Choice(FROM_SCRATCH), help="[taught for ResNet, ahnp for ViT]")
 @click.option("--steps", type=click.IntRange(1), help="[1000]")
 @click.option(
-    "--snapshots", default="", metavar="0.5,0.25", help="Also keep the weights at these ratios."
+    "--snapshots",
+    default="",
+    metavar="0.5,0.25",
+    help="Also keep the weights at these ratios (ifp, ahnp).",
 )
 @input_size
 @augment

@@ -99,8 +99,8 @@ def train_step(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     labels, taught = (y[0], y[1].shape[1]) if isinstance(y, tuple) else (y, 0)
-    told_apart = logits.detach()[:, : logits.shape[1] - taught or None]
-    return value.detach(), (told_apart.argmax(1) == labels).sum()
+    own = logits.shape[1] - taught or logits.shape[1]  # a teacher may tell apart the same classes
+    return value.detach(), (logits.detach()[:, :own].argmax(1) == labels).sum()
 
 
 class Stepper:

@@ -30,26 +30,31 @@ class Method:
     asks: Literal["nobody", "neighbours", "zoo", "trunk"] = "nobody"
     """Whom it asks: the nearest entries of the zoo, all of them, or the one that was made of all of them."""
     one_shot: bool = True
-    """Whether it cuts before it trains, so that another size costs only its own thin steps."""
+    """Whether it cuts before it trains, so that another size costs only its own thin steps (and `taught` what the
+    backbone thinks of the images, once more)."""
+    gradual: bool = False
+    """Whether it shrinks on the way, so that it can leave snapshots of larger ratios."""
 
 
 METHODS = {
     "trunk": Method(100, ("resnet", "vit"), mvp, asks="trunk"),
     "mvp": Method(100, ("resnet", "vit"), mvp, asks="neighbours"),
     "smsp": Method(100, ("resnet", "vit"), smsp, asks="zoo"),
-    "ifp": Method(1000, ("resnet",), scratch.ifp, one_shot=False),
+    "ifp": Method(1000, ("resnet",), scratch.ifp, one_shot=False, gradual=True),
     "ifp-taylor": Method(
-        1000, ("resnet",), partial(scratch.ifp, criterion="taylor"), one_shot=False
+        1000, ("resnet",), partial(scratch.ifp, criterion="taylor"), one_shot=False, gradual=True
     ),
-    "ahnp": Method(1000, ("vit",), ahnp, one_shot=False),
+    "ahnp": Method(1000, ("vit",), ahnp, one_shot=False, gradual=True),
     "taught": Method(1000, ("resnet", "vit"), taught),
     "conventional": Method(1000, ("resnet", "vit"), scratch.conventional, one_shot=False),
     "magnitude": Method(100, ("resnet", "vit"), scratch.magnitude),
     "random": Method(100, ("resnet", "vit"), scratch.random),
 }
 
-FROM_SCRATCH = {"resnet": "ifp", "vit": "ahnp"}
+FROM_SCRATCH = {"resnet": "taught", "vit": "ahnp"}
 """What `auto` runs where the zoo has no neighbours, and what builds a zoo."""
+STEP_BY_STEP = {"resnet": "ifp", "vit": "ahnp"}
+"""What builds one with snapshots at larger ratios, which only these and `ifp-taylor` pass through."""
 
 _RECIPES = {
     "resnet": Recipe(optimizer="sgd", lr=0.01, weight_decay=5e-4),

@@ -110,7 +110,8 @@ def plan_front(settled: Settled) -> FrontPlan:
     if not METHODS[settled.method].one_shot:
         raise BadInput(
             f"--front {count} with {settled.method} ({settled.reason}): a network from scratch "
-            "takes a training of its own at each size; give a --zoo that can vote, or run --keep R for each"
+            "takes a training of its own at each size: give a --zoo that can vote, take a method that cuts "
+            "first (--method taught), or run --keep R for each"
         )
     if not settled.task.splits["val"]:
         raise BadInput(

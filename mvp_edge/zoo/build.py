@@ -16,7 +16,7 @@ import torch
 
 from mvp_edge.pruning.batches import Recipe
 from mvp_edge.pruning.finetune import accuracy, predict_logits
-from mvp_edge.pruning.methods import FROM_SCRATCH, method_for, recipe_for
+from mvp_edge.pruning.methods import FROM_SCRATCH, STEP_BY_STEP, method_for, recipe_for
 from mvp_edge.pruning.problem import Problem, Progress, Pruned
 from mvp_edge.subnetwork.backbone import Backbone, load_backbone
 from mvp_edge.subnetwork.budget import exact_widths
@@ -65,9 +65,13 @@ def build_from(
     loaded = load_backbone(anchored(backbone), input_size)
     chosen = policy or POLICIES[loaded.family][0]
     exact_widths(unit_groups(loaded.model, chosen), keep)
-    name = method or FROM_SCRATCH[loaded.family]
+    name = method or (STEP_BY_STEP if snapshots else FROM_SCRATCH)[loaded.family]
     if method_for(name, loaded.family).asks != "nobody":
         raise BadInput(f"--method {name} needs a zoo: build one with {FROM_SCRATCH[loaded.family]}")
+    if snapshots and not method_for(name, loaded.family).gradual:
+        raise BadInput(
+            f"--snapshots: --method {name} passes through no larger ratio: use {STEP_BY_STEP[loaded.family]}"
+        )
     accelerator = choose_accelerator(accelerator)
     recipe = recipe_for(name, loaded.family, steps=steps, augment=augment, accelerator=accelerator)
     found = find_tasks(tasks, sample, seed, progress)

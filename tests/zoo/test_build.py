@@ -52,6 +52,14 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bits(place: Path) -> None:
     assert (entry["keep"], entry["snapshots"], entry["recipe"]["steps"]) == (0.5, ["0.75"], 60)
 
 
+def test_snapshots_are_of_what_shrinks_on_the_way(place: Path) -> None:
+    words = (*TWO, "--method", "taught", "--zoo", "none")
+    refused = command(*words, cwd=place)
+    assert refused.code == 2
+    assert "--snapshots: --method taught passes through no larger ratio: use ifp" in refused.error
+    assert not (place / "none").exists()
+
+
 def test_a_checkpoint_of_another_recipe_is_not_gone_on_with(place: Path) -> None:
     words = (*BUILD, "--sample", "1x3", "--keep", "0.5", "--method", "random")
     clean = command(*words, "--steps", "52", "--zoo", "clean", cwd=place)
