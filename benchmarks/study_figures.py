@@ -108,6 +108,8 @@ def _study_figures(study: str, scratch: str, conditions: str) -> Iterator[Figure
         ("random@1000", scratch, "P2-cost-ratio-random1000", "stated"),
         ("trunk@100", "random@1000", "P2-random1000-over-trunk100", "stated"),
         ("taught@1000", scratch, "P2-cost-ratio-taught1000", "stated"),
+        ("unpruned@100", scratch, "P2-cost-ratio-unpruned100", "stated"),
+        (scratch, "ifp@1000-muon", "P2-ifp1000-muon-over-ifp1000", "stated"),
         ("trunk@100", "taught@1000", "P2-taught1000-over-trunk100", "stated"),
     ):
         goal = "stated" if suffix else goal
@@ -341,7 +343,6 @@ def _unseen_figures() -> Iterator[Figure]:
             ("mvp@100", "ifp@1000"),
             ("taught@1000", "ifp@1000"),
             ("taught@1000", "magnitude@1000"),
-            ("thin-distilled@1000", "taught@1000"),
         ]
         suffix = f"on-{images.replace('_', '-')}"
         yield from _start_figures(rows, suffix, study, conditions, more)
