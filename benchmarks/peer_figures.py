@@ -47,6 +47,7 @@ def peer_figures() -> Iterator[Figure]:
         ("thin-distilled@1000", "thin-from-nothing@1000"),
         ("thin-distilled@1000", "taught@1000"),
         ("random@1000", "thin-from-nothing@1000"),
+        ("magnitude@100", "thin-distilled@100"),
         ("probe", "unpruned@100"),
         ("small@0", "mvp@100"),
         ("small@100", "mvp@100"),

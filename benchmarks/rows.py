@@ -37,7 +37,7 @@ def study_rows(study: str) -> dict[str, dict[str, dict[str, Any]]]:
         found[facts["target"]] = facts["rows"]
     if study in _PART_OF:
         whole = study_rows(_PART_OF[study])
-        found = {target: {**whole.get(target, {}), **rows} for target, rows in found.items()}
+        found = {target: {**rows, **whole.get(target, {})} for target, rows in found.items()}
     for (own, other), names in _NAMED_HERE.items():
         for target, rows in study_rows(other).items() if own == study else ():
             if target in found:
