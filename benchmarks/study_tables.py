@@ -144,11 +144,11 @@ TABLES = [
 
 
 def table(rows: Rows, names: Sequence[str], base: str) -> str:
-    """Markdown: mean accuracy of each variant, its paired difference to ``base``, and what it cost."""
+    """Markdown: mean accuracy of each variant, its paired difference to ``base``, what it cost, and took."""
     lines = [
         f"| method @ steps | targets | top-1 % (95 %) | minus {base} | 10¹² multiply-adds | paper's count | "
-        "cost ratio |",
-        "|---|---|---|---|---|---|---|",
+        "cost ratio | seconds |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name in names:
         found = [r[name] for r in rows.values() if name in r]
@@ -169,9 +169,19 @@ def table(rows: Rows, names: Sequence[str], base: str) -> str:
         theirs = f"{np.mean(paper) / 1e12:.3f}" if paper else ""
         lines.append(
             f"| {name} | {len(own)} | {100 * own.mean():.1f} ({100 * low:.1f} … {100 * high:.1f}) | "
-            f"{against} | {cost / 1e12:.2f} | {theirs} | {cheaper} |"
+            f"{against} | {cost / 1e12:.2f} | {theirs} | {cheaper} | {_seconds(found)} |"
         )
     return "\n".join(lines)
+
+
+def _seconds(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The median of those made in one arithmetic, on one core: of machines that were alike, but seldom idle."""
+    own = [
+        row["seconds"]
+        for row in rows
+        if "seconds" in row and row.get("arithmetic", "bfloat16") == "bfloat16"
+    ]
+    return f"{np.median(own):.0f}" if own else ""
 
 
 def overlap_table(facts: Mapping[str, Any]) -> str:

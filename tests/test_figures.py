@@ -48,14 +48,14 @@ def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
 
 
 def test_a_table_holds_the_variants_it_asks_for_in_its_order() -> None:
-    row = {"accuracy": 0.5, "total_flops": 1e12, "training_flops": 5e11}
+    row = {"accuracy": 0.5, "total_flops": 1e12, "training_flops": 5e11, "seconds": 9.3}
     names = ("mvp@100", "mvp@20", "random@100", "mvp@100-one", "ifp@100")
     rows = {target: dict.fromkeys(names, row) for target in ("a", "b")}
     rows["a"]["rare@100"] = row
     chosen = StudyTable("p", "s", "mvp@100", (r"random.*", r"mvp@\d+", "rare.*"), least=2)
     text = table(rows, chosen.chosen(rows), "mvp@100").splitlines()[2:]
     assert [line.split(" | ")[0] for line in text] == ["| mvp@100", "| random@100", "| mvp@20"]
-    assert text[1].endswith("| 1.00 | 0.100 | 1 × |")
+    assert text[1].endswith("| 1.00 | 0.100 | 1 × | 9 |")
     assert not chosen.chosen({})
 
 
