@@ -79,7 +79,7 @@ def test_a_plan_becomes_rows_with_everything_counted(here: Path) -> None:
         assert row["total_flops"] == sum(row[part] for part in parts), name
         asks = name.startswith(("mvp", "smsp"))
         assert (row["similarity_flops"] > 0) == asks == ("neighbours" in row), name
-        assert (row["training_flops"] > 0) == (row["steps"] > 0), name
+        assert (row["training_flops"] > 0) == (row["variant"]["steps"] > 0), name
     thin = {rows[name]["forward_flops"] for name in rows if name != "probe"}
     assert len(thin) == 1
     assert rows["probe"]["forward_flops"] > 2 * thin.pop()

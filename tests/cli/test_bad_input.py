@@ -314,7 +314,8 @@ def test_a_disk_that_is_full_from_the_beginning(limit: int, place: Path) -> None
     ended = command(*words, cwd=place, file_limit=limit)
     refused(ended, place, "runs/001", "File too large", before=before)
     build = ("zoo", "build", "--backbone", "backbone.json", "--tasks", "digits", "--sample", "1x3")
-    ended = command(*build, "--steps", "1", "--zoo", "new", cwd=place, file_limit=400)
+    # -q: the limit is that of what it says on standard error, too
+    ended = command(*build, "--steps", "1", "--zoo", "new", "-q", cwd=place, file_limit=400)
     assert ended.code == 2
     assert "new" in ended.error
 

@@ -124,7 +124,7 @@ def test_two_builds_share_one_zoo(place: Path) -> None:
 def test_the_zoo_is_listed_shown_checked_and_weeded(place: Path) -> None:
     listed = command("zoo", "list", "zoo", cwd=place)
     assert listed.out.startswith("4 entries of tiny (16 px), policy tied, keep 0.5")
-    assert listed.out.count("ifp@10") == 4
+    assert listed.out.count("taught@10") == 4
     shown = json.loads(command("zoo", "show", "zoo", "digits-3c-s0-001", "--json", cwd=place).out)
     assert shown["widths"]["layer4.stream"] == 16
     assert "layer4.stream" in command("zoo", "show", "zoo", "digits-3c-s0-001", cwd=place).out
