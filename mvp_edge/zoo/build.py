@@ -66,9 +66,10 @@ def build_from(
     chosen = policy or POLICIES[loaded.family][0]
     exact_widths(unit_groups(loaded.model, chosen), keep)
     name = method or (STEP_BY_STEP if snapshots else FROM_SCRATCH)[loaded.family]
-    if method_for(name, loaded.family).asks != "nobody":
+    how = method_for(name, loaded.family)
+    if how.asks != "nobody":
         raise BadInput(f"--method {name} needs a zoo: build one with {FROM_SCRATCH[loaded.family]}")
-    if snapshots and not method_for(name, loaded.family).gradual:
+    if snapshots and not how.gradual:
         raise BadInput(
             f"--snapshots: --method {name} passes through no larger ratio: use {STEP_BY_STEP[loaded.family]}"
         )

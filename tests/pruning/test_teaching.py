@@ -101,6 +101,7 @@ def test_taught_keeps_magnitudes_units_and_heeds_the_backbone_by_its_class_means
     spent = made.ledger.statistics_flops - plain.ledger.statistics_flops
     assert spent == asked
     assert made.ledger.training_flops == plain.ledger.training_flops
+    assert made.seconds > made.step_seconds
 
     initialise_head(whole, given.batches, 3, Ledger(), limit=10**6)
     logits = predict_logits(whole, given.train.pixels, given.backbone.preprocess)
