@@ -24,11 +24,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from mvp_edge.pruning.arithmetic import compute, lay_out, spoils_channels_last
+from mvp_edge.pruning.distill import network_features, teacher_logits
+from mvp_edge.pruning.distillation import Teacher
 from mvp_edge.pruning.finetune import Ledger, Stepper, estimate_statistics, initialise_head
 from mvp_edge.pruning.problem import Problem, Pruned
 from mvp_edge.pruning.scratch import fine_tune
-from mvp_edge.pruning.taught import backbone_opinions, network_features
-from mvp_edge.pruning.teaching import Teacher
 from mvp_edge.subnetwork.backbone import heads
 from mvp_edge.subnetwork.cost import forward_macs
 from mvp_edge.subnetwork.subnet import resize
@@ -69,7 +69,9 @@ def by_name(variant: dict[str, Any], problem: Problem) -> Pruned | Outcome:
             if "student" in variant
             else thin(problem)
         )
-        return distilled(problem, student, share=variant["share"], warmth=variant["warmth"])
+        return distilled(
+            problem, student, share=variant["share"], temperature=variant["temperature"]
+        )
     sys.exit(f"method {name}: no such method or peer")
 
 
@@ -202,19 +204,19 @@ def _train(outcome: Outcome, problem: Problem, first: int, until: int) -> None:
     outcome.model = stepper.model.eval()
 
 
-def distilled(problem: Problem, student: nn.Module, *, share: float, warmth: float) -> Outcome:
+def distilled(problem: Problem, student: nn.Module, *, share: float, temperature: float) -> Outcome:
     """Train a network of its own, taught by the unpruned backbone on the images as they are.
 
     Args:
         problem: its recipe, images and backbone; the widths are not used.
         student: any classifier of the task's classes and image size.
         share: of the loss that is the backbone's opinion; 0: the labels alone.
-        warmth: temperature of that opinion.
+        temperature: temperature of that opinion.
     """
     outcome = Outcome(student)
     if share:
-        logits = backbone_opinions(problem, outcome.ledger)
-        problem = replace(problem, teacher=Teacher(logits, share, warmth, own=True))
+        logits = teacher_logits(problem, outcome.ledger)
+        problem = replace(problem, teacher=Teacher(logits, share, temperature, own=True))
     _train(outcome, problem, 0, problem.recipe.steps)
     return outcome
 

@@ -29,13 +29,22 @@ from mvp_edge_export.storage import read_json, sha256_file, sha256_json
 HERE = Path(__file__).parent
 POOLED = HERE / "zoos" / "pooled"
 """Networks of `benchmarks.pooled`."""
-RECIPE = ("lr", "updates", "optimizer", "turn", "schedule", "head", "statistics", "augment")
+RECIPE = (
+    "lr",
+    "updates",
+    "optimizer",
+    "relative_step",
+    "schedule",
+    "head",
+    "statistics",
+    "augment",
+)
 """What a variant may set otherwise in its recipe."""
 KEYS = (
     "method", "steps", "targets", "seed", "keep", "start", "teach",
     "who", "neighbours", "disjoint", "first", "entries", "similarity",  # whom it asks
     "units", "weights", "electorate", "tau", "spread", "l1",  # what it does with the answers
-    "importance", "scope", "rounds", "share", "warmth", "student", "pixels",  # of peers
+    "importance", "scope", "rounds", "share", "temperature", "student", "pixels",  # of peers
     *RECIPE,
 )  # fmt: skip
 """What a variant of a study may say."""
@@ -167,7 +176,7 @@ class Study:
             "optimizer": recipe.optimizer,
             "lr": recipe.lr,
             "updates": recipe.updates,
-            "turn": recipe.turn,
+            "relative_step": recipe.relative_step,
             "augmented": list(recipe.augmentation(len(task.splits["train"]))),
         }
         if "start" in variant:

@@ -8,20 +8,20 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from mvp_edge.pruning.distill import network_features
 from mvp_edge.pruning.finetune import Ledger, Loss
 from mvp_edge.pruning.problem import Problem
-from mvp_edge.pruning.taught import network_features
 from mvp_edge.pruning.votes import Voter
 from mvp_edge.subnetwork.backbone import heads
 from mvp_edge.subnetwork.subnet import resize
 
 
-def teaching_loss(share: float, warmth: float, smooth: float = 0.0) -> Loss:
+def teaching_loss(share: float, temperature: float, smooth: float = 0.0) -> Loss:
     """The loss of plain batches or of those with a teacher of the same classes, and of smoothed labels.
 
     Args:
         share: of the loss that is the teacher's opinion.
-        warmth: temperature of that opinion.
+        temperature: temperature of that opinion.
         smooth: label smoothing.
     """
 
@@ -30,8 +30,11 @@ def teaching_loss(share: float, warmth: float, smooth: float = 0.0) -> Loss:
         logits = logits.float()
         value = (1 - share) * F.cross_entropy(logits, y, label_smoothing=smooth)
         if theirs is not None:
-            ours, target = F.log_softmax(logits / warmth, 1), F.softmax(theirs / warmth, 1)
-            value = value + share * warmth**2 * F.kl_div(ours, target, reduction="batchmean")
+            ours, target = (
+                F.log_softmax(logits / temperature, 1),
+                F.softmax(theirs / temperature, 1),
+            )
+            value = value + share * temperature**2 * F.kl_div(ours, target, reduction="batchmean")
         return value
 
     return loss

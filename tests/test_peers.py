@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks import peers
+from mvp_edge.pruning.distill import network_features
 from mvp_edge.pruning.finetune import Ledger, predict_logits
-from mvp_edge.pruning.taught import network_features
 from mvp_edge.subnetwork.cost import forward_macs
 from mvp_edge.tasks.task import Images
 from tests.support.networks import problem
@@ -73,8 +73,8 @@ def test_no_update_takes_the_gradients_that_importance_looked_at(
 
 
 def test_a_distilled_network_pays_for_its_teachers_opinions() -> None:
-    alone = peers.distilled(TASK, peers.thin(TASK), share=0.0, warmth=1.0)
-    taught = peers.distilled(TASK, peers.thin(TASK), share=0.5, warmth=2.0)
+    alone = peers.distilled(TASK, peers.thin(TASK), share=0.0, temperature=1.0)
+    taught = peers.distilled(TASK, peers.thin(TASK), share=0.5, temperature=2.0)
     assert taught.ledger.statistics_flops == IMAGES * WHOLE
     assert alone.ledger.statistics_flops == 0
     assert taught.ledger.training_flops == alone.ledger.training_flops

@@ -21,13 +21,13 @@ from benchmarks.teaching import (
 from benchmarks.trials.rebuilding import rebuild
 from mvp_edge.pruning.arithmetic import compute
 from mvp_edge.pruning.batches import Recipe
+from mvp_edge.pruning.distill import network_features, teacher_logits
+from mvp_edge.pruning.distillation import Teacher
 from mvp_edge.pruning.finetune import estimate_statistics, initialise_head
 from mvp_edge.pruning.mvp import Voting, average_into, hold_vote
 from mvp_edge.pruning.problem import Problem, Pruned, Training
 from mvp_edge.pruning.scratch import Meter, least_important, weight_norms
 from mvp_edge.pruning.smsp import global_widths, score_mask
-from mvp_edge.pruning.taught import backbone_opinions, network_features
-from mvp_edge.pruning.teaching import Teacher
 from mvp_edge.pruning.votes import Ballot, Voter
 from mvp_edge.subnetwork.backbone import heads
 from mvp_edge.subnetwork.subnet import extract, full_coordinates, kept_axes
@@ -66,7 +66,7 @@ class Trial:
     """Share of the loss that is a teacher's opinion."""
     committee: int = 0
     """The teacher: so many of the nearest entries' networks together; 0: the unpruned backbone."""
-    warmth: float = 2.0
+    temperature: float = 2.0
     """Temperature of that opinion."""
     smooth: float = 0.0
     """Label smoothing."""
@@ -354,9 +354,9 @@ def heed(training: Training, trial: Trial, zoo: Sequence[Voter]) -> None:
         if trial.committee:
             opinions = committee_opinions(problem, zoo[: trial.committee], ledger)
         else:
-            opinions = backbone_opinions(problem, ledger)
+            opinions = teacher_logits(problem, ledger)
         training.batches = replace(problem, teacher=Teacher(opinions, own=True)).batches
-    training.loss = teaching_loss(trial.distil, trial.warmth, trial.smooth)
+    training.loss = teaching_loss(trial.distil, trial.temperature, trial.smooth)
 
 
 def shrink_after(training: Training, step: int) -> None:

@@ -133,7 +133,7 @@ def _end(code: int, line: str) -> None:
 @click.option("--classes", metavar="A,B,…", help="Only these classes of the task.")
 @click.option(
     "--method", type=click.Choice(["auto", *METHODS]), default="auto", show_default=True,
-    help="auto: from the zoo's trunk; without one its tasks vote; where it has none, from scratch: taught"
+    help="auto: from the zoo's trunk; without one its tasks vote; where it has none, from scratch: distill"
     " (ResNet), ahnp (ViT).",
 )  # fmt: skip
 @click.option("--policy", type=click.Choice(POLICIES), help="What is prunable [the zoo's].")
@@ -150,7 +150,7 @@ def _end(code: int, line: str) -> None:
 @click.option(
     "--steps",
     type=click.IntRange(0),
-    help="Fine-tuning steps [100; ifp, ahnp, taught, conventional 1000].",
+    help="Fine-tuning steps [100; ifp, ahnp, distill, conventional 1000].",
 )
 @click.option("--lr", type=Number(0, min_open=True), help="Learning rate [the method's].")
 @click.option(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 PATH = click.Path(path_type=Path)
-FROM_SCRATCH = ("ifp", "ifp-taylor", "ahnp", "taught", "conventional", "magnitude", "random")
+FROM_SCRATCH = ("ifp", "ifp-taylor", "ahnp", "distill", "conventional", "magnitude", "random")
 METHODS = ("trunk", "mvp", "smsp", *FROM_SCRATCH)
 """Names of `mvp_edge.pruning.methods.METHODS`, which `--help` must not import; the latter ask no zoo."""
 PICKS = ("smallest", "fastest", "best")

@@ -56,7 +56,9 @@ def zoo() -> None:
 )
 @click.option("--keep", type=Number(0, 1, min_open=True), default=0.1, show_default=True)
 @click.option("--policy", type=click.Choice(POLICIES), help="[the family's default]")
-@click.option("--method", type=click.Choice(FROM_SCRATCH), help="[taught for ResNet, ahnp for ViT]")
+@click.option(
+    "--method", type=click.Choice(FROM_SCRATCH), help="[distill for ResNet, ahnp for ViT]"
+)
 @click.option("--steps", type=click.IntRange(1), help="[1000]")
 @click.option(
     "--snapshots",

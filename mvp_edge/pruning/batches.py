@@ -59,7 +59,7 @@ class Recipe:
     """A step's batch is taken in so many equal shares, one update each: the same images, the same cost."""
     optimizer: Literal["sgd", "adamw", "muon"] = "sgd"
     lr: float = 0.01
-    turn: float = 0.0
+    relative_step: float = 0.0
     """Of Muon: how far of its own length each matrix moves in an update at the full rate."""
     schedule: Literal["cosine", "hold", "constant"] = "cosine"
     """cosine: from lr to 0; hold: lr while the network shrinks (0.8 of the steps), then cosine."""

@@ -65,7 +65,7 @@ class History:
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """SGD with momentum, AdamW, or Muon; normalisation and biases are not decayed by AdamW."""
     if recipe.optimizer == "muon":
-        return Muon(model, recipe.lr, recipe.turn, recipe.momentum, recipe.weight_decay)
+        return Muon(model, recipe.lr, recipe.relative_step, recipe.momentum, recipe.weight_decay)
     parameters = [p for p in model.parameters() if p.requires_grad]
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(
@@ -98,8 +98,8 @@ def train_step(
     value.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    labels, taught = (y[0], y[1].shape[1]) if isinstance(y, tuple) else (y, 0)
-    own = logits.shape[1] - taught or logits.shape[1]  # a teacher may tell apart the same classes
+    labels, teachers = (y[0], y[1].shape[1]) if isinstance(y, tuple) else (y, 0)
+    own = logits.shape[1] - teachers or logits.shape[1]  # a teacher may tell apart the same classes
     return value.detach(), (logits.detach()[:, :own].argmax(1) == labels).sum()
 
 

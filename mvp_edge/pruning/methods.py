@@ -13,10 +13,10 @@ from typing import Any, Literal
 from mvp_edge.pruning import scratch
 from mvp_edge.pruning.ahnp import ahnp
 from mvp_edge.pruning.batches import Recipe
+from mvp_edge.pruning.distill import distill
 from mvp_edge.pruning.mvp import mvp
 from mvp_edge.pruning.problem import Problem, Pruned
 from mvp_edge.pruning.smsp import smsp
-from mvp_edge.pruning.taught import taught
 from mvp_edge_export.errors import BadInput
 
 
@@ -30,7 +30,7 @@ class Method:
     asks: Literal["nobody", "neighbours", "zoo", "trunk"] = "nobody"
     """Whom it asks: the nearest entries of the zoo, all of them, or the one that was made of all of them."""
     one_shot: bool = True
-    """Whether it cuts before it trains, so that another size costs only its own thin steps (and `taught` what the
+    """Whether it cuts before it trains, so that another size costs only its own thin steps (and `distill` what the
     backbone thinks of the images, once more)."""
     gradual: bool = False
     """Whether it shrinks on the way, so that it can leave snapshots of larger ratios."""
@@ -45,13 +45,13 @@ METHODS = {
         1000, ("resnet",), partial(scratch.ifp, criterion="taylor"), one_shot=False, gradual=True
     ),
     "ahnp": Method(1000, ("vit",), ahnp, one_shot=False, gradual=True),
-    "taught": Method(1000, ("resnet", "vit"), taught),
+    "distill": Method(1000, ("resnet", "vit"), distill),
     "conventional": Method(1000, ("resnet", "vit"), scratch.conventional, one_shot=False),
     "magnitude": Method(100, ("resnet", "vit"), scratch.magnitude),
     "random": Method(100, ("resnet", "vit"), scratch.random),
 }
 
-FROM_SCRATCH = {"resnet": "taught", "vit": "ahnp"}
+FROM_SCRATCH = {"resnet": "distill", "vit": "ahnp"}
 """What `auto` runs where the zoo has no neighbours, and what builds a zoo."""
 STEP_BY_STEP = {"resnet": "ifp", "vit": "ahnp"}
 """What builds one with snapshots at larger ratios, which only these and `ifp-taylor` pass through."""
@@ -67,12 +67,12 @@ _OWN: dict[tuple[str, str], dict[str, Any]] = {
     # Thin from the first step, a ResNet learns most from several small updates along orthogonalised
     # momentum (benchmarks/plans/trials.yaml); from the backbone's weights it has further to go.
     **{
-        (name, "resnet"): {"optimizer": "muon", "updates": 4, "lr": 0.004, "turn": 0.01}
+        (name, "resnet"): {"optimizer": "muon", "updates": 4, "lr": 0.004, "relative_step": 0.01}
         for name in ("trunk", "mvp")
     },
     **{
-        (name, "resnet"): {"optimizer": "muon", "updates": 4, "lr": 0.01, "turn": 0.02}
-        for name in ("smsp", "taught", "magnitude", "random")
+        (name, "resnet"): {"optimizer": "muon", "updates": 4, "lr": 0.01, "relative_step": 0.02}
+        for name in ("smsp", "distill", "magnitude", "random")
     },
 }
 """What a method wants otherwise than its family (benchmarks/plans/tuning*.yaml)."""
@@ -108,5 +108,5 @@ def recipe_for(
     )
     recipe = replace(recipe, **_OWN.get((name or "", family), {}))
     if lr is not None:  # a higher rate turns matrices further, too
-        recipe = replace(recipe, lr=lr, turn=recipe.turn * lr / recipe.lr)
+        recipe = replace(recipe, lr=lr, relative_step=recipe.relative_step * lr / recipe.lr)
     return replace(recipe, augment=augment)

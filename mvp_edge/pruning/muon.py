@@ -17,39 +17,47 @@ class Muon(torch.optim.Optimizer):
     """Matrices turn along their orthogonalised momentum; vectors and the head move as in SGD with momentum.
 
     A convolution's weight counts as a matrix [filters, what each sees]. Its step is as long as the matrix itself
-    times ``turn``, since behind a normalisation only a weight's direction matters: thus no rate of its
+    times ``relative_step``, since behind a normalisation only a weight's direction matters: thus no rate of its
     own has to be found for each width.
     """
 
     def __init__(
-        self, model: nn.Module, lr: float, turn: float, momentum: float, weight_decay: float
+        self,
+        model: nn.Module,
+        lr: float,
+        relative_step: float,
+        momentum: float,
+        weight_decay: float,
     ):
         matrices = {id(p) for p in turned(model)}
         parameters = [p for p in model.parameters() if p.requires_grad]
         groups = [
-            {"params": [p for p in parameters if id(p) in matrices], "turn": turn / lr},
-            {"params": [p for p in parameters if id(p) not in matrices], "turn": 0.0},
+            {
+                "params": [p for p in parameters if id(p) in matrices],
+                "relative_step": relative_step / lr,
+            },
+            {"params": [p for p in parameters if id(p) not in matrices], "relative_step": 0.0},
         ]
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(groups, defaults)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One update at each group's ``lr``, which scales ``turn`` alike."""
+        """One update at each group's ``lr``, which scales ``relative_step`` alike."""
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:
                     continue
                 velocity = self.state[p].setdefault("velocity", torch.zeros_like(p))
-                decay = 0.0 if group["turn"] else group["weight_decay"]
+                decay = 0.0 if group["relative_step"] else group["weight_decay"]
                 velocity.mul_(group["momentum"]).add_(p.grad).add_(p, alpha=decay)
-                if not group["turn"]:
+                if not group["relative_step"]:
                     p.add_(velocity, alpha=-group["lr"])
                     continue
                 ahead = p.grad + group["momentum"] * velocity
                 way = orthogonal(ahead.flatten(1)).view_as(p)
                 length = p.norm() / way.norm().clamp(min=1e-12)
-                p.add_(way * length, alpha=-group["lr"] * group["turn"])
+                p.add_(way * length, alpha=-group["lr"] * group["relative_step"])
 
 
 def turned(model: nn.Module) -> Iterator[nn.Parameter]:

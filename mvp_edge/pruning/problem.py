@@ -1,6 +1,6 @@
 """A network being pruned: the problem, the state between two steps, and its result.
 
-Every method (`scratch.random`, `scratch.magnitude`, `scratch.conventional`, `scratch.ifp`, `taught.taught`,
+Every method (`scratch.random`, `scratch.magnitude`, `scratch.conventional`, `scratch.ifp`, `distill.distill`,
 `ahnp.ahnp`, `mvp.mvp`, `smsp.smsp`) is a function ``Problem → Pruned``. They share `Training`, which fine-tunes a
 network, shrinks it physically, and can be saved and resumed at any of its stops.
 """
@@ -21,8 +21,8 @@ from torch.nn import functional as F
 
 from mvp_edge.pruning.arithmetic import lay_out
 from mvp_edge.pruning.batches import Batches, LabelledImages, Recipe
+from mvp_edge.pruning.distillation import DistillationBatches, Teacher
 from mvp_edge.pruning.finetune import History, Ledger, Loss, Stepper, accuracy, predict_logits
-from mvp_edge.pruning.teaching import Taught, Teacher
 from mvp_edge.pruning.votes import Ballot, Voter
 from mvp_edge.subnetwork.backbone import Backbone
 from mvp_edge.subnetwork.cost import forward_macs
@@ -69,7 +69,7 @@ class Problem:
     def batches(self) -> Batches:
         """The seeded stream of training batches."""
         how = (self.train, self.backbone.preprocess, self.recipe, self.seed)
-        return Taught(*how, self.teacher) if self.teacher else Batches(*how)
+        return DistillationBatches(*how, self.teacher) if self.teacher else Batches(*how)
 
     @property
     def loss(self) -> Loss:
@@ -322,7 +322,9 @@ def _identity(problem: Problem, model: nn.Module, kept: Kept, method: str) -> st
     arrays = {**{name: tensor.numpy() for name, tensor in tensors.items()}, **units}
     if problem.teacher is not None:
         arrays["teacher"] = problem.teacher.logits.numpy()
-        method = f"{method} {problem.teacher.share} {problem.teacher.warmth} {problem.teacher.own}"
+        method = (
+            f"{method} {problem.teacher.share} {problem.teacher.temperature} {problem.teacher.own}"
+        )
     arrays["labels"] = np.ascontiguousarray(problem.train.labels)
     arrays["pixels"] = np.ascontiguousarray(
         problem.train.pixels[:: 1 + len(arrays["labels"]) // 64]

@@ -5,7 +5,7 @@
     magnitude     one cut by the size of the backbone's weights, then fine-tuning
     random        one cut by lot, then fine-tuning
 
-Automatic head & node pruning, the ViT's own, is in `ahnp`; `taught` is `magnitude` with a teacher.
+Automatic head & node pruning, the ViT's own, is in `ahnp`; `distill` is `magnitude` with a teacher.
 """
 
 from collections.abc import Mapping, Sequence

@@ -111,7 +111,7 @@ def plan_front(settled: Settled) -> FrontPlan:
         raise BadInput(
             f"--front {count} with {settled.method} ({settled.reason}): a network from scratch "
             "takes a training of its own at each size: give a --zoo that can vote, take a method that cuts "
-            "first (--method taught), or run --keep R for each"
+            "first (--method distill), or run --keep R for each"
         )
     if not settled.task.splits["val"]:
         raise BadInput(

@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mvp_edge.pruning.batches import Recipe
+from mvp_edge.pruning.distillation import UNLABELLED, Teacher
 from mvp_edge.pruning.finetune import accuracy, predict_logits
 from mvp_edge.pruning.methods import METHODS, recipe_for
 from mvp_edge.pruning.problem import Problem, Progress, Pruned
-from mvp_edge.pruning.teaching import UNLABELLED, Teacher
 from mvp_edge.subnetwork.backbone import Backbone, heads, load_backbone
 from mvp_edge.subnetwork.budget import exact_widths
 from mvp_edge.subnetwork.cost import forward_macs

@@ -40,7 +40,7 @@ def test_it_is_the_iteration_itself(rows: int, columns: int, seed: int) -> None:
 
 def test_a_step_turns_each_matrix_by_its_share_and_moves_the_rest_by_momentum() -> None:
     model = backbone("resnet18").with_head(3)
-    recipe = Recipe(optimizer="muon", lr=0.1, turn=0.05, momentum=0.9, weight_decay=0.01)
+    recipe = Recipe(optimizer="muon", lr=0.1, relative_step=0.05, momentum=0.9, weight_decay=0.01)
     optimizer = make_optimizer(model.train(), recipe)
     assert isinstance(optimizer, Muon)
     for head in heads(model).values():  # a new one is zero, and nothing would reach the body
@@ -74,7 +74,9 @@ def test_a_step_turns_each_matrix_by_its_share_and_moves_the_rest_by_momentum() 
 
 def test_what_turning_costs_is_counted() -> None:
     base = problem("resnet18", steps=2)
-    recipe = Recipe(optimizer="muon", turn=0.01, steps=2, batch=base.recipe.batch, updates=2)
+    recipe = Recipe(
+        optimizer="muon", relative_step=0.01, steps=2, batch=base.recipe.batch, updates=2
+    )
     ours = Training(problem("resnet18", steps=2, recipe=recipe), base.backbone.with_head(3), {})
     theirs = Training(base, base.backbone.with_head(3), {})
     ours.run(2)

@@ -177,7 +177,7 @@ def test_a_thin_resnet_is_not_trained_in_channels_last_where_that_corrupts_memor
         ("ahnp", {"snapshots": (0.6,)}),
         ("mvp", {}),
         ("magnitude", {}),
-        ("taught", {}),
+        ("distill", {}),
         ("smsp", {}),
         ("conventional", {}),
     ],
@@ -311,7 +311,9 @@ def test_all_methods_share_what_is_not_their_own() -> None:
     own = recipe_for("ifp", "resnet", steps=0, lr=1.0, augment=())
     assert (own.steps, own.lr, own.augment) == (0, 1.0, ())
     faster = recipe_for("mvp", "resnet", lr=2 * recipe.lr)
-    assert (faster.lr, faster.turn) == pytest.approx((2 * recipe.lr, 2 * recipe.turn))
+    assert (faster.lr, faster.relative_step) == pytest.approx(
+        (2 * recipe.lr, 2 * recipe.relative_step)
+    )
 
 
 @pytest.mark.parametrize(

@@ -240,7 +240,7 @@ def test_weight_norms_are_those_of_the_rows_that_write_a_unit(name: str) -> None
 
 
 @pytest.mark.parametrize(
-    "method", ["ifp", "ifp-taylor", "taught", "conventional", "magnitude", "random"]
+    "method", ["ifp", "ifp-taylor", "distill", "conventional", "magnitude", "random"]
 )
 def test_the_ranking_is_nested(method: str) -> None:
     """Its last m units are the kept set at any m that the run passed, snapshots included."""

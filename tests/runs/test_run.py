@@ -337,7 +337,7 @@ def test_who_votes_is_said_and_what_cannot_vote_goes_from_scratch(place: Path) -
     shutil.rmtree(place / "zoo/entries")
     none = command(*PRUNE, "--steps", "2", "--tau", "0.5", cwd=place)
     assert none.code == 0, none.err
-    assert "taught (from scratch, since zoo zoo has no tasks; --tau unused)" in none.err
+    assert "distill (from scratch, since zoo zoo has no tasks; --tau unused)" in none.err
     asked = command(*PRUNE, "--method", "mvp", cwd=place)
     assert asked.code == 2
     assert "--method mvp needs neighbours, but zoo zoo has no tasks" in asked.error

@@ -53,10 +53,10 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bits(place: Path) -> None:
 
 
 def test_snapshots_are_of_what_shrinks_on_the_way(place: Path) -> None:
-    words = (*TWO, "--method", "taught", "--zoo", "none")
+    words = (*TWO, "--method", "distill", "--zoo", "none")
     refused = command(*words, cwd=place)
     assert refused.code == 2
-    assert "--snapshots: --method taught passes through no larger ratio: use ifp" in refused.error
+    assert "--snapshots: --method distill passes through no larger ratio: use ifp" in refused.error
     assert not (place / "none").exists()
 
 
@@ -124,7 +124,7 @@ def test_two_builds_share_one_zoo(place: Path) -> None:
 def test_the_zoo_is_listed_shown_checked_and_weeded(place: Path) -> None:
     listed = command("zoo", "list", "zoo", cwd=place)
     assert listed.out.startswith("4 entries of tiny (16 px), policy tied, keep 0.5")
-    assert listed.out.count("taught@10") == 4
+    assert listed.out.count("distill@10") == 4
     shown = json.loads(command("zoo", "show", "zoo", "digits-3c-s0-001", "--json", cwd=place).out)
     assert shown["widths"]["layer4.stream"] == 16
     assert "layer4.stream" in command("zoo", "show", "zoo", "digits-3c-s0-001", cwd=place).out

@@ -28,7 +28,7 @@ class Teacher:
     """float32 [N, K]."""
     share: float = 0.5
     """Of a labelled image's loss; an unlabelled one's is the teacher's alone."""
-    warmth: float = 2.0
+    temperature: float = 2.0
     """Temperature of its opinion."""
     own: bool = False
     """Whether its classes are the labels' own."""
@@ -53,8 +53,11 @@ class Teacher:
             ours, theirs = ours.tensor_split([outputs.shape[1] - self.classes], 1)
         known = labels != UNLABELLED
         heeded = torch.where(known, self.share, 1.0)
-        taught, said = F.softmax(opinions / self.warmth, 1), F.log_softmax(theirs / self.warmth, 1)
-        apart = F.kl_div(said, taught, reduction="none").sum(1) * self.warmth**2
+        taught, said = (
+            F.softmax(opinions / self.temperature, 1),
+            F.log_softmax(theirs / self.temperature, 1),
+        )
+        apart = F.kl_div(said, taught, reduction="none").sum(1) * self.temperature**2
         value = (heeded * apart).mean()
         if not ours.shape[1]:
             return value
@@ -62,7 +65,7 @@ class Teacher:
         return value + ((1 - heeded) * wrong).mean()
 
 
-class Taught(Batches):
+class DistillationBatches(Batches):
     """Batches whose labels come with the logits of a teacher of other classes, or of their own."""
 
     def __init__(

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from mvp_edge.pruning import arithmetic, taught
+from mvp_edge.pruning import arithmetic, distill
 from mvp_edge.pruning.batches import Batches, to_input
+from mvp_edge.pruning.distill import SHARE, TEMPERATURE, teacher_logits
+from mvp_edge.pruning.distillation import UNLABELLED, DistillationBatches, Teacher
 from mvp_edge.pruning.finetune import Ledger, class_means, initialise_head, predict_logits
-from mvp_edge.pruning.taught import SHARE, WARMTH, backbone_opinions
-from mvp_edge.pruning.teaching import UNLABELLED, Taught, Teacher
 from mvp_edge.subnetwork.backbone import heads
 from mvp_edge.subnetwork.cost import forward_macs
 from mvp_edge.tasks.task import Images
@@ -32,7 +32,7 @@ def test_the_loss_is_the_mean_over_images_of_what_each_heeds() -> None:
     generator = torch.Generator().manual_seed(0)
     outputs, logits = torch.randn(6, 5, generator=generator), torch.randn(6, 2, generator=generator)
     labels = torch.tensor([0, 2, UNLABELLED, 1, UNLABELLED, 2])
-    teacher = Teacher(logits, share=0.3, warmth=2.0)
+    teacher = Teacher(logits, share=0.3, temperature=2.0)
     expected = 0.0
     for row, label in enumerate(labels.tolist()):
         theirs, ours = torch.softmax(logits[row] / 2, 0), torch.softmax(outputs[row, 3:] / 2, 0)
@@ -61,7 +61,7 @@ def test_a_teacher_of_the_labels_own_classes_is_heeded_by_the_same_outputs() -> 
     generator = torch.Generator().manual_seed(0)
     outputs, logits = torch.randn(2, 4, 3, generator=generator)
     labels = torch.tensor([0, 2, UNLABELLED, 1])
-    teacher = Teacher(logits, share=0.3, warmth=2.0, own=True)
+    teacher = Teacher(logits, share=0.3, temperature=2.0, own=True)
     expected = 0.0
     for row, label in enumerate(labels.tolist()):
         theirs, ours = torch.softmax(logits[row] / 2, 0), torch.softmax(outputs[row] / 2, 0)
@@ -85,11 +85,11 @@ def test_the_head_of_both_is_the_class_means_of_the_labels() -> None:
 
 
 @pytest.mark.parametrize("family", ["resnet18", "vit"])
-def test_taught_keeps_magnitudes_units_and_heeds_the_backbone_by_its_class_means(
+def test_distill_keeps_magnitudes_units_and_weights_in_the_backbones_class_means(
     family: str,
 ) -> None:
-    given = problem(family, "taught", steps=6)
-    made, plain = prune_by("taught", given), prune_by("magnitude", given)
+    given = problem(family, "distill", steps=6)
+    made, plain = prune_by("distill", given), prune_by("magnitude", given)
     for name, units in plain.kept.items():
         assert np.array_equal(made.kept[name], units)
     assert any(
@@ -105,9 +105,9 @@ def test_taught_keeps_magnitudes_units_and_heeds_the_backbone_by_its_class_means
 
     initialise_head(whole, given.batches, 3, Ledger(), limit=10**6)
     logits = predict_logits(whole, given.train.pixels, given.backbone.preprocess)
-    found = backbone_opinions(given, Ledger()).numpy()
+    found = teacher_logits(given, Ledger()).numpy()
     assert np.allclose(found, logits, rtol=1e-3, atol=1e-3 * np.abs(logits).max())
-    teacher = Teacher(torch.from_numpy(found), SHARE, WARMTH, own=True)
+    teacher = Teacher(torch.from_numpy(found), SHARE, TEMPERATURE, own=True)
     again = prune_by("magnitude", replace(given, teacher=teacher))
     for a, b in zip(made.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -116,13 +116,13 @@ def test_taught_keeps_magnitudes_units_and_heeds_the_backbone_by_its_class_means
 def test_what_asking_the_backbone_takes_is_in_the_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     def slow(*given: Any) -> torch.Tensor:
         time.sleep(0.5)
-        return backbone_opinions(*given)
+        return teacher_logits(*given)
 
-    monkeypatch.setattr(taught, "backbone_opinions", slow)
+    monkeypatch.setattr(distill, "teacher_logits", slow)
     monkeypatch.setattr(
-        taught, "magnitude", lambda _problem: SimpleNamespace(ledger=Ledger(), seconds=1.0)
+        distill, "magnitude", lambda _problem: SimpleNamespace(ledger=Ledger(), seconds=1.0)
     )
-    made = prune_by("taught", problem("resnet18", "taught", steps=1))
+    made = prune_by("distill", problem("resnet18", "distill", steps=1))
     assert made.seconds > 1.5
 
 
@@ -131,10 +131,10 @@ def test_each_image_comes_with_its_own_opinion() -> None:
     images, count = given.train, len(given.train.labels)
     numbered = torch.arange(count, dtype=torch.float32)[:, None].repeat(1, 2)
     how = (images, PREPROCESS, replace(given.recipe, augment=()), 3)
-    plain, taught = Batches(*how), Taught(*how, Teacher(numbered))
+    plain, distilled = Batches(*how), DistillationBatches(*how, Teacher(numbered))
     for step in (0, 1, 7):
         for (x, y), (same, (labels, opinions)) in zip(
-            plain.shares(step), taught.shares(step), strict=True
+            plain.shares(step), distilled.shares(step), strict=True
         ):
             assert torch.equal(x, same)
             assert torch.equal(y, labels)
@@ -151,7 +151,7 @@ def test_each_part_of_the_head_is_the_class_means_of_its_own_classes() -> None:
     whole = given.backbone
     logits = torch.from_numpy(predict_logits(whole.model, images.pixels, whole.preprocess))
     classes = int(labels.max()) + 1
-    batches = Taught(images, whole.preprocess, given.recipe, 0, Teacher(logits))
+    batches = DistillationBatches(images, whole.preprocess, given.recipe, 0, Teacher(logits))
     model = whole.with_head(classes + logits.shape[1])
     initialise_head(model, batches, classes + logits.shape[1], Ledger(), limit=10**6)
     (head,) = heads(model).values()
@@ -168,7 +168,7 @@ def test_each_part_of_the_head_is_the_class_means_of_its_own_classes() -> None:
         assert torch.allclose(got, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
 
 
-def test_what_is_taught_comes_to_agree_with_its_teacher() -> None:
+def test_a_distilled_network_comes_to_agree_with_its_teacher() -> None:
     whole, images = backbone("resnet18"), digits()
     logits = predict_logits(whole.model, images.pixels, whole.preprocess)
     logits = 4 * (logits - logits.mean(0)) / logits.std(0)

@@ -13,23 +13,23 @@ from torch import nn
 
 from mvp_edge.pruning.arithmetic import compute
 from mvp_edge.pruning.batches import to_input
+from mvp_edge.pruning.distillation import Teacher
 from mvp_edge.pruning.finetune import Ledger, class_means
 from mvp_edge.pruning.problem import Problem, Pruned
 from mvp_edge.pruning.scratch import magnitude
-from mvp_edge.pruning.teaching import Teacher
 from mvp_edge.subnetwork.backbone import heads
 from mvp_edge.subnetwork.cost import forward_macs
 
 ASKED_AT_ONCE = 250
 """Images."""
-SHARE, WARMTH = 0.5, 4.0
+SHARE, TEMPERATURE = 0.5, 4.0
 """Of the loss that is the backbone's opinion, and its temperature; not tuned."""
 
 
-def taught(problem: Problem) -> Pruned:
+def distill(problem: Problem) -> Pruned:
     """Keep the largest units and their weights; fine-tune, heeding the backbone's opinion beside the labels."""
     start, ledger = time.perf_counter(), Ledger()
-    teacher = Teacher(backbone_opinions(problem, ledger), SHARE, WARMTH, own=True)
+    teacher = Teacher(teacher_logits(problem, ledger), SHARE, TEMPERATURE, own=True)
     asked = time.perf_counter() - start
     pruned = magnitude(replace(problem, teacher=teacher))
     pruned.ledger.statistics_flops += ledger.statistics_flops
@@ -37,7 +37,7 @@ def taught(problem: Problem) -> Pruned:
     return pruned
 
 
-def backbone_opinions(problem: Problem, ledger: Ledger) -> torch.Tensor:
+def teacher_logits(problem: Problem, ledger: Ledger) -> torch.Tensor:
     """The backbone's logits of the training images [N, C], its head by class means; counted."""
     whole = problem.backbone.with_head(problem.classes)
     features = network_features(whole, problem, ledger)
