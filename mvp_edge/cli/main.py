@@ -82,7 +82,8 @@ def main() -> None:
     except MvpEdgeError as error:
         if presses:  # a library lost the interrupt, and what it was about failed of that (seen of safetensors)
             _end(130, INTERRUPTED)
-        _end(error.exit_code, f"mvp-edge: {error}")
+        told = error.command_line if isinstance(error, BadInput) else str(error)
+        _end(error.exit_code, f"mvp-edge: {told}")
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("mvp_edge"):
             raise
