@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
+from mvp_edge.methods.distill import network_features, teacher_logits
 from mvp_edge.pruning.arithmetic import compute, lay_out, spoils_channels_last
-from mvp_edge.pruning.distill import network_features, teacher_logits
 from mvp_edge.pruning.distillation import Teacher
 from mvp_edge.pruning.finetune import Ledger, Stepper, estimate_statistics, initialise_head
 from mvp_edge.pruning.problem import Problem, Pruned
-from mvp_edge.pruning.scratch import fine_tune
+from mvp_edge.pruning.training import fine_tune
 from mvp_edge.subnetwork.backbone import heads
 from mvp_edge.subnetwork.cost import forward_macs
 from mvp_edge.subnetwork.subnet import resize
@@ -216,7 +216,7 @@ def distilled(problem: Problem, student: nn.Module, *, share: float, temperature
     outcome = Outcome(student)
     if share:
         logits = teacher_logits(problem, outcome.ledger)
-        problem = replace(problem, teacher=Teacher(logits, share, temperature, own=True))
+        problem = replace(problem, teacher=Teacher(logits, share, temperature, same_classes=True))
     _train(outcome, problem, 0, problem.recipe.steps)
     return outcome
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.data import below_data, data_folder
-from mvp_edge.runs.rundir import machine, versions
+from mvp_edge.machine import this_computer, versions
 from mvp_edge_export.storage import write_json
 
 HERE = Path(__file__).parent
@@ -65,7 +65,7 @@ def main() -> None:
         write_json(record, done)
     facts = {
         "schema": 1,
-        "machine": machine(),
+        "machine": this_computer(),
         "versions": versions(),
         "command": asked,
         "seconds": seconds,

@@ -22,14 +22,16 @@ import torch
 from benchmarks.data import data_folder
 from benchmarks.peers import first_units, thin
 from benchmarks.plan import POOLED, Study, pooled_row
-from mvp_edge.pruning.methods import recipe_for
+from mvp_edge.machine import this_computer, versions
+from mvp_edge.methods.catalogue import recipe_for
 from mvp_edge.pruning.problem import Pruned
-from mvp_edge.pruning.scratch import fine_tune
-from mvp_edge.runs.rundir import machine, versions
+from mvp_edge.pruning.results import to_network
+from mvp_edge.pruning.training import fine_tune
 from mvp_edge.tasks.task import Task
-from mvp_edge.zoo.build import claim, to_network
 from mvp_edge.zoo.entries import Entry
-from mvp_edge.zoo.trunk import Pool, pool, score, told_apart, train_trunk
+from mvp_edge.zoo.pool import Pool, pool
+from mvp_edge.zoo.trunk import TrunkTraining, class_names, score
+from mvp_edge.zoo.work import claim
 from mvp_edge_export.storage import write_json
 
 
@@ -69,7 +71,7 @@ def make(study: Study, name: str) -> None:
     if how.get("labels") is False:
         seen, test = seen.unlabelled, test.unlabelled
     made = _made(study, how, seen, entries, more)
-    classes = told_apart(seen, study.backbone)
+    classes = class_names(seen, study.backbone)
     to_network(study.backbone, study.zoo.policy, classes, made).save(folder)
     more["checkpoint"].unlink(missing_ok=True)
     row = {
@@ -82,7 +84,7 @@ def make(study: Study, name: str) -> None:
         "accuracy": score(made, test, study.backbone),
         "total_flops": made.ledger.total_flops,
         "seconds": made.seconds,
-        "machine": machine(),
+        "machine": this_computer(),
         "versions": versions(),
     }
     write_json(pooled_row(name), row)
@@ -97,17 +99,16 @@ def _made(
     keep = how.get("keep", study.zoo.keep)
     if start != "nothing":
         voters = entries if start == "zoo" else []
-        return train_trunk(
+        training = TrunkTraining(
             backbone,
             study.zoo.policy,
             voters,
-            seen,
             keep,
             teach=how.get("teach"),
             steps=how.get("steps"),
             accelerator=study.accelerator,
-            **more,
-        )[0]
+        )
+        return training.run(seen, **more)[0]
     recipe = recipe_for(
         None, backbone.family, steps=how["steps"], accelerator=study.accelerator
     )  # what random weights need:

@@ -22,8 +22,8 @@ import torch
 
 from benchmarks.plan import HERE, Study
 from benchmarks.rows import study_rows
+from mvp_edge.machine import this_computer, versions
 from mvp_edge.pruning.finetune import Ledger
-from mvp_edge.runs.rundir import machine, versions
 from mvp_edge.subnetwork.units import unit_groups
 from mvp_edge.tasks.task import Task
 from mvp_edge.zoo.neighbours import find_neighbours
@@ -46,7 +46,7 @@ def main() -> None:
     torch.set_num_threads(1)
     study = Study.open(options.plan)
     name, facts = questions[options.question](study)
-    heading = {"schema": 1, "machine": machine(), "versions": versions()}
+    heading = {"schema": 1, "machine": this_computer(), "versions": versions()}
     write_json(HERE / "results" / f"{name}.json", {**heading, **facts})
 
 

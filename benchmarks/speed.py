@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.data import below_data, data_folder
-from mvp_edge.runs.rundir import machine, versions
+from mvp_edge.machine import this_computer, versions
 from mvp_edge_export.storage import write_json
 
 HERE = Path(__file__).parent
@@ -59,7 +59,7 @@ def main() -> None:
     entries = len(list(ZOO.glob("entries/*")))
     facts = {
         "schema": 1,
-        "machine": machine(),
+        "machine": this_computer(),
         "versions": versions(),
         "conditions": f"ResNet-18, CIFAR-100, 5 classes, tied keep 0.1, zoo of {entries}, {os.cpu_count()} cores",
         "help": helps,

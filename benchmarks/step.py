@@ -19,12 +19,14 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from mvp_edge.machine import this_computer, versions
+from mvp_edge.methods.catalogue import recipe_for
 from mvp_edge.pruning.arithmetic import compute, lay_out, spoils_channels_last
-from mvp_edge.pruning.batches import Recipe
+from mvp_edge.pruning.batches import Batch
 from mvp_edge.pruning.finetune import make_optimizer, train_step
-from mvp_edge.pruning.methods import recipe_for
-from mvp_edge.pruning.problem import Problem, Training
-from mvp_edge.runs.rundir import machine, versions
+from mvp_edge.pruning.problem import Problem
+from mvp_edge.pruning.recipe import Recipe
+from mvp_edge.pruning.training import Training
 from mvp_edge.subnetwork.backbone import Architecture, Backbone
 from mvp_edge.subnetwork.budget import exact_widths
 from mvp_edge.subnetwork.subnet import resize
@@ -68,7 +70,7 @@ def main() -> None:
         print(f"keep {keep}: {1000 * np.median(ours):.1f} ms, ratio {np.median(ratios):.3f}")
     facts = {
         "schema": 1,
-        "machine": machine(),
+        "machine": this_computer(),
         "versions": versions(),
         "rows": rows,
     }
@@ -94,10 +96,10 @@ def _bare_loop(module: torch.nn.Module, training: Training, recipe: Recipe) -> C
     optimizer = make_optimizer(model, recipe)
     ready = [training.batches.shares(step) for step in range(STEPS)]
     if spoils_channels_last(model, "cpu"):
-        ready = [[(x.contiguous(), y) for x, y in shares] for shares in ready]
+        ready = [[b._replace(images=b.images.contiguous()) for b in shares] for shares in ready]
 
     def step(number: int) -> None:
-        for x, y in ready[number]:
+        for x, y, _ in ready[number]:
             with compute("cpu"):
                 loss = F.cross_entropy(model(x), y)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -119,7 +121,7 @@ def layouts(backbone: Backbone) -> list[dict[str, Any]]:
             small = resize(backbone.with_head(5), exact_widths(unit_groups(backbone.model), keep))
             model = lay_out(small, "cpu", layout).train()
             optimizer = make_optimizer(model, Recipe())
-            batch = (x.contiguous(memory_format=layout), y)
+            batch = Batch(x.contiguous(memory_format=layout), y)
 
             def step(m: Any = model, o: Any = optimizer, b: Any = batch) -> None:
                 train_step(m, o, b, 0.01, "cpu")
@@ -148,7 +150,8 @@ def threads_compared(backbone: Backbone) -> list[dict[str, Any]]:
             optimizer = make_optimizer(model, Recipe())
 
             def step(m: Any = model, o: Any = optimizer) -> None:
-                train_step(m, o, (x.contiguous(memory_format=torch.channels_last), y), 0.01, "cpu")
+                batch = Batch(x.contiguous(memory_format=torch.channels_last), y)
+                train_step(m, o, batch, 0.01, "cpu")
 
             row: dict[str, Any] = {"keep": keep, "threads": threads}
             step()

@@ -26,20 +26,21 @@ from benchmarks.peers import Outcome
 from benchmarks.plan import Study, pooled_voter
 from benchmarks.trials.pipeline import Trial, pruned_by
 from benchmarks.voters import asked, asks_zoo, some_of
-from mvp_edge.pruning.ahnp import Scores, ahnp
+from mvp_edge.machine import this_computer, versions
+from mvp_edge.methods.ahnp import Scores, ahnp
+from mvp_edge.methods.catalogue import METHODS, recipe_for
+from mvp_edge.methods.mvp import Voting, mvp
+from mvp_edge.methods.smsp import smsp
 from mvp_edge.pruning.arithmetic import faster_dtype
-from mvp_edge.pruning.batches import AUGMENTATIONS
 from mvp_edge.pruning.finetune import accuracy, predict_logits
-from mvp_edge.pruning.methods import METHODS, recipe_for
-from mvp_edge.pruning.mvp import Voting, mvp
 from mvp_edge.pruning.problem import Problem, Pruned
-from mvp_edge.pruning.smsp import smsp
+from mvp_edge.pruning.recipe import AUGMENTATIONS
 from mvp_edge.pruning.votes import Voter
-from mvp_edge.runs.rundir import machine, versions
 from mvp_edge.subnetwork.cost import forward_macs, paper_cost
 from mvp_edge.tasks.task import Task
-from mvp_edge.zoo.build import build_zoo, claim
+from mvp_edge.zoo.build import Builder
 from mvp_edge.zoo.entries import Entry
+from mvp_edge.zoo.work import claim
 from mvp_edge_export.storage import write_json
 
 
@@ -78,7 +79,7 @@ def main() -> None:
             steps=study.plan.get("scratch_steps"),
             accelerator=study.accelerator,
         )
-        build_zoo(study.zoo, study.backbone, tasks, method=name, recipe=recipe, progress=_said)
+        Builder(study.zoo, study.backbone, name, recipe).build(tasks, _said)
         if len(study.zoo.names()) < len(tasks):  # rows would ask a part of it
             sys.exit(f"{study.zoo.path}: another process is at its last entries: once more, then")
     if options.only != "zoo":
@@ -172,7 +173,7 @@ def keep_row(study: Study, task: Task, name: str, row: dict[str, Any]) -> None:
                 "target": task.name,
                 "classes": list(task.classes),
                 "images": {split: len(e) for split, e in task.splits.items()},
-                "last_written_by": {"machine": machine(), "versions": versions()},
+                "last_written_by": {"machine": this_computer(), "versions": versions()},
                 "rows": {**rows, name: row},
             },
         )
@@ -252,7 +253,7 @@ def arithmetic(accelerator: str) -> str:
 
 def processor(accelerator: str) -> str:
     """What this machine trains on."""
-    return torch.cuda.get_device_name() if accelerator == "cuda" else str(machine()["cpu"])
+    return torch.cuda.get_device_name() if accelerator == "cuda" else str(this_computer()["cpu"])
 
 
 def _method(variant: dict[str, Any], zoo: Sequence[Voter] = ()) -> Callable[[Problem], Pruned]:

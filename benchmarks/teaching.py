@@ -1,14 +1,14 @@
 """Teachers (the unpruned backbone, or a committee of the zoo's networks) and a loss that heeds them."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mvp_edge.pruning.distill import network_features
+from mvp_edge.methods.distill import network_features
+from mvp_edge.pruning.batches import Batch
 from mvp_edge.pruning.finetune import Ledger, Loss
 from mvp_edge.pruning.problem import Problem
 from mvp_edge.pruning.votes import Voter
@@ -25,10 +25,9 @@ def teaching_loss(share: float, temperature: float, smooth: float = 0.0) -> Loss
         smooth: label smoothing.
     """
 
-    def loss(logits: torch.Tensor, y: Any) -> torch.Tensor:
-        y, theirs = y if isinstance(y, tuple) else (y, None)
-        logits = logits.float()
-        value = (1 - share) * F.cross_entropy(logits, y, label_smoothing=smooth)
+    def loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        theirs, logits = batch.teacher_logits, logits.float()
+        value = (1 - share) * F.cross_entropy(logits, batch.labels, label_smoothing=smooth)
         if theirs is not None:
             ours, target = (
                 F.log_softmax(logits / temperature, 1),
@@ -43,7 +42,7 @@ def teaching_loss(share: float, temperature: float, smooth: float = 0.0) -> Loss
 FOLDS = 5
 
 
-def committee_opinions(problem: Problem, voters: Sequence[Voter], ledger: Ledger) -> torch.Tensor:
+def committee_logits(problem: Problem, voters: Sequence[Voter], ledger: Ledger) -> torch.Tensor:
     """Logits of the training images [N, C] by what all the voters' networks see together; counted.
 
     Linear discriminant analysis of the concatenated features; each fifth of the images is judged by the

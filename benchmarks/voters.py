@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mvp_edge.pruning.methods import METHODS
+from mvp_edge.methods.catalogue import METHODS
 from mvp_edge.runs.settle import DEFAULT_NEIGHBOURS
 from mvp_edge.zoo.entries import Entry
 from mvp_edge.zoo.similarity import Candidate

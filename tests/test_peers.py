@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks import peers
-from mvp_edge.pruning.distill import network_features
+from mvp_edge.methods.distill import network_features
 from mvp_edge.pruning.finetune import Ledger, predict_logits
 from mvp_edge.subnetwork.cost import forward_macs
 from mvp_edge.tasks.task import Images

@@ -12,8 +12,8 @@ from benchmarks import peers, pooled
 from benchmarks import plan as plans
 from benchmarks.plan import Study
 from benchmarks.study import main, run_variants
+from mvp_edge.methods.mvp import mvp
 from mvp_edge.pruning.finetune import accuracy, predict_logits
-from mvp_edge.pruning.mvp import mvp
 from mvp_edge_export.storage import read_json
 
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -19,7 +19,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.device.networks import ARCHITECTURES, PRECISIONS, WORK, Variant, make
-from mvp_edge.runs.rundir import machine, versions
+from mvp_edge.machine import this_computer, versions
 from mvp_edge_export.measuring.bench import time_model
 from mvp_edge_export.sessions import RUNTIMES, format_of
 from mvp_edge_export.storage import write_json
@@ -56,7 +56,7 @@ def main() -> None:
                 row |= {"runtime": runtime, "threads": threads, **_turns(job, options.turns)}
                 rows.append(row)
                 print(json.dumps(row), flush=True)
-    facts = {"schema": 1, "machine": machine(), "versions": versions()}
+    facts = {"schema": 1, "machine": this_computer(), "versions": versions()}
     facts |= {"seconds": options.seconds, "turns": options.turns, "rows": rows}
     write_json(options.out, facts)
 

@@ -21,11 +21,12 @@ from typing import Any
 import torch
 
 from benchmarks.data import below_data, data_folder
+from mvp_edge.machine import this_computer, versions
 from mvp_edge.runs.choice import Front
 from mvp_edge.runs.front import Bench, _times
 from mvp_edge.runs.prune import prune_for
 from mvp_edge.runs.run import Run
-from mvp_edge.runs.rundir import RunDirectory, machine, versions
+from mvp_edge.runs.rundir import RunDirectory
 from mvp_edge.runs.settle import Request
 from mvp_edge.subnetwork.network import TENSORS
 from mvp_edge.tasks.task import Task, sample_tasks
@@ -76,7 +77,7 @@ def main() -> None:
     chosen = [tasks[int(number)] for number in options.targets.split(",")]
     rows: dict[str, Any] = {"schema": 1, "fronts": [], "costs": []}
     rows |= read_json(options.rows, "rows") if options.rows.exists() else {}
-    rows |= {"max_drop": MAX_DROP, "machine": machine(), "versions": versions()}
+    rows |= {"max_drop": MAX_DROP, "machine": this_computer(), "versions": versions()}
     for task in chosen:
         where = options.work / options.family / task.name
         known = {(row["family"], row["target"]): row for row in rows["fronts"]}

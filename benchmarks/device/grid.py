@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.device.networks import ARCHITECTURES, PRECISIONS, WORK, Made, Variant, make
-from mvp_edge.runs.rundir import machine, versions
+from mvp_edge.machine import this_computer, versions
 from mvp_edge_export.measuring.layer_times import layer_profile
 from mvp_edge_export.measuring.layers import LayerProfile, explain
 from mvp_edge_export.measuring.machine import this_machine
@@ -81,7 +81,7 @@ def main() -> None:
                     continue
                 chosen = HEADLINE if options.full else ALL if threads == 1 else GRID
                 found = _group(networks, chosen, runtime, threads, plan)
-                where = {"machine": machine(), "versions": versions()}
+                where = {"machine": this_computer(), "versions": versions()}
                 facts[protocol][group] = {"plan": asdict(plan), **where, **found}
                 write_json(file, facts)
                 print(f"{name}, {group}: {len(found['cells'])} cells", flush=True)

@@ -22,11 +22,11 @@ import numpy as np
 import torch
 
 from benchmarks.data import below_data, data_folder
+from mvp_edge.machine import this_computer, versions
+from mvp_edge.methods.catalogue import recipe_for
+from mvp_edge.methods.mvp import mvp
 from mvp_edge.pruning.finetune import Ledger, accuracy, predict_logits
-from mvp_edge.pruning.methods import recipe_for
-from mvp_edge.pruning.mvp import mvp
 from mvp_edge.pruning.problem import Problem
-from mvp_edge.runs.rundir import machine, versions
 from mvp_edge.subnetwork.backbone import Backbone, load_backbone
 from mvp_edge.subnetwork.budget import GRID, _largest, _Search
 from mvp_edge.subnetwork.units import UnitGroup
@@ -162,7 +162,11 @@ def main() -> None:
                     done.append({"family": options.family, **row})
                     print(done[-1], flush=True)
                     facts = {"schema": 1, "which": options.which, "tried": dict(TRIED)}
-                    facts |= {"machine": machine(), "versions": versions(), "rows": done}
+                    facts |= {
+                        "machine": this_computer(),
+                        "versions": versions(),
+                        "rows": done,
+                    }
                     write_json(options.out, facts)
 
 

@@ -19,12 +19,12 @@ import torch
 from benchmarks.plan import HERE, Study, pooled_voter
 from benchmarks.study import arithmetic, is_current
 from benchmarks.trials.pipeline import Trial, Warm, pruned_by
+from mvp_edge.machine import this_computer, versions
 from mvp_edge.pruning.finetune import accuracy, predict_logits
 from mvp_edge.pruning.votes import Voter
-from mvp_edge.runs.rundir import machine, versions
 from mvp_edge.tasks.task import Task
-from mvp_edge.zoo.build import claim
 from mvp_edge.zoo.entries import Entry
+from mvp_edge.zoo.work import claim
 from mvp_edge_export.storage import read_json, write_json
 
 
@@ -63,7 +63,12 @@ def _row(study: Study, name: str, steps: int, task: Task, out: Path) -> bool:
             return True
         rows[key] = {**run(study, task, entries, Trial(**settings), steps), **now}
         print(f"{task.name} {key}: {100 * rows[key]['accuracy']:.1f} %", flush=True)
-        facts = {"schema": 1, "target": task.name, "machine": machine(), "versions": versions()}
+        facts = {
+            "schema": 1,
+            "target": task.name,
+            "machine": this_computer(),
+            "versions": versions(),
+        }
         write_json(file, {**facts, "rows": rows})
     return True
 

@@ -15,19 +15,20 @@ from torch.nn import functional as F
 
 from benchmarks.teaching import (
     as_module,
-    committee_opinions,
+    committee_logits,
     teaching_loss,
 )
 from benchmarks.trials.rebuilding import rebuild
+from mvp_edge.methods.distill import network_features, teacher_logits
+from mvp_edge.methods.mvp import Voting, average_into, hold_vote
+from mvp_edge.methods.smsp import global_widths, score_mask
 from mvp_edge.pruning.arithmetic import compute
-from mvp_edge.pruning.batches import Recipe
-from mvp_edge.pruning.distill import network_features, teacher_logits
 from mvp_edge.pruning.distillation import Teacher
 from mvp_edge.pruning.finetune import estimate_statistics, initialise_head
-from mvp_edge.pruning.mvp import Voting, average_into, hold_vote
-from mvp_edge.pruning.problem import Problem, Pruned, Training
-from mvp_edge.pruning.scratch import Meter, least_important, weight_norms
-from mvp_edge.pruning.smsp import global_widths, score_mask
+from mvp_edge.pruning.importance import Meter, least_important, weight_norms
+from mvp_edge.pruning.problem import Problem, Pruned
+from mvp_edge.pruning.recipe import Recipe
+from mvp_edge.pruning.training import Training
 from mvp_edge.pruning.votes import Ballot, Voter
 from mvp_edge.subnetwork.backbone import heads
 from mvp_edge.subnetwork.subnet import extract, full_coordinates, kept_axes
@@ -352,10 +353,10 @@ def heed(training: Training, trial: Trial, zoo: Sequence[Voter]) -> None:
     if trial.distil:
         problem, ledger = training.problem, training.ledger
         if trial.committee:
-            opinions = committee_opinions(problem, zoo[: trial.committee], ledger)
+            logits = committee_logits(problem, zoo[: trial.committee], ledger)
         else:
-            opinions = teacher_logits(problem, ledger)
-        training.batches = replace(problem, teacher=Teacher(opinions, own=True)).batches
+            logits = teacher_logits(problem, ledger)
+        training.batches = replace(problem, teacher=Teacher(logits, same_classes=True)).batches
     training.loss = teaching_loss(trial.distil, trial.temperature, trial.smooth)
 
 

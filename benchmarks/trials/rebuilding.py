@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from benchmarks.teaching import as_module
 from mvp_edge.pruning.finetune import estimate_statistics
-from mvp_edge.pruning.problem import Problem, Training
+from mvp_edge.pruning.problem import Problem
+from mvp_edge.pruning.training import Training
 from mvp_edge.subnetwork.cost import forward_macs
 from mvp_edge.subnetwork.subnet import Kept, kept_axes
 

@@ -49,7 +49,7 @@ def run_demo(folder: Path, console: Console, seed: int = 0) -> Path:
     from mvp_edge.runs.deliver import export
     from mvp_edge.runs.prune import prune_for
     from mvp_edge.runs.settle import Request
-    from mvp_edge.zoo.build import build_from
+    from mvp_edge.zoo.build import ZooBuild
     from mvp_edge_export.bundle import load_bundle
     from mvp_edge_export.measuring.bench import bench
 
@@ -61,7 +61,7 @@ def run_demo(folder: Path, console: Console, seed: int = 0) -> Path:
         f"3/6  mvp-edge zoo build --backbone {folder / BACKBONE} --tasks {digits} --zoo {zoo} "
         f"--sample {ZOO_TASKS}x3 --keep 0.25 --steps {ZOO_STEPS} {shift} --seed {seed}"
     )
-    build_from(
+    ZooBuild(
         backbone=str(folder / BACKBONE),
         tasks=digits,
         path=zoo,
@@ -70,8 +70,7 @@ def run_demo(folder: Path, console: Console, seed: int = 0) -> Path:
         steps=ZOO_STEPS,
         augment=AUGMENT,
         seed=seed,
-        progress=console.progress,
-    )
+    ).run(console.progress)
     request = Request("rpi4.yaml", str(task), str(zoo), augment=AUGMENT, reference=True, seed=seed)
     console.say(f"4/6  {shlex.join(request.command(run))}")
     if not _finished(run):
@@ -124,10 +123,10 @@ def train_backbone(folder: Path, console: Console) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from mvp_edge.pruning.batches import Recipe
     from mvp_edge.pruning.finetune import accuracy, predict_logits
     from mvp_edge.pruning.problem import Problem
-    from mvp_edge.pruning.scratch import fine_tune
+    from mvp_edge.pruning.recipe import Recipe
+    from mvp_edge.pruning.training import fine_tune
     from mvp_edge.subnetwork.backbone import Architecture, Backbone
     from mvp_edge.tasks.task import Task
     from mvp_edge_export.images import Preprocess

@@ -74,11 +74,11 @@ def zoo() -> None:
 def zoo_build(console: Console, **options: Any) -> None:
     """Prune every task from scratch; killed at any moment, the same command goes on."""
     console.say("loading …")
-    from mvp_edge.zoo.build import build_from
+    from mvp_edge.zoo.build import ZooBuild
 
     options["augment"] = augmentations(options["augment"])
     options["snapshots"] = _ratios(options["snapshots"])
-    built, added = build_from(progress=console.progress, say=console.say, **options)
+    built, added = ZooBuild(**options).run(console.progress, console.say)
     sample = f" --sample {options['sample']}" if options["sample"] else ""
     text = f"{built.path}: {len(added)} added, {len(built.names())} in all"
     if len(built.names()) > 1:
@@ -129,9 +129,9 @@ def zoo_trunk(console: Console, **options: Any) -> None:
     Killed at any moment, the same command goes on.
     """
     console.say("loading …")
-    from mvp_edge.zoo.trunk import grow_trunk
+    from mvp_edge.zoo.trunk import TrunkBuild
 
-    trunk = grow_trunk(progress=console.progress, say=console.say, **options)
+    trunk = TrunkBuild(**options).run(console.progress, console.say)
     told = f"{len(trunk.classes)} classes on validation images"
     told = told if options["tasks"] else "held-out images as the backbone does"
     console.result(

@@ -1,4 +1,4 @@
-"""Pruning methods: a problem goes in, a pruned and fine-tuned network comes out.
+"""What all pruning methods share: the problem, training batches, training that may shrink the network, importance.
 
-finetune → problem → scratch, ahnp, votes → methods
+recipe → batches, distillation → finetune → problem → training, checkpoint → results
 """

@@ -1,4 +1,4 @@
-"""How this machine trains: in which precision, on how many threads, and in which memory layout."""
+"""How this machine trains: on which accelerator, in which precision and memory layout, on how many threads."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,8 +9,21 @@ import numpy as np
 import torch
 from torch import nn
 
+from mvp_edge_export.errors import BadInput
+
 STEP_MACS_A_THREAD = 1.5e9
 """Multiply-adds of a step's forward pass that keep one more thread busy."""
+
+
+def choose_accelerator(wanted: str) -> str:
+    """The device to train on, cpu or cuda, for auto, cpu or cuda; BadInput where CUDA is asked for and absent."""
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise BadInput(
+            "cuda: PyTorch sees no CUDA device here; use auto or cpu", field="accelerator"
+        )
+    return wanted
 
 
 def faster_dtype(accelerator: str) -> torch.dtype | None:
@@ -23,7 +36,7 @@ def faster_dtype(accelerator: str) -> torch.dtype | None:
 
 @contextmanager
 def compute(accelerator: str) -> Iterator[None]:
-    """The precision that networks are trained in."""
+    """A context in the precision that networks are trained in."""
     dtype = faster_dtype(accelerator)
     with torch.autocast(accelerator, dtype=dtype, enabled=dtype is not None):
         yield
@@ -31,12 +44,11 @@ def compute(accelerator: str) -> Iterator[None]:
 
 @contextmanager
 def worthwhile_threads(step_macs: int, accelerator: str) -> Iterator[None]:
-    """As many of PyTorch's threads as have enough to do in a step of ``step_macs`` multiply-adds.
+    """A context with as many of PyTorch's threads as a step of ``step_macs`` multiply-adds can keep busy.
 
-    A thin network's step consists of thousands of short parallel sections. A second thread gains
-    nothing there, and beside another busy process the threads wait for one another in each of them
-    (benchmarks/results/step.json, "threads"). The number follows from the network alone, so that the
-    same command still gives the same bits.
+    A small network's step consists of thousands of short parallel sections. A second thread gains nothing there,
+    and beside another busy process the threads wait for one another in each of them (measured). The number depends
+    on the network alone, so that the same command gives the same bits.
     """
     before = torch.get_num_threads()
     worthwhile = min(before, max(1, round(step_macs / STEP_MACS_A_THREAD)))
@@ -52,8 +64,8 @@ def lay_out(
 ) -> nn.Module:
     """Move to the accelerator, in the memory layout that trains faster there.
 
-    Measured (benchmarks/step.json): channels-last wins for wide layers and for one thread; for
-    thin layers on several threads the default layout does.
+    Measured: channels-last is faster for wide layers and on one thread, the default layout for narrow layers on
+    several threads.
     """
     if layout is None and spoils_channels_last(model, accelerator):
         layout = torch.contiguous_format
@@ -82,7 +94,7 @@ def spoils_channels_last(model: nn.Module, accelerator: str) -> bool:
 
 @cache
 def _cpu_flags() -> frozenset[str]:
-    """What this processor can do, as Linux lists it; empty elsewhere."""
+    """The processor's feature flags as Linux lists them; empty on other systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,18 +1,17 @@
-"""A recipe, and the stream of training batches that it asks for.
+"""The stream of training batches of a task.
 
-A batch is a pure function of (seed, step), so nothing but tensors has to be saved for a run that is
-killed to go on to the bit-same weights.
+A batch is a pure function of (seed, step): a killed run goes on to the bit-same weights without any state of the
+data loader.
 """
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mvp_edge.pruning.recipe import Recipe
 from mvp_edge_export.images import Preprocess
 
 
@@ -28,69 +27,23 @@ class LabelledImages(Protocol):
         """The index of each image's class."""
 
 
-Batch = tuple[torch.Tensor, Any]
-"""Images, and their labels or what else a loss compares the logits with: (labels, …)."""
+class Batch(NamedTuple):
+    """What one update learns from."""
 
-
-SHRINKING = 0.8
-"""Iterative methods reach their target after this share of the steps (METHOD §3)."""
+    images: torch.Tensor
+    """Network input, float32 [B, 3, S, S]."""
+    labels: torch.Tensor
+    """int64 [B]."""
+    teacher_logits: torch.Tensor | None = None
+    """float32 [B, K], where a teacher's logits count beside the labels."""
 
 
 LEAST_SHARE = 8
-"""Images of an update: BatchNorm's statistics of fewer say little."""
-
-
-AUGMENTATIONS = ("flip", "shift")
-"""Mirrored; moved by up to an eighth."""
-
-
-PLAIN_PASSES = 4
-"""A run of no more passes over its images sees them as they are: so soon nothing is learned by heart, and
-every step tells more (measured at one, three and six passes: benchmarks/trials.md)."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a network is fine-tuned."""
-
-    steps: int = 100
-    batch: int = 128
-    updates: int = 1
-    """A step's batch is taken in so many equal shares, one update each: the same images, the same cost."""
-    optimizer: Literal["sgd", "adamw", "muon"] = "sgd"
-    lr: float = 0.01
-    relative_step: float = 0.0
-    """Of Muon: how far of its own length each matrix moves in an update at the full rate."""
-    schedule: Literal["cosine", "hold", "constant"] = "cosine"
-    """cosine: from lr to 0; hold: lr while the network shrinks (0.8 of the steps), then cosine."""
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    augment: tuple[str, ...] | None = None
-    """None: everything, but nothing in a run of few passes."""
-    head: Literal["means", "zero", "random"] = "means"
-    statistics: bool = True
-    """Re-estimate BatchNorm's running statistics on the task before the first step."""
-    accelerator: str = "cpu"
-
-    def rate(self, step: float) -> float:
-        """The learning rate at a step (0-based; a share of it: at one of its updates)."""
-        done = step / self.steps
-        if self.schedule == "hold":
-            done = max(0.0, done - SHRINKING) / (1 - SHRINKING)
-        elif self.schedule == "constant":
-            done = 0.0
-        return self.lr * 0.5 * (1 + math.cos(math.pi * done))
-
-    def augmentation(self, images: int) -> tuple[str, ...]:
-        """What is done to the images of a run over so many."""
-        if self.augment is not None:
-            return self.augment
-        passes = self.steps * min(self.batch, images) / images
-        return AUGMENTATIONS if passes > PLAIN_PASSES else ()
+"""Least number of images of an update: batch statistics of fewer images are too noisy."""
 
 
 class Batches:
-    """An endless, seeded stream of training batches as the recipe asks; ``batch(step)`` needs no history."""
+    """An endless, seeded stream of training batches; a batch depends on nothing but the seed and the step."""
 
     def __init__(self, images: LabelledImages, preprocess: Preprocess, recipe: Recipe, seed: int):
         self.images, self.preprocess, self.recipe, self.seed = images, preprocess, recipe, seed
@@ -99,37 +52,38 @@ class Batches:
         self._epoch: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
 
     def rows(self, step: int) -> NDArray[np.int64]:
-        """Which training images are the batch of a step."""
+        """Indices of the training images of a step's batch."""
         first = step * self.size
         return np.array([self._at(position) for position in range(first, first + self.size)])
 
     def batch(self, step: int) -> Batch:
-        """Images float32 [B, 3, S, S] in channels-last memory, and labels int64 [B]."""
+        """The batch of a step; images lie in channels-last memory."""
         index = self.rows(step)
         pixels = self._augmented(
             self.images.pixels, index, np.random.default_rng([self.seed, 1, step])
         )
         x = to_input(pixels, self.preprocess).to(self.recipe.accelerator)
-        return x, torch.from_numpy(self.images.labels[index]).to(self.recipe.accelerator)
+        return Batch(x, torch.from_numpy(self.images.labels[index]).to(self.recipe.accelerator))
 
     def shares(self, step: int) -> list[Batch]:
-        """The batch of a step as the recipe's updates take it, one after the other."""
-        x, y = self.batch(step)
-        count = max(1, min(self.recipe.updates, len(y) // LEAST_SHARE))
-        return list(zip(x.tensor_split(count), y.tensor_split(count), strict=True))
+        """The batch of a step in equal shares, one for each update of the recipe."""
+        images, labels, _ = self.batch(step)
+        count = max(1, min(self.recipe.updates, len(labels) // LEAST_SHARE))
+        parts = zip(images.tensor_split(count), labels.tensor_split(count), strict=True)
+        return [Batch(x, y) for x, y in parts]
 
     def parts(self, outputs: int) -> tuple[int, ...]:
-        """How many classes each part of a head of so many outputs tells apart: one part, all of them."""
+        """Number of classes of each part of a head with this many outputs; here a single part."""
         return (outputs,)
 
     def distinct(self, limit: int) -> list[NDArray[np.int64]]:
-        """The rows of at most ``limit`` training images, each once, in batches of about equal size."""
+        """Indices of at most ``limit`` different training images, in batches of about equal size."""
         order = np.random.default_rng([self.seed, 2]).permutation(len(self.images.labels))[:limit]
         batches = np.array_split(order, max(1, round(len(order) / self.size)))
         return [np.sort(rows) for rows in batches]
 
     def plain(self, limit: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """At most ``limit`` distinct training images, unaugmented, and their labels [n] (or [n, parts])."""
+        """At most ``limit`` different training images without augmentation, and their labels [n] or [n, parts]."""
         for rows in self.distinct(limit):
             pixels = torch.from_numpy(np.ascontiguousarray(self.images.pixels[rows]))
             labels = torch.from_numpy(self.images.labels[rows])

@@ -1,10 +1,10 @@
-"""A teacher's opinion of the training images, beside their labels or where they have none.
+"""Knowledge distillation from the unpruned backbone (Hinton et al. 2015): its logits count beside the labels.
 
-Where it knows the labels' own classes, the same outputs heed both. Otherwise what is taught has one head of two
-parts, which share all that lies before it:
+Where the teacher's classes are the labels' own, student and teacher share their outputs. Otherwise the student has
+one head of two parts, and everything before it is shared:
 
-    outputs   0 … C−1     the labels' classes, by cross entropy where an image has a label
-              C … C+K−1   the teacher's classes, by its logits at a temperature (Hinton et al. 2015)
+    outputs   0 … C−1     the labels' classes: cross entropy, for images that have a label
+              C … C+K−1   the teacher's classes: divergence from its softmax at a temperature
 """
 
 from collections.abc import Iterator
@@ -13,60 +13,58 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from mvp_edge.pruning.batches import Batch, Batches, LabelledImages, Recipe
+from mvp_edge.pruning.batches import Batch, Batches, LabelledImages
+from mvp_edge.pruning.recipe import Recipe
 from mvp_edge_export.images import Preprocess
 
 UNLABELLED = -1
-"""The label of an image that nobody labelled."""
+"""The label of an image without a label."""
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """What a network thinks of the training images, once for all steps: of each as it is, not augmented."""
+    """The teacher's logits of all training images, computed once on the images without augmentation."""
 
     logits: torch.Tensor
     """float32 [N, K]."""
-    share: float = 0.5
-    """Of a labelled image's loss; an unlabelled one's is the teacher's alone."""
+    weight: float = 0.5
+    """Weight of the distillation term in the loss of a labelled image; it is 1 for an unlabelled one."""
     temperature: float = 2.0
-    """Temperature of its opinion."""
-    own: bool = False
-    """Whether its classes are the labels' own."""
+    """Both softmaxes of the distillation term are taken at this temperature."""
+    same_classes: bool = False
+    """Whether the teacher's classes are those of the labels."""
 
     @property
     def classes(self) -> int:
-        """K."""
+        """K, the number of the teacher's classes."""
         return self.logits.shape[1]
 
-    def loss(
-        self, outputs: torch.Tensor, target: tuple[torch.Tensor, torch.Tensor]
-    ) -> torch.Tensor:
-        """Mean over a batch.
+    def loss(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The mean over a batch of ``weight`` · distillation + (1 − ``weight``) · cross entropy.
 
         Args:
-            outputs: [N, C + K]; [N, C] of a teacher of the labels' own classes.
-            target: labels [N] and the teacher's logits [N, K].
+            outputs: the student's, [B, C + K]; [B, C] where the classes are the same.
+            batch: with the teacher's logits.
         """
-        labels, opinions = target
+        assert batch.teacher_logits is not None
+        labels = batch.labels
         ours = theirs = outputs.float()
-        if not self.own:
+        if not self.same_classes:
             ours, theirs = ours.tensor_split([outputs.shape[1] - self.classes], 1)
         known = labels != UNLABELLED
-        heeded = torch.where(known, self.share, 1.0)
-        taught, said = (
-            F.softmax(opinions / self.temperature, 1),
-            F.log_softmax(theirs / self.temperature, 1),
-        )
-        apart = F.kl_div(said, taught, reduction="none").sum(1) * self.temperature**2
-        value = (heeded * apart).mean()
+        weight = torch.where(known, self.weight, 1.0)
+        target = F.softmax(batch.teacher_logits / self.temperature, 1)
+        student = F.log_softmax(theirs / self.temperature, 1)
+        divergence = F.kl_div(student, target, reduction="none").sum(1) * self.temperature**2
+        value = (weight * divergence).mean()
         if not ours.shape[1]:
             return value
-        wrong = F.cross_entropy(ours, labels, ignore_index=UNLABELLED, reduction="none")
-        return value + ((1 - heeded) * wrong).mean()
+        error = F.cross_entropy(ours, labels, ignore_index=UNLABELLED, reduction="none")
+        return value + ((1 - weight) * error).mean()
 
 
 class DistillationBatches(Batches):
-    """Batches whose labels come with the logits of a teacher of other classes, or of their own."""
+    """Training batches that carry the teacher's logits."""
 
     def __init__(
         self,
@@ -80,21 +78,24 @@ class DistillationBatches(Batches):
         self.teacher = teacher
 
     def shares(self, step: int) -> list[Batch]:
-        """(images, (labels, logits)) of each update."""
+        """The batch of a step in equal shares, each with the teacher's logits of its images."""
         logits = self.teacher.logits[self.rows(step)].to(self.recipe.accelerator)
         parts = super().shares(step)
-        opinions = logits.tensor_split(len(parts))
-        return [(x, (y, theirs)) for (x, y), theirs in zip(parts, opinions, strict=True)]
+        logits_of_parts = logits.tensor_split(len(parts))
+        return [
+            Batch(part.images, part.labels, own)
+            for part, own in zip(parts, logits_of_parts, strict=True)
+        ]
 
     def parts(self, outputs: int) -> tuple[int, ...]:
-        """The labels' classes and the teacher's, or the ones that are both's."""
-        if self.teacher.own:
+        """Number of classes of each part of the head: the labels' and the teacher's, or those that both share."""
+        if self.teacher.same_classes:
             return super().parts(outputs)
         return (outputs - self.teacher.classes, self.teacher.classes)
 
     def plain(self, limit: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Each image with its label, and with the teacher's choice of its other classes [n, 2]."""
-        if self.teacher.own:
+        """Images with their labels [n]; where the teacher has classes of its own, with its top-1 as well [n, 2]."""
+        if self.teacher.same_classes:
             yield from super().plain(limit)
             return
         choices = self.teacher.logits.argmax(1)

@@ -1,4 +1,4 @@
-"""Fine-tuning: statistics, head, steps, and what they cost."""
+"""One training step and what precedes the first: BatchNorm statistics, the classifier, and what all of it costs."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -17,36 +17,42 @@ from mvp_edge.pruning.arithmetic import (
     spoils_channels_last,
     worthwhile_threads,
 )
-from mvp_edge.pruning.batches import Batch, Batches, Recipe, to_input
+from mvp_edge.pruning.batches import Batch, Batches, to_input
 from mvp_edge.pruning.muon import Muon, update_macs
+from mvp_edge.pruning.recipe import Recipe
 from mvp_edge.subnetwork.backbone import heads
 from mvp_edge.subnetwork.cost import forward_macs
 from mvp_edge_export.images import Preprocess
 
-Loss = Callable[[torch.Tensor, Any], torch.Tensor]
-"""Of logits [N, C] and the second half of a batch."""
+Loss = Callable[[torch.Tensor, Batch], torch.Tensor]
+"""Takes the network's outputs [B, C] and the batch; returns the loss, a scalar."""
+
+
+def cross_entropy(outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """The loss of a run without a teacher."""
+    return F.cross_entropy(outputs, batch.labels)
 
 
 @dataclass
 class Ledger:
-    """Everything spent, in multiply-adds (METHOD: cost), and the paper's own count beside it."""
+    """Everything that a run spent, in multiply-adds, beside the cost as the paper counts it."""
 
     similarity_flops: int = 0
     statistics_flops: int = 0
     training_flops: int = 0
     density_steps: float = 0.0
-    """Σ over steps of the fraction of the unpruned multiply-adds (the paper's cost is linear in it)."""
+    """Sum over steps of the network's multiply-adds relative to the unpruned network's, as in the paper's cost."""
     images: int = 0
 
     def training(self, macs: int, images: int, density: float) -> None:
-        """One step: forward and backward, three forward passes' worth."""
+        """Add one step: a forward and a backward pass cost as much as three forward passes."""
         self.training_flops += 3 * macs * images
         self.density_steps += density
         self.images += images
 
     @property
     def total_flops(self) -> int:
-        """All of it."""
+        """Similarity, statistics and training together."""
         return self.similarity_flops + self.statistics_flops + self.training_flops
 
 
@@ -58,7 +64,7 @@ class History:
     validation: list[dict[str, float]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in history.json."""
+        """The content of history.json."""
         return {"schema": 1, **asdict(self)}
 
 
@@ -86,25 +92,29 @@ def train_step(
     batch: Batch,
     rate: float,
     accelerator: str,
-    loss: Loss = F.cross_entropy,
+    loss: Loss = cross_entropy,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One update on ``batch`` at learning rate ``rate``; returns loss and correct predictions (tensors)."""
-    x, y = batch
+    """One update on ``batch`` at learning rate ``rate``.
+
+    Returns:
+        The loss and the number of correct predictions, as tensors: reading them would wait for the accelerator.
+    """
     for parameters in optimizer.param_groups:
         parameters["lr"] = rate
     with compute(accelerator):
-        logits = model(x)
-        value = loss(logits, y)
+        outputs = model(batch.images)
+        value = loss(outputs, batch)
     value.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    labels, teachers = (y[0], y[1].shape[1]) if isinstance(y, tuple) else (y, 0)
-    own = logits.shape[1] - teachers or logits.shape[1]  # a teacher may tell apart the same classes
-    return value.detach(), (logits.detach()[:, :own].argmax(1) == labels).sum()
+    # A teacher with classes of its own has outputs of its own, behind those of the labels' classes.
+    theirs = 0 if batch.teacher_logits is None else batch.teacher_logits.shape[1]
+    own = outputs.shape[1] - theirs or outputs.shape[1]
+    return value.detach(), (outputs.detach()[:, :own].argmax(1) == batch.labels).sum()
 
 
 class Stepper:
-    """A network laid out for training, with its optimizer, and what a step of it costs."""
+    """A network in the memory layout that trains fastest, its optimizer, and the cost of a step."""
 
     def __init__(
         self, model: nn.Module, recipe: Recipe, shape: tuple[int, int, int], dense_macs: int
@@ -115,10 +125,10 @@ class Stepper:
             self.model = lay_out(model, recipe.accelerator)
         self.optimizer = make_optimizer(self.model, recipe)
         self._plain = spoils_channels_last(self.model, recipe.accelerator)
-        self._turning = update_macs(self.model) if recipe.optimizer == "muon" else 0
+        self._muon_macs = update_macs(self.model) if recipe.optimizer == "muon" else 0
 
     def threads(self) -> AbstractContextManager[None]:
-        """Within it, as many threads as an update has work for."""
+        """A context with as many threads as one update can keep busy."""
         update = self.macs * self.recipe.batch // self.recipe.updates
         return worthwhile_threads(update, self.recipe.accelerator)
 
@@ -127,24 +137,25 @@ class Stepper:
         batches: Batches,
         number: int,
         ledger: Ledger,
-        loss: Loss = F.cross_entropy,
+        loss: Loss = cross_entropy,
         after_update: Callable[[], None] | None = None,
     ) -> tuple[float, float]:
-        """Step ``number`` with all its updates, counted; returns its mean loss and training accuracy."""
+        """Take step ``number`` with all its updates and count it; returns mean loss and training accuracy."""
         shares = batches.shares(number)
         total = correct = 0.0
-        for part, (x, y) in enumerate(shares):
+        for part, batch in enumerate(shares):
             rate = self.recipe.rate(number + part / len(shares))
-            x = x.contiguous() if self._plain else x
+            if self._plain:
+                batch = batch._replace(images=batch.images.contiguous())
             mean, right = train_step(
-                self.model, self.optimizer, (x, y), rate, self.recipe.accelerator, loss
+                self.model, self.optimizer, batch, rate, self.recipe.accelerator, loss
             )
             if after_update is not None:
                 after_update()
-            total += float(mean) * len(x) / batches.size
+            total += float(mean) * len(batch.images) / batches.size
             correct += float(right)
         ledger.training(self.macs, batches.size, self.macs / self.dense_macs)
-        ledger.training_flops += self._turning * len(shares)
+        ledger.training_flops += self._muon_macs * len(shares)
         return total, correct / batches.size
 
 
@@ -152,7 +163,7 @@ class Stepper:
 def estimate_statistics(
     model: nn.Module, batches: Batches, ledger: Ledger, limit: int = 1024
 ) -> None:
-    """Replace BatchNorm's running statistics by averages over ≤ ``limit`` training images."""
+    """Replace BatchNorm's running statistics by averages over at most ``limit`` training images."""
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     if not norms:
         return
@@ -175,9 +186,9 @@ def estimate_statistics(
 def initialise_head(
     model: nn.Module, batches: Batches, classes: int, ledger: Ledger, limit: int = 1024
 ) -> None:
-    """Give the classifier(s) the nearest-class-mean rule of the network's own features.
+    """Initialise the classifier, by default with the nearest-class-mean rule of the network's own features.
 
-    W_c = s·(μ_c − μ̄), b_c = −s·‖μ_c‖²/2, with s by a line search on the training loss (METHOD §4).
+    W_c = s·(μ_c − μ̄), b_c = −s·‖μ_c‖²/2, where a line search on the training loss gives the scale s.
     """
     classifiers = heads(model)
     if batches.recipe.head == "zero":
@@ -216,13 +227,13 @@ def initialise_head(
 def class_means(
     features: torch.Tensor, labels: torch.Tensor, classes: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight [C, D] and bias [C] of the scaled nearest-class-mean rule of features [N, D]."""
+    """The scaled nearest-class-mean classifier of features [N, D]: its weight [C, D] and bias [C]."""
     onehot = F.one_hot(labels, classes).float()
     counts = onehot.sum(0).clamp(min=1)
     centre = features.mean(0)
     means = (onehot.T @ features) / counts[:, None]
     means = torch.where(onehot.sum(0)[:, None] > 0, means, centre)
-    # Offset by the centre: the same rule (it shifts all classes alike), better conditioned.
+    # Subtracting the centre shifts the scores of all classes alike, and is better conditioned.
     weight, bias = means - centre, -(means.square().sum(1) - centre.square().sum()) / 2
     scores = features @ weight.T + bias
 
@@ -243,7 +254,7 @@ def predict_logits(
     batch: int = 250,
     fast: bool = False,
 ) -> NDArray[np.float32]:
-    """Logits float32 [N, C] in eval mode; ``fast``: in the training precision instead of float32."""
+    """Logits float32 [N, C] in eval mode, computed in float32 or, with ``fast``, in the training precision."""
     training = model.training
     model.eval()
     device = next(model.parameters()).device
@@ -262,7 +273,7 @@ def predict_logits(
 
 
 def accuracy(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """Top-1, 0 … 1."""
+    """Top-1 accuracy, 0 … 1."""
     return float((logits.argmax(1) == labels).mean())
 
 

@@ -14,11 +14,11 @@ QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
 class Muon(torch.optim.Optimizer):
-    """Matrices turn along their orthogonalised momentum; vectors and the head move as in SGD with momentum.
+    """Matrices move along their orthogonalised momentum; vectors and the head as in SGD with momentum.
 
-    A convolution's weight counts as a matrix [filters, what each sees]. Its step is as long as the matrix itself
-    times ``relative_step``, since behind a normalisation only a weight's direction matters: thus no rate of its
-    own has to be found for each width.
+    A convolution's weight counts as a matrix [filters, inputs of each]. An update of a matrix is ``relative_step``
+    times as long as the matrix itself: behind a normalisation only the direction of a weight matters, so this needs
+    no learning rate of its own for each width.
     """
 
     def __init__(
@@ -29,21 +29,21 @@ class Muon(torch.optim.Optimizer):
         momentum: float,
         weight_decay: float,
     ):
-        matrices = {id(p) for p in turned(model)}
+        moved = {id(p) for p in matrices(model)}
         parameters = [p for p in model.parameters() if p.requires_grad]
         groups = [
             {
-                "params": [p for p in parameters if id(p) in matrices],
+                "params": [p for p in parameters if id(p) in moved],
                 "relative_step": relative_step / lr,
             },
-            {"params": [p for p in parameters if id(p) not in matrices], "relative_step": 0.0},
+            {"params": [p for p in parameters if id(p) not in moved], "relative_step": 0.0},
         ]
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(groups, defaults)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One update at each group's ``lr``, which scales ``relative_step`` alike."""
+        """One update at each group's ``lr``; the relative step is proportional to it."""
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:
@@ -60,8 +60,8 @@ class Muon(torch.optim.Optimizer):
                 p.add_(way * length, alpha=-group["lr"] * group["relative_step"])
 
 
-def turned(model: nn.Module) -> Iterator[nn.Parameter]:
-    """The parameters that count as matrices: all of two or more dimensions but the heads'."""
+def matrices(model: nn.Module) -> Iterator[nn.Parameter]:
+    """The parameters that count as matrices: all of two or more dimensions, except the heads'."""
     classifiers = tuple(f"{name}." for name in heads(model))
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1 and parameter.requires_grad and not name.startswith(classifiers):
@@ -69,10 +69,10 @@ def turned(model: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
-    """About U Vᵀ of a matrix U Σ Vᵀ [rows, columns], by Newton and Schulz's iteration with a quintic.
+    """Approximately U Vᵀ of a matrix U Σ Vᵀ [rows, columns], by a quintic Newton-Schulz iteration.
 
-    Each iteration multiplies by a polynomial of the Gram matrix, and all of them commute. So they are gathered
-    in a square of the shorter side, and the matrix itself is multiplied twice instead of ten times.
+    Each iteration multiplies by a polynomial of the Gram matrix, and all of them commute. So the polynomials are
+    multiplied first, as squares of the shorter side, and the matrix itself twice instead of ten times.
     """
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     x = wide / wide.norm().clamp(min=1e-12)
@@ -94,7 +94,7 @@ def update_macs(model: nn.Module) -> int:
         4 * ITERATIONS - 3
     )  # a polynomial, its place among the others and the next Gram matrix
     total = 0
-    for parameter in turned(model):
+    for parameter in matrices(model):
         rows, columns = sorted(parameter.flatten(1).shape)
         total += 2 * rows * rows * columns + squares * rows**3
     return total

@@ -1,8 +1,4 @@
-"""What the zoo says of units: who kept which, and in which order they fell.
-
-Voter    a neighbour, as it votes
-Ballot   the votes of one unit group, and what was kept in the end
-"""
+"""Votes: which units the networks of the zoo kept, and in which order they removed the others."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,9 +13,9 @@ from mvp_edge.subnetwork.units import UnitGroup
 
 @dataclass(frozen=True)
 class Voter:
-    """A neighbour as it votes: what it kept, in which order units fell, and its weights.
+    """A network of the zoo as it votes: the units it kept, its ranking of all units, and its weights.
 
-    ``kept`` belongs to the weights; it may be wider than what is voted for.
+    ``kept`` belongs to the weights; it may be wider than the network that is voted for.
     """
 
     name: str
@@ -27,17 +23,17 @@ class Voter:
     ranking: Mapping[str, NDArray[np.int64]]
     weights: Mapping[str, torch.Tensor]
     similarity: float = 0.0
-    """Of its task to the new one; larger is nearer. LEEP's are mean log likelihoods."""
+    """Similarity of its task to the new one; larger is more similar. For LEEP it is a mean log likelihood."""
 
     def choice(self, group: UnitGroup, width: int) -> NDArray[np.int64]:
-        """The units it would keep at ``width``: the nested ranking read at that size, ascending."""
+        """The units it would keep at ``width``, ascending: the last ones of its ranking."""
         ranking = self.ranking[group.name]
         return np.sort(ranking[len(ranking) - width :])
 
 
 @dataclass(frozen=True)
 class Ballot:
-    """The votes of one unit group and what was drawn."""
+    """The votes on one unit group, and the units that were kept."""
 
     group: UnitGroup
     votes: NDArray[np.int64]
@@ -45,12 +41,12 @@ class Ballot:
 
     @property
     def drawn(self) -> NDArray[np.int64]:
-        """Kept units that nobody voted for."""
-        nobody: NDArray[np.int64] = self.kept[self.votes[self.kept] == 0]
-        return nobody
+        """Kept units without a vote."""
+        unvoted: NDArray[np.int64] = self.kept[self.votes[self.kept] == 0]
+        return unvoted
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in votes.json."""
+        """The group's part of votes.json."""
         return {
             "name": self.group.name,
             "kind": self.group.kind,
@@ -62,6 +58,6 @@ class Ballot:
 
     @property
     def ranking(self) -> NDArray[np.int64]:
-        """The ballot as a nested ranking, the first to go first: the unkept, then by votes."""
+        """All units, the first to be removed first: units that were not kept, then kept ones by their votes."""
         kept = np.isin(np.arange(self.group.size), self.kept)
         return np.lexsort((self.votes, kept)).astype(np.int64)

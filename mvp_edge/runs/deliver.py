@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from mvp_edge.methods.catalogue import recipe_for
 from mvp_edge.pruning.batches import Batches
 from mvp_edge.pruning.finetune import Ledger, initialise_head
-from mvp_edge.pruning.methods import recipe_for
 from mvp_edge.runs.run import Run
 from mvp_edge.subnetwork.backbone import Backbone, load_backbone
 from mvp_edge.subnetwork.network import TENSORS, Network

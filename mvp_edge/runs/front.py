@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from mvp_edge.pruning.methods import METHODS
+from mvp_edge.methods.catalogue import DEFAULT_KEEP, METHODS
 from mvp_edge.pruning.problem import Progress
 from mvp_edge.runs.choice import FILE, SLACK, Front, Member, Timing, choose, limit_for
 from mvp_edge.runs.run import (
@@ -33,7 +33,6 @@ from mvp_edge.runs.rundir import Claim, RunDirectory
 from mvp_edge.runs.settle import Settled
 from mvp_edge.runs.sizing import sized
 from mvp_edge.subnetwork.budget import ladder, solve
-from mvp_edge.zoo.build import DEFAULT_KEEP
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.measuring.bench import time_model
 from mvp_edge_export.measuring.machine import differences, this_machine

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
+from mvp_edge.machine import within_limits
 from mvp_edge.pruning.problem import Progress
 from mvp_edge.runs.choice import Pick
 from mvp_edge.runs.front import execute_front, plan_front
@@ -12,7 +13,6 @@ from mvp_edge.runs.run import Run, execute
 from mvp_edge.runs.rundir import Claim, RunDirectory
 from mvp_edge.runs.settle import Request, describe, settle
 from mvp_edge.tasks.task import Task
-from mvp_edge.zoo.build import within_limits
 from mvp_edge.zoo.entries import Zoo
 from mvp_edge.zoo.neighbours import Similarity
 from mvp_edge_export.profile import DeviceProfile

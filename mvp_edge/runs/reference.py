@@ -4,11 +4,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from mvp_edge.pruning.methods import recipe_for
+from mvp_edge.methods.catalogue import recipe_for
 from mvp_edge.pruning.problem import Problem
-from mvp_edge.pruning.scratch import fine_tune
+from mvp_edge.pruning.results import scores
+from mvp_edge.pruning.training import fine_tune
 from mvp_edge.runs.settle import Settled
-from mvp_edge.zoo.build import scores
 from mvp_edge_export.storage import read_json, sha256_json, write_json
 
 FOLDER, CHECKPOINT = ".references", ".reference.safetensors"

@@ -20,10 +20,11 @@ from typing import Any
 
 from torch import nn
 
+from mvp_edge.methods.catalogue import method_for
+from mvp_edge.methods.mvp import Voting, mvp
 from mvp_edge.pruning.finetune import Ledger
-from mvp_edge.pruning.methods import method_for
-from mvp_edge.pruning.mvp import Voting, mvp
 from mvp_edge.pruning.problem import Problem, Progress, Pruned
+from mvp_edge.pruning.results import costs, scores, to_network
 from mvp_edge.pruning.votes import Voter
 from mvp_edge.runs.reference import tuned_reference
 from mvp_edge.runs.rundir import RunDirectory
@@ -34,9 +35,9 @@ from mvp_edge.subnetwork.cost import forward_macs, layers, paper_cost
 from mvp_edge.subnetwork.network import TENSORS, Network
 from mvp_edge.subnetwork.subnet import SubNetwork
 from mvp_edge.tasks.task import Images
-from mvp_edge.zoo.build import costs, scores, synsets_of, to_network
 from mvp_edge.zoo.entries import Entry, Zoo
 from mvp_edge.zoo.neighbours import LEEP_IMAGES, find_neighbours
+from mvp_edge.zoo.synsets import synsets_of
 from mvp_edge_export.errors import BadInput, BudgetMissed
 from mvp_edge_export.storage import sha256_file, write_json
 from mvp_edge_export.verified import Verified

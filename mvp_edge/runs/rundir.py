@@ -10,7 +10,6 @@ lock on the folder, so that two never work on one.
 import errno
 import fcntl
 import os
-import platform
 import re
 import shutil
 import tempfile
@@ -19,17 +18,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from mvp_edge import __version__
+from mvp_edge.machine import this_computer, versions
 from mvp_edge_export.errors import BadInput, BudgetMissed
 from mvp_edge_export.storage import read_json, write_json
 
 RUNS = Path("runs")
 _FACTS = "run.json"
-_NAMED = ("torch", "timm", "fvcore", "numpy", "pillow", "nltk", "safetensors")
 _WORK = ("neighbours.json", ".checkpoint.safetensors", "pruned.json", "front")
 """Files that took work: a run that has none of them is no loss."""
 
@@ -142,40 +140,6 @@ class RunDirectory:
         self.update(phases=[{"name": n, "seconds": s} for n, s in phases.items()])
 
 
-def versions() -> dict[str, str]:
-    """The releases of what computes."""
-    found = {"python": platform.python_version(), "mvp-edge": __version__}
-    for name in _NAMED:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-VECTORS = (
-    *("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16"),
-    *("asimd", "asimddp", "bf16", "sve"),
-)
-"""The instructions that decide how fast a processor multiplies, and in which precision it is trained on."""
-
-
-def machine() -> dict[str, Any]:
-    """What it runs on, without the machine's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    flags = (told.get("flags") or told.get("Features") or "").split()
-    return {
-        "cpu": told.get("model name", platform.machine()),
-        "isa": [flag for flag in VECTORS if flag in flags],
-        "cores": os.cpu_count(),
-        "os": f"{platform.system()} {platform.release()}",
-    }
-
-
 def _place(claim: Claim, out: Path | None, *, force: bool) -> tuple[Path, Path | None, list[Path]]:
     """The folder to work in, where another run was put aside, and the folders made for it, inmost first."""
     try:
@@ -233,7 +197,7 @@ def _beginning(claim: Claim, path: Path) -> dict[str, Any]:
         "arguments": dict(claim.arguments),
         "identity": dict(claim.identity),
         "versions": versions(),
-        "machine": machine(),
+        "machine": this_computer(),
         "phases": [],
         "finished": False,
     }

@@ -13,15 +13,15 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from mvp_edge.pruning.batches import AUGMENTATIONS, Recipe
-from mvp_edge.pruning.methods import FROM_SCRATCH, METHODS, method_for, recipe_for
+from mvp_edge.methods.catalogue import DEFAULT_KEEP, FROM_SCRATCH, METHODS, method_for, recipe_for
+from mvp_edge.pruning.arithmetic import choose_accelerator
 from mvp_edge.pruning.problem import Progress
+from mvp_edge.pruning.recipe import AUGMENTATIONS, Recipe
 from mvp_edge.runs.choice import Pick
-from mvp_edge.subnetwork.backbone import Backbone, load_backbone
+from mvp_edge.subnetwork.backbone import Backbone, anchored, load_backbone
 from mvp_edge.subnetwork.budget import Plan, solve
 from mvp_edge.subnetwork.units import POLICIES
 from mvp_edge.tasks.task import Task
-from mvp_edge.zoo.build import DEFAULT_KEEP, anchored, choose_accelerator
 from mvp_edge.zoo.entries import Entry, Zoo, origin, wide_enough
 from mvp_edge.zoo.neighbours import Similarity
 from mvp_edge.zoo.synsets import load_overrides, wordnet

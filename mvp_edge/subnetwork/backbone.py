@@ -206,6 +206,14 @@ def heads(model: nn.Module) -> dict[str, nn.Linear]:
     return {name: module for name, module in found.items() if isinstance(module, nn.Linear)}
 
 
+def anchored(source: str) -> str:
+    """A backbone's source that means the same in every folder: a file is named by its absolute path."""
+    architecture, at, file = source.rpartition("@")
+    if Path(source).is_file():
+        return str(Path(source).absolute())
+    return f"{architecture}@{Path(file).absolute()}" if at and Path(file).is_file() else source
+
+
 def load_backbone(name: str, input_size: int | None = None) -> Backbone:
     """Load a backbone by timm name, description file, or ``architecture@weights``.
 

@@ -7,9 +7,9 @@ Choices are made on validation images, figures are reported on test images, so e
 
 import math
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Self
@@ -291,6 +291,23 @@ def sample_tasks(
         )
         for n, chosen in enumerate(sets)
     ]
+
+
+def find_tasks(
+    tasks: Path, sample: str | None, seed: int, progress: Callable[[str, int, int], None]
+) -> list[Task]:
+    """All tasks of a folder; with ``sample`` "NxK" N tasks of K classes, drawn from one folder or zip of classes.
+
+    Raises:
+        BadInput: ``sample`` is not of that form, or something in the folder is no task.
+    """
+    checking = partial(progress, "checking images")
+    if sample is None:
+        return tasks_in(tasks, seed=seed, progress=checking)
+    count, _, classes = sample.partition("x")
+    if not (count.isdecimal() and classes.isdecimal()):
+        raise BadInput(f"{sample}: write NxK, e.g. 20x5 for 20 tasks of 5 classes", field="sample")
+    return sample_tasks(tasks, int(count), int(classes), seed, progress=checking)
 
 
 def tasks_in(folder: Path | str, seed: int = 0, progress: Progress | None = None) -> list[Task]:

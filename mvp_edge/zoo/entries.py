@@ -162,6 +162,11 @@ class Zoo:
         return float(self.facts["keep"])
 
     @property
+    def input_size(self) -> int:
+        """Side of the input images in pixels."""
+        return int(self.facts["backbone"]["input_size"])
+
+    @property
     def policy(self) -> str:
         """The policy that the zoo was built with."""
         return str(self.facts["policy"])

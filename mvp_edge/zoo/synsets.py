@@ -9,7 +9,7 @@ first word.
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -228,6 +228,14 @@ def open_wordnet() -> WordNet:
 
 wordnet = cache(open_wordnet)
 """WordNet, read once a process."""
+
+
+def synsets_of(classes: Sequence[str], overrides: Mapping[str, str] | None = None) -> list[str]:
+    """The classes' synsets; [] where not every name has one, or there is no WordNet."""
+    try:
+        return [meaning.synset for meaning in wordnet().meanings(classes, overrides)]
+    except BadInput:
+        return []
 
 
 def load_overrides(path: Path) -> dict[str, str]:

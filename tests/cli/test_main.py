@@ -96,7 +96,7 @@ def _check_options() -> None:
     from dataclasses import fields
     from typing import get_type_hints
 
-    from mvp_edge.pruning import methods
+    from mvp_edge.methods import catalogue
     from mvp_edge.runs.prune import Options
     from mvp_edge.runs.settle import Request
     from mvp_edge.subnetwork import units
@@ -106,8 +106,8 @@ def _check_options() -> None:
     assert typed - asked == {"out", "force", "as_json", "quiet"}
     assert asked <= typed
     assert set(get_type_hints(Options)) == asked - {"device", "task", "zoo"}
-    assert tuple(methods.METHODS) == METHODS
-    alone = [name for name, one in methods.METHODS.items() if one.asks == "nobody"]
+    assert tuple(catalogue.METHODS) == METHODS
+    alone = [name for name, one in catalogue.METHODS.items() if one.asks == "nobody"]
     assert tuple(alone) == FROM_SCRATCH
     assert {policy for family in units.POLICIES.values() for policy in family} == {*POLICIES}
 

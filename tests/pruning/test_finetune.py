@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from mvp_edge.pruning import arithmetic
 from mvp_edge.pruning.arithmetic import lay_out, worthwhile_threads
-from mvp_edge.pruning.batches import LEAST_SHARE, Batches, Recipe, to_input
+from mvp_edge.pruning.batches import LEAST_SHARE, Batches, to_input
 from mvp_edge.pruning.finetune import (
     Ledger,
     accuracy,
@@ -25,6 +25,7 @@ from mvp_edge.pruning.finetune import (
     predict_logits,
     train_step,
 )
+from mvp_edge.pruning.recipe import Recipe
 from mvp_edge.subnetwork.backbone import heads
 from mvp_edge.subnetwork.cost import forward_macs
 from mvp_edge.tasks.task import Images
@@ -62,7 +63,7 @@ def test_each_epoch_is_a_permutation_of_the_images(count: int, size: int, seed: 
     steps = 3 * count // batches.size + 1
     stream: list[int] = []
     for step in range(steps):
-        x, labels = batches.batch(step)
+        x, labels, _ = batches.batch(step)
         assert len(x) == batches.size == min(size, count)
         assert [n % 3 for n in which(x)] == labels.tolist()
         stream += which(x)
@@ -79,8 +80,9 @@ def test_a_batch_is_a_pure_function_of_seed_and_step(step: int, seed: int) -> No
     for other in (7, 30, 2):
         used.batch(other)
     fresh = Batches(images, PREPROCESS, Recipe(batch=16), seed)
-    for a, b in zip(used.batch(step), fresh.batch(step), strict=True):
-        assert torch.equal(a, b)
+    again, first = used.batch(step), fresh.batch(step)
+    assert torch.equal(again.images, first.images)
+    assert torch.equal(again.labels, first.labels)
 
 
 @given(count=st.integers(1, 60), size=st.integers(1, 50), steps=st.integers(1, 30))
@@ -116,7 +118,7 @@ def test_augmentation_is_what_a_loop_over_pixels_gives(augment: tuple[str, ...])
     images = Images(pixels, np.arange(40, dtype=np.int64))
     preprocess = replace(PREPROCESS, size=side)
     batches = Batches(images, preprocess, Recipe(batch=count, augment=augment), 3)
-    x, labels = batches.batch(5)
+    x, labels, _ = batches.batch(5)
     rng = np.random.default_rng([3, 1, 5])
     flips = rng.random(count) < 0.5 if "flip" in augment else np.zeros(count, bool)
     shifts = np.zeros((2, count, 1), int)
@@ -192,8 +194,9 @@ def test_a_step_is_plain_sgd_with_momentum_and_decay() -> None:
     momentum = {n: torch.zeros_like(p) for n, p in bare.named_parameters()}
     bare.train()
     for step in range(2):
-        x, y = batches.batch(step)
-        loss, correct = train_step(model, optimizer, (x, y), 0.1, "cpu")
+        batch = batches.batch(step)
+        x, y, _ = batch
+        loss, correct = train_step(model, optimizer, batch, 0.1, "cpu")
         logits = bare(x)
         bare.zero_grad()
         expected = F.cross_entropy(logits, y)
@@ -213,13 +216,13 @@ def test_a_step_is_plain_sgd_with_momentum_and_decay() -> None:
 def test_updates_share_the_images_of_a_step(count: int, size: int, updates: int) -> None:
     recipe = Recipe(batch=size, updates=updates)
     batches = Batches(digits(count=count), replace(PREPROCESS, size=8), recipe, 0)
-    x, y = batches.batch(1)
+    x, y, _ = batches.batch(1)
     shares = batches.shares(1)
     assert len(shares) == max(1, min(updates, len(y) // LEAST_SHARE))
-    lengths = [len(labels) for _, labels in shares]
+    lengths = [len(share.labels) for share in shares]
     assert max(lengths) - min(lengths) <= 1
-    assert torch.equal(torch.cat([part for part, _ in shares]), x)
-    assert torch.equal(torch.cat([labels for _, labels in shares]), y)
+    assert torch.equal(torch.cat([share.images for share in shares]), x)
+    assert torch.equal(torch.cat([share.labels for share in shares]), y)
 
 
 # What precedes step 1.

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from mvp_edge.pruning.batches import Recipe
 from mvp_edge.pruning.finetune import make_optimizer
-from mvp_edge.pruning.muon import Muon, orthogonal, turned, update_macs
-from mvp_edge.pruning.problem import Training
+from mvp_edge.pruning.muon import Muon, matrices, orthogonal, update_macs
+from mvp_edge.pruning.recipe import Recipe
+from mvp_edge.pruning.training import Training
 from mvp_edge.subnetwork.backbone import heads
 from tests.support.networks import backbone, problem
 
@@ -45,9 +45,9 @@ def test_a_step_turns_each_matrix_by_its_share_and_moves_the_rest_by_momentum() 
     assert isinstance(optimizer, Muon)
     for head in heads(model).values():  # a new one is zero, and nothing would reach the body
         torch.nn.init.normal_(head.weight, generator=torch.Generator().manual_seed(1))
-    matrices = {id(p) for p in turned(model)}
+    as_matrices = {id(p) for p in matrices(model)}
     named = dict(model.named_parameters())
-    assert {n for n, p in named.items() if id(p) in matrices} == {
+    assert {n for n, p in named.items() if id(p) in as_matrices} == {
         n for n, p in named.items() if p.dim() == 4
     }
     x = torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -61,7 +61,7 @@ def test_a_step_turns_each_matrix_by_its_share_and_moves_the_rest_by_momentum() 
         optimizer.step()
         for name, p in named.items():
             moved = p.detach() - before[name]
-            if id(p) in matrices:
+            if id(p) in as_matrices:
                 share = float(moved.norm() / before[name].norm())
                 assert share == pytest.approx(0.05 * rate / 0.1, rel=1e-3), name
                 assert p.grad is not None
@@ -82,7 +82,7 @@ def test_what_turning_costs_is_counted() -> None:
     ours.run(2)
     theirs.run(2)
     cost = 0
-    for p in turned(ours.model):
+    for p in matrices(ours.model):
         few, many = sorted((p.shape[0], p.numel() // p.shape[0]))
         cost += few * many * few + 17 * few**3 + few * few * many
     assert update_macs(ours.model) == cost > 0

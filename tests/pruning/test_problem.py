@@ -11,10 +11,11 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from mvp_edge.methods.catalogue import METHODS, method_for, recipe_for
 from mvp_edge.pruning import arithmetic
+from mvp_edge.pruning.batches import Batch
 from mvp_edge.pruning.finetune import make_optimizer, train_step
-from mvp_edge.pruning.methods import METHODS, method_for, recipe_for
-from mvp_edge.pruning.problem import Training
+from mvp_edge.pruning.training import Training
 from mvp_edge.subnetwork.cost import forward_macs
 from mvp_edge.subnetwork.subnet import extract, mask
 from mvp_edge.subnetwork.units import unit_groups
@@ -83,7 +84,7 @@ def test_shrinking_keeps_indices_in_the_backbone() -> None:
     training.shrink({name: np.array([0, 2, 5, 7])}, {name: [11, 1, 3, 4, 6, 8, 9, 10]})
     training.shrink({name: np.array([1, 3])}, {name: [2, 0]})
     assert training.kept[name].tolist() == [2, 7]
-    assert training.fallen[name] == [11, 1, 3, 4, 6, 8, 9, 10, 5, 0]
+    assert training.removed[name] == [11, 1, 3, 4, 6, 8, 9, 10, 5, 0]
     assert training.macs == forward_macs(training.model, (3, 16, 16)) < training.dense_macs
     own = task.backbone.model.state_dict()["layer2.0.bn2.weight"]
     assert torch.equal(training.model.state_dict()["layer2.0.bn2.weight"], own[[2, 7]])
@@ -120,11 +121,11 @@ def test_a_finer_step_is_so_many_updates_at_the_same_cost(monkeypatch: pytest.Mo
     ours.run(2)
     bare.model.train()
     for step in range(2):
-        x, y = bare.batches.batch(step)
+        x, y, _ = bare.batches.batch(step)
         losses = []
         for part, (some, labels) in enumerate(zip(x.chunk(4), y.chunk(4), strict=True)):
             rate = recipe.rate(step + part / 4)
-            loss, _ = train_step(bare.model, bare.optimizer, (some, labels), rate, "cpu")
+            loss, _ = train_step(bare.model, bare.optimizer, Batch(some, labels), rate, "cpu")
             losses.append(float(loss))
         assert ours.history.steps[step]["loss"] == pytest.approx(np.mean(losses))
     for name, value in ours.model.state_dict().items():

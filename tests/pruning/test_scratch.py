@@ -12,16 +12,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from mvp_edge.pruning import arithmetic
-from mvp_edge.pruning.batches import SHRINKING
 from mvp_edge.pruning.finetune import predict_logits
-from mvp_edge.pruning.problem import Training
-from mvp_edge.pruning.scratch import (
-    Meter,
-    drop_schedule,
-    least_important,
-    prepare,
-    weight_norms,
-)
+from mvp_edge.pruning.importance import Meter, least_important, weight_norms
+from mvp_edge.pruning.recipe import SHRINKING
+from mvp_edge.pruning.schedule import drop_schedule
+from mvp_edge.pruning.training import Training, prepare
 from mvp_edge.pruning.votes import Voter
 from mvp_edge.subnetwork.budget import exact_widths
 from mvp_edge.subnetwork.units import unit_groups
@@ -139,7 +134,7 @@ def remembered(
     twin.model.train()
     for step in range(steps):
         outputs, hooks = outputs_of(twin.model)
-        x, y = twin.batches.batch(step)
+        x, y, _ = twin.batches.batch(step)
         twin.optimizer.zero_grad()
         F.cross_entropy(twin.model(x), y).backward()  # type: ignore[no-untyped-call]
         for hook in hooks:

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from mvp_edge.pruning.mvp import Voting, average_into, draw, hold_vote, mvp
-from mvp_edge.pruning.scratch import weight_norms
+from mvp_edge.methods.mvp import Voting, average_into, draw, hold_vote, mvp
+from mvp_edge.pruning.importance import weight_norms
 from mvp_edge.pruning.votes import Ballot, Voter
 from mvp_edge.subnetwork.units import UnitGroup
 from tests.support.networks import backbone, problem, voter

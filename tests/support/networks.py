@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import nn
 
-from mvp_edge.pruning import ahnp, scratch
-from mvp_edge.pruning.methods import METHODS, recipe_for
+from mvp_edge.methods import ahnp
+from mvp_edge.methods.catalogue import METHODS, recipe_for
+from mvp_edge.pruning import training
 from mvp_edge.pruning.problem import Problem, Pruned
 from mvp_edge.pruning.votes import Voter
 from mvp_edge.subnetwork.backbone import Architecture, Backbone, load_backbone
@@ -238,7 +239,7 @@ def _resumable(method: str, folder: Path, at: int | None, changes: dict[str, Any
         if (phase, done) == ("tuning", at):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    scratch.SAVE_EVERY = ahnp.SAVE_EVERY = 3  # type: ignore[attr-defined]
+    training.SAVE_EVERY = ahnp.SAVE_EVERY = 3  # type: ignore[attr-defined]
     family = "deit" if method == "ahnp" else "resnet18d"
     given: dict[str, Any] = {"checkpoint": folder / "checkpoint", "progress": progress}
     leave(prune_by(method, problem(family, method, **given | changes)), folder / "result.json")

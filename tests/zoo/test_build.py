@@ -56,7 +56,7 @@ def test_snapshots_are_of_what_shrinks_on_the_way(place: Path) -> None:
     words = (*TWO, "--method", "distill", "--zoo", "none")
     refused = command(*words, cwd=place)
     assert refused.code == 2
-    assert "--snapshots: --method distill passes through no larger ratio: use ifp" in refused.error
+    assert "--snapshots needs an iterative method, which distill is not: use ifp" in refused.error
     assert not (place / "none").exists()
 
 

@@ -22,7 +22,8 @@ from mvp_edge.subnetwork.units import unit_groups
 from mvp_edge.tasks.task import Task, tasks_in
 from mvp_edge.zoo import trunk as module
 from mvp_edge.zoo.entries import Zoo, wide_enough
-from mvp_edge.zoo.trunk import pool, train_trunk
+from mvp_edge.zoo.pool import Pool, pool
+from mvp_edge.zoo.trunk import TrunkTraining
 from tests.support.networks import backbone, digits, problem, prune_by
 from tests.support.tiny import KNOWN, At, command, halve, prune, refused, tree, write_digits
 
@@ -61,7 +62,7 @@ def test_a_pool_has_each_class_of_each_source_once(
     less = pool([first, second], "val", preprocess, without=["one"])
     assert less.classes == ("zero", "two")
     assert set(less.images.labels) == {0, 1}
-    monkeypatch.setattr(module, "POOL_BYTES", 4 * 5 * 3 * preprocess.size**2)
+    monkeypatch.setattr("mvp_edge.zoo.pool.POOL_BYTES", 4 * 5 * 3 * preprocess.size**2)
     few = pool([first, second], "train", preprocess)
     assert Counter(few.images.labels.tolist()) == dict.fromkeys(range(4), 5)
 
@@ -69,7 +70,7 @@ def test_a_pool_has_each_class_of_each_source_once(
 def test_all_entries_vote_for_it(place: Path) -> None:
     whole, zoo = load_backbone(str(place / "backbone.json")), Zoo.open(place / "zoo")
     pooled = pool([Task.open(place / "digits")], "train", whole.preprocess)
-    made, recipe = train_trunk(whole, zoo.policy, zoo.entries(), pooled, zoo.keep, steps=0)
+    made, recipe = TrunkTraining(whole, zoo.policy, zoo.entries(), zoo.keep, steps=0).run(pooled)
     kept = [entry.network.kept for entry in zoo.entries()]
     for name, units in made.kept.items():
         votes = Counter(unit for one in kept for unit in one[name].tolist())
@@ -78,7 +79,7 @@ def test_all_entries_vote_for_it(place: Path) -> None:
     assert pooled.classes == tuple(sorted(KNOWN))
     assert recipe.steps == 0
     passes = len(pooled.images) * module.EPOCHS / recipe.batch
-    usual = train_trunk(whole, zoo.policy, zoo.entries(), pooled, zoo.keep)[1]
+    usual = TrunkTraining(whole, zoo.policy, zoo.entries(), zoo.keep).run(pooled)[1]
     assert usual.steps == max(module.LEAST_STEPS, round(passes))
     shown = CliRunner().invoke(cli, ["zoo", "trunk", "--help"]).output
     assert f"[{module.EPOCHS} passes through the images]" in shown  # said without importing it
@@ -87,8 +88,8 @@ def test_all_entries_vote_for_it(place: Path) -> None:
 def test_a_vit_has_one_too() -> None:
     whole = backbone("vit")
     images = digits(count=40)
-    pooled = module.Pool(tuple(map(str, range(int(images.labels.max()) + 1))), images)
-    made, recipe = train_trunk(whole, "heads-nodes", [], pooled, 0.5, steps=3)
+    pooled = Pool(tuple(map(str, range(int(images.labels.max()) + 1))), images)
+    made, recipe = TrunkTraining(whole, "heads-nodes", [], 0.5, steps=3).run(pooled)
     groups = unit_groups(whole.model, "heads-nodes")
     expected = exact_widths(groups, 0.5)
     assert {name: len(units) for name, units in made.kept.items()} == expected
@@ -181,7 +182,7 @@ def test_without_a_zoo_the_largest_units_are_trained(place: Path) -> None:
     words = ("zoo", "trunk", "fresh", "--backbone", "backbone.json", "--tasks", "digits")
     done = command(*words, "--sample", "4x3", "--keep", "0.5", "--steps", "20", cwd=place)
     assert done.code == 0, done.err
-    assert "no tasks yet, so the largest units are kept" in done.err
+    assert "units by the largest weights" in done.err
     trunk = Network.load(place / "fresh/trunks/0.5")
     largest = prune(place, *PRUNE, method="magnitude")
     assert largest.code == 0, largest.err
@@ -277,4 +278,4 @@ def test_tasks_without_images_are_said(place: Path) -> None:
     done = command("zoo", "trunk", "zoo", "--tasks", "digits", "--sample", "2x3", "--steps", "20",
                    cwd=place)  # fmt: skip
     assert done.code == 0, done.err
-    assert "without images of 2 of the zoo's 4 tasks" in done.err
+    assert "2 of the zoo's 4 tasks have no images here" in done.err

@@ -1,13 +1,13 @@
 """Automatic head & node pruning for ViT (paper, Alg. 3).
 
-Every head and node carries a score S = 1 that multiplies it; loss = CE + λ·Σ|S|. Units that hardly matter
-any more fall, and what is left of S at the end is folded into the linear map behind the unit.
+Every head and node is multiplied by a score S, 1 at first; loss = CE + λ·Σ|S|. Units of little importance are
+removed on the way, and the remaining scores are folded into the linear map behind the unit.
 
-The paper drops units whose score sinks below a threshold, with plain gradients. Those are about 1e-4 for a
-node, so λ alone would decide; normalised for each unit apart (as Adam does), useful and useless units move
-by equal steps, and the survivors are no better than drawn ones (measured, and worse on planted useless
-units). So here gradients are normalised over their group, and a unit is worth its score times what the loss
-feels of it: |S|·√E[(∂L/∂S)²].
+The paper removes units whose score falls below a threshold, with plain gradients. Those are about 1e-4 for a node,
+so λ alone would decide. Normalised per unit (as Adam does), useful and useless units move by equal steps, and the
+units that survive are no better than randomly selected ones (measured, and worse on planted useless units). So here
+gradients are normalised over their group, and the importance of a unit is its score times the loss's sensitivity
+to it: |S|·√E[(∂L/∂S)²].
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,14 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from mvp_edge.pruning.problem import Problem, Pruned, Training
-from mvp_edge.pruning.scratch import (
-    SAVE_EVERY,
-    drop_schedule,
-    least_important,
-    prepare,
-    weight_norms,
-)
+from mvp_edge.pruning.importance import least_important, weight_norms
+from mvp_edge.pruning.problem import Problem, Pruned
+from mvp_edge.pruning.schedule import drop_schedule
+from mvp_edge.pruning.training import SAVE_EVERY, Training, prepare
 from mvp_edge.subnetwork.units import UnitGroup, unit_groups
 
 
@@ -38,15 +34,15 @@ class Scores:
     l1: Mapping[str, float] = field(default_factory=lambda: {"head": 0.1, "node": 0.1})
     """λ for each kind of unit."""
     threshold: float = 0.5
-    """A unit worth less may fall; 1 is worth a score of 1 that is felt as much as its group's mean."""
+    """Units of less importance may be removed. A score of 1 with its group's mean sensitivity has importance 1."""
 
 
 def ahnp(problem: Problem, how: Scores | None = None) -> Pruned:
-    """Learn which heads and nodes a task needs while fine-tuning, dropping the others on the way.
+    """Learn which heads and nodes a task needs while fine-tuning, and remove the others on the way.
 
-    The L1 term acts by the proximal step S ← soft(S − lr·ĝ, lr·λ). Never more units fall than the schedule
-    allows; what it still lacks at its end falls by rank. Groups without a gate (head_dim, when a budget
-    asks) fall by the size of their weights.
+    The L1 term acts by the proximal step S ← soft(S − lr·ĝ, lr·λ). The schedule limits how many units are removed
+    at once; where too many are left at its end, the least important ones go. Groups without a gate (head_dim, when
+    a budget asks for it) are cut by the norm of their weights.
     """
     how = how or Scores()
     sizes = {g.name: g.size for g in problem.groups}
@@ -66,7 +62,7 @@ def ahnp(problem: Problem, how: Scores | None = None) -> Pruned:
         with Gates(training, how) as gates:
             training.run(drop.step, gates.update)
         if before is not None and before.snapshot is not None:
-            _snapshot(training, before.snapshot)
+            keep_snapshot(training, before.snapshot)
         importance = _importance(training)
         last = drop is drops[-1]
         widths = dict(drop.widths)
@@ -88,7 +84,7 @@ def ahnp(problem: Problem, how: Scores | None = None) -> Pruned:
 
 
 class Gates:
-    """Multiplies each unit by its score while the network trains, and learns the scores."""
+    """Multiplies each unit by its score while the network trains, and learns the scores; a context manager."""
 
     def __init__(self, training: Training, how: Scores):
         self.training, self.how = training, how
@@ -119,7 +115,7 @@ class Gates:
 
     @torch.no_grad()
     def update(self) -> None:
-        """One proximal step on every score, after the network's own."""
+        """One proximal step on every score, after the network's own update."""
         step = self.training.step + 1
         how, extra = self.how, self.training.extra
         for group in self.groups:
@@ -149,22 +145,22 @@ def fold(model: nn.Module, groups: Sequence[UnitGroup], extra: Mapping[str, torc
 
 
 def _importance(training: Training) -> dict[str, NDArray[np.float64]]:
-    """|S|·√E[(∂L/∂S)²], the second factor over its group's mean.
+    """|S|·√E[(∂L/∂S)²], with the second factor relative to its group's mean.
 
-    Where there is none (head_dim; before the first step) it is the size of the weights.
+    Where there is no score (head_dim), and before the first step, it is the norm of the weights.
     """
     groups = unit_groups(training.model, training.problem.policy)
     importance = weight_norms(training.model, groups)
     for group in groups:
         if group.points and training.step > 0:
             score = training.extra[f"score/{group.name}"].double().numpy()
-            felt = training.extra[f"square/{group.name}"].double().sqrt().numpy()
-            importance[group.name] = np.abs(score) * felt / max(felt.mean(), 1e-30)
+            sensitivity = training.extra[f"square/{group.name}"].double().sqrt().numpy()
+            importance[group.name] = np.abs(score) * sensitivity / max(sensitivity.mean(), 1e-30)
     return importance
 
 
-def _snapshot(training: Training, ratio: float) -> None:
-    """Remember the network with its scores folded in; training goes on with them apart."""
+def keep_snapshot(training: Training, ratio: float) -> None:
+    """Keep the network with its scores folded in; training goes on with the scores apart."""
     groups = unit_groups(training.model, training.problem.policy)
     unfolded = {n: t.detach().clone() for n, t in training.model.state_dict().items()}
     fold(training.model, groups, training.extra)

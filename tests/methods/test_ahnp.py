@@ -8,12 +8,15 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from mvp_edge.methods.ahnp import Gates, Scores, ahnp, fold, keep_snapshot
 from mvp_edge.pruning import arithmetic
-from mvp_edge.pruning.ahnp import Gates, Scores, _snapshot, ahnp, fold
-from mvp_edge.pruning.batches import Batches, Recipe
+from mvp_edge.pruning.batches import Batches
 from mvp_edge.pruning.finetune import accuracy, make_optimizer, predict_logits, train_step
-from mvp_edge.pruning.problem import Problem, Training
-from mvp_edge.pruning.scratch import drop_schedule, weight_norms
+from mvp_edge.pruning.importance import weight_norms
+from mvp_edge.pruning.problem import Problem
+from mvp_edge.pruning.recipe import Recipe
+from mvp_edge.pruning.schedule import drop_schedule
+from mvp_edge.pruning.training import Training
 from mvp_edge.subnetwork.backbone import Backbone
 from mvp_edge.subnetwork.budget import exact_widths
 from mvp_edge.subnetwork.subnet import extract, full_coordinates, mask
@@ -138,7 +141,7 @@ def test_a_snapshot_has_its_scores_folded_in() -> None:
     with Gates(training, Scores()), torch.no_grad():
         expected = training.model.eval()(X)
     before = {n: t.clone() for n, t in training.model.state_dict().items()}
-    _snapshot(training, 0.5)
+    keep_snapshot(training, 0.5)
     assert all(torch.equal(before[n], t) for n, t in training.model.state_dict().items())
     _, weights = training.snapshots[0.5]
     folded = training.problem.backbone.with_head(3)

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from mvp_edge.pruning import arithmetic, distill
-from mvp_edge.pruning.batches import Batches, to_input
-from mvp_edge.pruning.distill import SHARE, TEMPERATURE, teacher_logits
+from mvp_edge.methods import distill
+from mvp_edge.methods.distill import TEMPERATURE, WEIGHT, teacher_logits
+from mvp_edge.pruning import arithmetic
+from mvp_edge.pruning.batches import Batch, Batches, to_input
 from mvp_edge.pruning.distillation import UNLABELLED, DistillationBatches, Teacher
 from mvp_edge.pruning.finetune import Ledger, class_means, initialise_head, predict_logits
 from mvp_edge.subnetwork.backbone import heads
@@ -28,11 +29,16 @@ def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arithmetic, "faster_dtype", lambda _accelerator: None)
 
 
-def test_the_loss_is_the_mean_over_images_of_what_each_heeds() -> None:
+def batch_of(labels: torch.Tensor, logits: torch.Tensor) -> Batch:
+    """A batch whose images do not matter."""
+    return Batch(torch.empty(len(labels), 0), labels, logits)
+
+
+def test_the_loss_is_the_mean_over_images_of_weighted_terms() -> None:
     generator = torch.Generator().manual_seed(0)
     outputs, logits = torch.randn(6, 5, generator=generator), torch.randn(6, 2, generator=generator)
     labels = torch.tensor([0, 2, UNLABELLED, 1, UNLABELLED, 2])
-    teacher = Teacher(logits, share=0.3, temperature=2.0)
+    teacher = Teacher(logits, weight=0.3, temperature=2.0)
     expected = 0.0
     for row, label in enumerate(labels.tolist()):
         theirs, ours = torch.softmax(logits[row] / 2, 0), torch.softmax(outputs[row, 3:] / 2, 0)
@@ -42,40 +48,44 @@ def test_the_loss_is_the_mean_over_images_of_what_each_heeds() -> None:
         else:
             wrong = -float(torch.log_softmax(outputs[row, :3], 0)[label])
             expected += (0.3 * apart + 0.7 * wrong) / 6
-    assert float(teacher.loss(outputs, (labels, logits))) == pytest.approx(expected, rel=1e-5)
+    assert float(teacher.loss(outputs, batch_of(labels, logits))) == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def test_without_labels_the_teacher_alone_counts_and_agreement_costs_nothing() -> None:
     logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
     nobody, teacher = torch.full((4,), UNLABELLED), Teacher(logits)
     outputs = logits.clone().requires_grad_()
-    loss = teacher.loss(outputs, (nobody, logits))
+    loss = teacher.loss(outputs, batch_of(nobody, logits))
     loss.backward()  # type: ignore[no-untyped-call]
     assert float(loss.detach()) == pytest.approx(0, abs=1e-6)
     assert outputs.grad is not None
     assert outputs.grad.abs().max() < 1e-6
-    assert float(teacher.loss(logits.flip(1), (nobody, logits))) > 0.1
+    assert float(teacher.loss(logits.flip(1), batch_of(nobody, logits))) > 0.1
 
 
-def test_a_teacher_of_the_labels_own_classes_is_heeded_by_the_same_outputs() -> None:
+def test_a_teacher_of_the_same_classes_shares_the_outputs() -> None:
     generator = torch.Generator().manual_seed(0)
     outputs, logits = torch.randn(2, 4, 3, generator=generator)
     labels = torch.tensor([0, 2, UNLABELLED, 1])
-    teacher = Teacher(logits, share=0.3, temperature=2.0, own=True)
+    teacher = Teacher(logits, weight=0.3, temperature=2.0, same_classes=True)
     expected = 0.0
     for row, label in enumerate(labels.tolist()):
         theirs, ours = torch.softmax(logits[row] / 2, 0), torch.softmax(outputs[row] / 2, 0)
         apart = 4 * float((theirs * (theirs / ours).log()).sum())
         wrong = -float(torch.log_softmax(outputs[row], 0)[label])
         expected += (apart if label == UNLABELLED else 0.3 * apart + 0.7 * wrong) / 4
-    assert float(teacher.loss(outputs, (labels, logits))) == pytest.approx(expected, rel=1e-5)
+    assert float(teacher.loss(outputs, batch_of(labels, logits))) == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def test_the_head_of_both_is_the_class_means_of_the_labels() -> None:
     given = problem("resnet18", "magnitude", steps=0)
     logits = torch.randn(len(given.train.labels), 3, generator=torch.Generator().manual_seed(1))
     found = []
-    for teacher in (None, Teacher(logits, own=True)):
+    for teacher in (None, Teacher(logits, same_classes=True)):
         model = given.backbone.with_head(3)
         initialise_head(model, replace(given, teacher=teacher).batches, 3, Ledger())
         (head,) = heads(model).values()
@@ -107,13 +117,13 @@ def test_distill_keeps_magnitudes_units_and_weights_in_the_backbones_class_means
     logits = predict_logits(whole, given.train.pixels, given.backbone.preprocess)
     found = teacher_logits(given, Ledger()).numpy()
     assert np.allclose(found, logits, rtol=1e-3, atol=1e-3 * np.abs(logits).max())
-    teacher = Teacher(torch.from_numpy(found), SHARE, TEMPERATURE, own=True)
+    teacher = Teacher(torch.from_numpy(found), WEIGHT, TEMPERATURE, same_classes=True)
     again = prune_by("magnitude", replace(given, teacher=teacher))
     for a, b in zip(made.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
-def test_what_asking_the_backbone_takes_is_in_the_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_teachers_time_is_in_the_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     def slow(*given: Any) -> torch.Tensor:
         time.sleep(0.5)
         return teacher_logits(*given)
@@ -126,19 +136,21 @@ def test_what_asking_the_backbone_takes_is_in_the_seconds(monkeypatch: pytest.Mo
     assert made.seconds > 1.5
 
 
-def test_each_image_comes_with_its_own_opinion() -> None:
+def test_each_image_comes_with_its_own_logits() -> None:
     given = problem("resnet18", "magnitude", steps=4)
     images, count = given.train, len(given.train.labels)
     numbered = torch.arange(count, dtype=torch.float32)[:, None].repeat(1, 2)
     how = (images, PREPROCESS, replace(given.recipe, augment=()), 3)
     plain, distilled = Batches(*how), DistillationBatches(*how, Teacher(numbered))
     for step in (0, 1, 7):
-        for (x, y), (same, (labels, opinions)) in zip(
+        for (x, y, none), (same, labels, own) in zip(
             plain.shares(step), distilled.shares(step), strict=True
         ):
             assert torch.equal(x, same)
             assert torch.equal(y, labels)
-            rows = opinions[:, 0].long().tolist()
+            assert none is None
+            assert own is not None
+            rows = own[:, 0].long().tolist()
             assert [int(images.labels[row]) for row in rows] == labels.tolist()
             assert torch.equal(x, to_input(torch.from_numpy(images.pixels[rows]), PREPROCESS))
 

@@ -1,11 +1,11 @@
-"""One-shot pruning by a score mask (SMSP, arXiv 2307.04365), reconstructed: only its abstract is to be had.
+"""One-shot pruning by a score mask (SMSP, arXiv 2307.04365), reconstructed from the paper's abstract.
 
-s_k = Σ_j w_j · [entry j kept unit k]      over the entries asked, w_j by their similarity
-Ω   = the highest scores; of equals those of larger weights in the backbone
-θ   = the backbone's
+s_k = Σ_j w_j · [entry j kept unit k]      over the zoo's entries, weighted by their similarity
+Ω   = the units with the highest scores; among equals those with larger weights in the backbone
+θ   = the backbone's weights
 
-What the abstract leaves open is our choice: w_j = exp(similarity_j − the best similarity), which for
-LEEP is how many times less likely entry j makes the task's labels, a training image.
+What the abstract leaves open is our choice: w_j = exp(similarity_j − the best similarity). For LEEP that is the
+likelihood of the task's labels per image under entry j, relative to the best entry.
 """
 
 from bisect import bisect_right
@@ -15,8 +15,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from mvp_edge.pruning.importance import weight_norms
 from mvp_edge.pruning.problem import Problem, Pruned
-from mvp_edge.pruning.scratch import fine_tune, weight_norms
+from mvp_edge.pruning.training import fine_tune
 from mvp_edge.pruning.votes import Ballot
 from mvp_edge.subnetwork.cost import forward_macs
 from mvp_edge.subnetwork.subnet import extract, resize
@@ -25,12 +26,12 @@ Spread = Literal["layer", "global"]
 
 
 def smsp(problem: Problem, spread: Spread = "layer") -> Pruned:
-    """Score units by the zoo, cut once, re-estimate statistics, make the head, fine-tune.
+    """Score the units by the zoo, cut once, re-estimate statistics, initialise the head, fine-tune.
 
     Args:
         problem: with voters.
-        spread: "layer" keeps the best of each group, at the problem's widths; "global" the best of all
-            groups together, as many as the multiply-adds of those widths allow.
+        spread: "layer" keeps the best units of each group, at the problem's widths; "global" the best units of
+            all groups together, as many as the multiply-adds of those widths allow.
     """
     scores, counts = score_mask(problem)
     widths = problem.widths if spread == "layer" else global_widths(problem, scores)
@@ -50,7 +51,7 @@ def smsp(problem: Problem, spread: Spread = "layer") -> Pruned:
 def score_mask(
     problem: Problem,
 ) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.int64]]]:
-    """Group → each unit's score, ties broken by weights; and → how many of the entries kept it."""
+    """Each unit's score, with ties broken by weights, and how many entries kept it; both by unit group."""
     similarity = np.array([voter.similarity for voter in problem.voters])
     shares = np.exp(similarity - similarity.max())
     shares /= shares.sum()
@@ -63,7 +64,7 @@ def score_mask(
             choice = voter.choice(group, width)
             score[choice] += share
             count[choice] += 1
-        # Far less than the least share that is worth telling apart: it only orders equals.
+        # Far below any difference between scores: weights only break ties.
         score = score.round(9) + 1e-10 * norms[group.name] / max(norms[group.name].max(), 1e-30)
         scores[group.name], counts[group.name] = score, count
     return scores, counts
