@@ -1,6 +1,7 @@
 """The raw files of what was measured on the device side, from the committed measurements."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.report import sources
@@ -47,49 +48,61 @@ def device_files() -> dict[str, str]:
     }
 
 
+@dataclass(frozen=True)
+class _File:
+    """A raw file of one measurement: its title, a note, and heading → table."""
+
+    title: str
+    note: str
+    tables: Callable[[dict[str, Any]], Mapping[str, str]]
+
+
+_FILES = {
+    "crosscheck": _File(
+        "Our timings against other tools",
+        "The same files in OpenVINO's `benchmark_app` and in a plain loop that shares no code with ours.",
+        lambda facts: {"": crosscheck_table(facts)},
+    ),
+    "arm64": _File(
+        "The same bundle on emulated arm64 boards",
+        "Debian's arm64 root file systems under `qemu-user-static`, with the wheels that a Raspberry Pi gets.",
+        lambda facts: {"": arm64_table(facts)},
+    ),
+    "light_install": _File(
+        "Size of the device half on disk",
+        "`pip install 'mvp-edge[RUNTIME]'` in a clean environment.",
+        lambda facts: {"": light_table(facts)},
+    ),
+    "front": _File(
+        "Five sizes from one command",
+        "`prune --front 5 --reference`. DeiT-Tiny's zoo is not committed.",
+        lambda facts: {
+            "ResNet-18": front_table(facts, "resnet18"),
+            "DeiT-Tiny": front_table(facts, "deit-tiny"),
+        },
+    ),
+    "widths": _File(
+        "Layer widths by the voters' agreement",
+        "Uniform widths against widths that follow the zoo's agreement on a layer's units (β) or the layer's share "
+        "of the multiply-adds (γ), with the same multiply-adds in all; MVP, 100 steps.",
+        lambda facts: {"": widths_table(facts, "resnet18")},
+    ),
+    "predictor": _File(
+        "Latency predicted for networks that were not measured",
+        "Error in per cent: median (90th percentile). *law*: a sum of non-negative terms, the model in the "
+        "product; *trees*: gradient-boosted trees; *law and trees*: trees for what the law leaves.",
+        lambda facts: {"": predictor_table(facts)},
+    ),
+}
+
+
 def _single_files() -> dict[str, str]:
     """The raw files that have a measurement each."""
     found = {}
-    for file, (title, note, sections) in {
-        "crosscheck": (
-            "Our timings against other tools",
-            "The same files in OpenVINO's `benchmark_app` and in a plain loop that shares no code with "
-            "`mvp-edge bench`.",
-            lambda facts: {"": crosscheck_table(facts)},
-        ),
-        "arm64": (
-            "The same bundle on emulated arm64 boards",
-            "Debian's arm64 root file systems under `qemu-user-static`, with the wheels that a Raspberry Pi gets.",
-            lambda facts: {"": arm64_table(facts)},
-        ),
-        "light_install": (
-            "Size of the device half on disk",
-            "`pip install 'mvp-edge[RUNTIME]'` in a clean environment.",
-            lambda facts: {"": light_table(facts)},
-        ),
-        "front": (
-            "Five sizes from one command",
-            "`prune --front 5 --reference`. DeiT-Tiny's zoo is not committed.",
-            lambda facts: {
-                name: front_table(facts, family)
-                for name, family in (("ResNet-18", "resnet18"), ("DeiT-Tiny", "deit-tiny"))
-            },
-        ),
-        "widths": (
-            "Layer widths by the voters' agreement",
-            "Uniform widths against widths that follow the zoo's agreement on a layer's units (β) or the layer's "
-            "share of the multiply-adds (γ), with the same multiply-adds in all; MVP, 100 steps.",
-            lambda facts: {"": widths_table(facts, "resnet18")},
-        ),
-        "predictor": (
-            "Latency predicted for networks that were not measured",
-            "Error in per cent: median (90th percentile). *law*: a sum of non-negative terms, the model in the "
-            "product; *trees*: gradient-boosted trees; *law and trees*: trees for what the law leaves.",
-            lambda facts: {"": predictor_table(facts)},
-        ),
-    }.items():
-        if facts := sources.device_measurement(file):
-            found[file.replace("_", "-")] = _sections(title, note, sections(facts))
+    for name, file in _FILES.items():
+        if facts := sources.device_measurement(name):
+            tables = file.tables(facts)
+            found[name.replace("_", "-")] = _sections(file.title, file.note, tables)
     if facts := sources.measurement("photos"):
         unpruned = next(one for one in grids() if one.name == "deit-tiny-224").made[UNPRUNED]
         table = photos_table(facts, unpruned["accuracy"][0]["top1"])
@@ -97,7 +110,7 @@ def _single_files() -> dict[str, str]:
     return found
 
 
-def _sections(title: str, note: str, sections: Mapping[str, Any]) -> str:
+def _sections(title: str, note: str, sections: Mapping[str, str]) -> str:
     """Markdown: a title, a note, and each table under its heading (none if the heading is empty)."""
     parts = [f"# {title}", note] if note else [f"# {title}"]
     parts += [f"## {heading}\n\n{text}" if heading else text for heading, text in sections.items()]

@@ -28,6 +28,8 @@ class Figure:
     targets: int | None = None
     statement: str = ""
     """What the figure says, in words. It stands in the generated tables, not in ``summary.json``."""
+    signed: bool = True
+    """Whether points are a difference, which is said with its sign."""
 
     @property
     def has_goal(self) -> bool:
@@ -41,11 +43,16 @@ class Figure:
 
     def as_json(self) -> dict[str, Any]:
         """The entry of ``summary.json``."""
-        return {name: value for name, value in asdict(self).items() if name != "statement"}
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in ("statement", "signed")
+        }
 
     def said(self) -> str:
         """Value, interval and unit as a sentence has them, and the number of tasks where it is small."""
-        form = "+.1f" if self.unit == "points" else ".3g"
+        points = "+.1f" if self.signed else ".1f"
+        form = points if self.unit == "points" else ".3g"
         unit = f" {self.unit}" if self.unit else ""
         few = self.targets is not None and self.targets < FEW_TARGETS
         text = f"{self.value:{form}}{self.spread(form)}{unit}"

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -137,7 +138,7 @@ class SeedSpread(_Figure):
             f"{got[3]} targets"
         )
         statement = f"standard deviation over random seeds, {in_words(self.ours)}"
-        return self.figure(got, "points", conditions, statement)
+        return replace(self.figure(got, "points", conditions, statement), signed=False)
 
 
 class TrunkCost(_Figure):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy.stats import spearmanr
 
 from benchmarks.report import sources
@@ -43,7 +43,19 @@ class _Table(BaseModel):
 class PageTable(_Table):
     """A short table with its variants in words."""
 
-    chosen: tuple[str | Mapping[str, str], ...] = Field(alias="rows", max_length=MOST_ROWS - 1)
+    chosen: tuple[str | Mapping[str, str], ...] = Field(alias="rows")
+
+    @property
+    def words(self) -> dict[str, str]:
+        """Variant → what the table calls it, in its order; the base comes last if it has no place of its own."""
+        base = {self.base: in_words(self.base)}
+        return dict(_named(one) for one in self.chosen) | base
+
+    @model_validator(mode="after")
+    def _short(self) -> "PageTable":
+        if len(self.words) > MOST_ROWS:
+            raise ValueError(f"more than {MOST_ROWS} rows")
+        return self
 
     def rendered(self) -> str:
         """Markdown.
@@ -56,8 +68,7 @@ class PageTable(_Table):
             f"| way | tasks | top-1, % | points against {base} | training, 10¹² multiply-adds |",
             "|---|---|---|---|---|",
         ]
-        words = dict(_named(one) for one in self.chosen) | {self.base: base}
-        for variant, text in words.items():
+        for variant, text in self.words.items():
             found = [row[variant] for row in rows.values() if variant in row]
             if not found:
                 raise LookupError(f"no rows of {variant} in the study {self.study}")
