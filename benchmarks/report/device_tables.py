@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.report.grid_tables import RUNTIMES
 from benchmarks.rows import interval, mean
 
 TRIED_ON = 8
@@ -193,11 +194,11 @@ def photos_table(facts: Mapping[str, Any], whole: float) -> str:
     p50 = {(c["runtime"], c["threads"], c["network"]): c["latency"]["p50"] for c in facts["cells"]}
     for runtime, threads in sorted({key[:2] for key in p50}):
         full_ms, small_ms = (p50[runtime, threads, n] for n in ("baseline", "pruned"))
-        where = f"{runtime}, {threads} thread{'s' * (threads > 1)}"
-        lines.append(f"| {where}, p50 | {full_ms:.1f} ms | {small_ms:.1f} ms |")
+        where = f"{RUNTIMES[runtime]}, {threads} thread{'s' * (threads > 1)}"
+        lines.append(f"| {where}, median | {full_ms:.1f} ms | {small_ms:.1f} ms |")
     for one in facts["accuracy"]:
         lines.append(
-            f"| top-1 in {one['runtime']} ({one['model']}) | {100 * whole:.1f} % | {100 * one['top1']:.1f} % |"
+            f"| top-1 in {RUNTIMES[one['runtime']]} | {100 * whole:.1f} % | {100 * one['top1']:.1f} % |"
         )
     keep, steps = facts["keep"]["chosen"], facts["training"]["steps"]
     lines += [

@@ -51,8 +51,11 @@ class Figure:
 
     def said(self) -> str:
         """Value, interval and unit as a sentence has them, and the number of tasks where it is small."""
-        points = "+.1f" if self.signed else ".1f"
-        form = points if self.unit == "points" else ".3g"
+        form = ".3g"
+        if self.unit == "points":
+            form = "+.1f" if self.signed else ".1f"
+        elif self.unit == "%":
+            form = ".0f" if self.value >= 10 else ".1f"
         unit = f" {self.unit}" if self.unit else ""
         few = self.targets is not None and self.targets < FEW_TARGETS
         text = f"{self.value:{form}}{self.spread(form)}{unit}"

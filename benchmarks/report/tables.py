@@ -65,7 +65,7 @@ class PageTable(_Table):
         """
         rows, base = self.rows(), in_words(self.base)
         lines = [
-            f"| way | tasks | top-1, % | points against {base} | training, 10¹² multiply-adds |",
+            f"| method | tasks | top-1, % | points against {base} | training of a task, 10¹² multiply-adds |",
             "|---|---|---|---|---|",
         ]
         for variant, text in self.words.items():
