@@ -13,7 +13,7 @@ TRIED_ON = 8
 
 
 def front_table(facts: Mapping[str, Any], family: str) -> str:
-    """Markdown: each rung's mean over the targets, what was picked, and what a front costs."""
+    """Markdown: each size's mean over the tasks, which was picked, and what the front cost."""
     fronts = [row for row in facts["fronts"] if row["family"] == family]
     rungs = list(zip(*(row["members"] for row in fronts), strict=True))
     reference = np.array([row["reference_test"] for row in fronts])
@@ -54,7 +54,7 @@ def _seconds(cost: Mapping[str, Any]) -> str:
     singles = cost["single_seconds"]
     phases = ", ".join(f"{name} {seconds:.1f}" for name, seconds in cost["phases"].items())
     return (
-        f"Seconds, by the commands, `{cost['target']}`: a front of {len(singles)} {cost['front_seconds']:.0f} "
+        f"Seconds of the commands on `{cost['target']}`: a front of {len(singles)} {cost['front_seconds']:.0f} "
         f"({phases}); the same {len(singles)} as single runs {sum(singles):.0f}. Their weights are "
         f"{'bit-equal' if cost['equal'] else 'NOT equal'}."
     )
@@ -151,7 +151,7 @@ def arm64_table(facts: Mapping[str, Any]) -> str:
         for one in board["networks"]:
             runtime = one["format"].removesuffix("-int8").replace("onnx", "onnxruntime")
             precision = "int8" if one["format"].endswith("int8") else "fp32"
-            told = "" if one["how"] == "deployed" else f", told to use {one['how']}"
+            told = "" if one["how"] == "deployed" else f", forced to {one['how']}"
             there, here = one["arithmetic"]["arm64"], one["arithmetic"]["here"]
             lines.append(
                 f"| {board['board']}, Python {python} | {precision}{told} | "

@@ -1,4 +1,4 @@
-"""The tables and figures of the latency grid, from the committed rows of each network."""
+"""The latency grid: its rows, network by network, and the tables of latency, layers, rounding and memory."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -157,7 +157,7 @@ def latency_table(found: Grid) -> str:
             *lines,
             "",
             f"p50 in ms (times faster than unpruned fp32); {weights}; {seconds} s in one process a cell, "
-            f"all variants in turns, on {' and '.join(sorted(machines))}; arithmetic of fp32 files: {chosen}. "
+            f"the variants in alternation, on {' and '.join(sorted(machines))}; arithmetic of fp32 files: {chosen}. "
             "Top-1: fp32 → int8 in ONNX Runtime, in OpenVINO. *!*: another load ran on the machine.",
         ]
     )
@@ -235,7 +235,7 @@ def rounding_table(found: list[Grid]) -> str:
 
 
 def roofline_table(found: list[Grid]) -> str:
-    """Markdown: what the machine needs at least for a network's layers beside what it takes, and why."""
+    """Markdown: the time of each network beside the least that the machine's measured rates allow, and why."""
     lines = [
         "| network | | runtime | takes, ms | layers, ms | at least, ms | of that | why |",
         "|---|---|---|---|---|---|---|---|",
@@ -257,7 +257,7 @@ def roofline_table(found: list[Grid]) -> str:
 def memory_ratio(found: Grid, variant: str, runtime: str) -> float | None:
     """Peak resident memory over the runtime's own, the weights and the peak activations predicted.
 
-    Its own is what it takes with a network of next to nothing: importing it loads a part of it alone.
+    The runtime's own memory is measured with a tiny network, because importing it loads only a part of it.
     """
     row, made = found.cell(variant, runtime, 1), found.made[variant]
     if row is None:
@@ -301,7 +301,7 @@ def memory_table(found: list[Grid]) -> str:
 
 
 def crosscheck_table(facts: Row) -> str:
-    """Markdown: our p50 over those of tools that share no code with us."""
+    """Markdown: our median latency over that of tools that share no code with ours."""
     lines = [
         "| network | | runtime | threads | ours, ms | plain loop | benchmark_app |",
         "|---|---|---|---|---|---|---|",
@@ -317,7 +317,7 @@ def crosscheck_table(facts: Row) -> str:
             f"{ours[len(ours) // 2]:.4g} ({ours[0]:.4g} … {ours[-1]:.4g}) | {' | '.join(ratios)} |"
         )
     note = (
-        f"Ours: median and range of {facts['turns']} fresh processes of {facts['seconds']:g} s, in turns with "
-        "the others; then our median over theirs."
+        f"Ours: median and range of {facts['turns']} fresh processes of {facts['seconds']:g} s, in alternation "
+        "with the others; then our median over theirs."
     )
     return "\n".join([*lines, "", note])

@@ -85,8 +85,7 @@ def test_a_page_is_short_starts_with_its_answer_and_names_no_variant(page: Path)
     if page.name != "how-measured.md":  # which explains the names of the raw tables
         assert re.findall(r"\w@\d+|P\d+-", "\n".join(lines)) == []
     tables = re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)
-    most = 17 if page.name == "README.md" else 10  # the index has a row a page
-    assert all(table.count("\n") <= 2 + most for table in tables)
+    assert all(table.count("\n") <= 2 + 10 for table in tables)
 
 
 def test_links_and_pictures_lead_somewhere() -> None:
