@@ -12,7 +12,6 @@ from mvp_edge_export.sessions import RUNTIME_BYTES
 
 RESULTS = DEVICE / "results"
 RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
-FORMATS = {"onnx": "ONNX", "onnx-int8": "int8", "openvino": "OpenVINO", "openvino-int8": "int8"}
 UNPRUNED = "unpruned"
 MEMORY_GOAL = 1.5
 """Times the runtime's own memory, the weights and the peak activations."""
@@ -157,7 +156,7 @@ def latency_table(found: Grid) -> str:
             *lines,
             "",
             f"p50 in ms (times faster than unpruned fp32); {weights}; {seconds} s in one process a cell, "
-            f"the variants in alternation, on {' and '.join(sorted(machines))}; arithmetic of fp32 files: {chosen}. "
+            f"variants in alternation, on {' and '.join(sorted(machines))}; arithmetic of fp32 files: {chosen}. "
             "Top-1: fp32 → int8 in ONNX Runtime, in OpenVINO. *!*: another load ran on the machine.",
         ]
     )
