@@ -96,6 +96,11 @@ def test_links_and_pictures_lead_somewhere() -> None:
                 assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
+def test_no_raw_table_is_left_over() -> None:
+    committed = set((pages.EVIDENCE / "tables").glob("*"))
+    assert committed == {one for one in pages.Evidence().files() if one.parent.name == "tables"}
+
+
 def test_the_index_leads_to_every_page() -> None:
     index = (pages.EVIDENCE / "README.md").read_text()
     assert [p.name for p in PAGES if p.name != "README.md" and f"({p.name})" not in index] == []
