@@ -27,21 +27,21 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Tables and benchmarks/summary.json from the committed rows; `-check` fails if they differ. `curves`: the plots.
+# docs/evidence/ and benchmarks/summary.json from the committed rows; `-check` fails if they differ. `curves`: the plots.
 figures: $(READY)
-	$(BIN)/python -m benchmarks.summary
+	$(BIN)/python -m benchmarks.report
 
 figures-check: $(READY)
-	$(BIN)/python -m benchmarks.summary --check
+	$(BIN)/python -m benchmarks.report --check
 
 curves: $(READY)
-	$(BIN)/python -m benchmarks.curves
+	$(BIN)/python -m benchmarks.report.curves
 
-# The studies of benchmarks/README.md, resumable; -quick: a part of them in minutes. Both need
+# The studies of docs/evidence/, resumable; -quick: a part of them in minutes. Both need
 # MVP_EDGE_DATA, the folder with the research data.
 evidence-quick: $(READY)
 	$(QUICK) & other=$$!; $(QUICK) && wait $$other
-	$(BIN)/python -m benchmarks.study_tables quick
+	$(BIN)/python -m benchmarks.report.tables quick ifp@1000
 
 QUICK   := OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study benchmarks/plans/quick.yaml
 STUDIES := resnet18-cifar100 resnet18-keep0.32 deit-tiny-imagenet deit-trunk deit-unseen zoo-size zoo-taught classes \
@@ -60,8 +60,8 @@ evidence: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trials benchmarks/plans/trials.yaml --steps 20,100
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.similarity overlap $(PLAN)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.similarity choice benchmarks/plans/zoo-size.yaml
-	$(BIN)/python -m benchmarks.summary
-	$(BIN)/python -m benchmarks.curves
+	$(BIN)/python -m benchmarks.report
+	$(BIN)/python -m benchmarks.report.curves
 
 profiles: $(READY)
 	$(BIN)/mvp-edge device schema > profiles/schema.json

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.device.figures import grid_figures
-from benchmarks.device.grid_tables import (
+from benchmarks.report.device_figures import grid_figures
+from benchmarks.report.grid_tables import (
     Grid,
     crosscheck_table,
     full_table,

@@ -9,7 +9,7 @@ one after the other in a process a runtime and number of threads. What another l
 
 ``compare`` fits both models twice and predicts what was not fitted: every third network of each family
 ("split": third), and a whole family at a time ("split": family). Rows carry every prediction; the table in
-benchmarks/device/README.md follows from them (`benchmarks.device.tables`).
+docs/evidence/tables/predictor.md follows from them (`benchmarks.report.device_tables`).
 """
 
 import argparse
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.device.tables import predictor_table
+from benchmarks.report.device_tables import predictor_table
 from mvp_edge.devices.calibrate import CIFAR_STEM, sample_widths
 from mvp_edge.devices.fitting import feature_table, fit_law
 from mvp_edge.devices.template import Template
