@@ -25,9 +25,9 @@ from mvp_edge.machine import this_computer, versions
 from mvp_edge.runs.choice import Front
 from mvp_edge.runs.front import Bench, _times
 from mvp_edge.runs.prune import prune_for
+from mvp_edge.runs.request import Request
 from mvp_edge.runs.run import Run
 from mvp_edge.runs.rundir import RunDirectory
-from mvp_edge.runs.settle import Request
 from mvp_edge.subnetwork.network import TENSORS
 from mvp_edge.tasks.task import Task, sample_tasks
 from mvp_edge_export.profile import DeviceProfile, load_profile

@@ -28,7 +28,7 @@ from mvp_edge.methods.mvp import mvp
 from mvp_edge.pruning.finetune import Ledger, accuracy, predict_logits
 from mvp_edge.pruning.problem import Problem
 from mvp_edge.subnetwork.backbone import Backbone, load_backbone
-from mvp_edge.subnetwork.budget import GRID, _largest, _Search
+from mvp_edge.subnetwork.budget import GRID, Sizer, largest
 from mvp_edge.subnetwork.units import UnitGroup
 from mvp_edge.tasks.task import Task, sample_tasks
 from mvp_edge.zoo.entries import Entry, Zoo
@@ -88,11 +88,11 @@ def agreement(entries: Sequence[Entry], group: UnitGroup, width: int) -> float:
 
 
 def solved(
-    search: _Search, entries: Sequence[Entry], keep: float, beta: float, gamma: float
+    search: Sizer, entries: Sequence[Entry], keep: float, beta: float, gamma: float
 ) -> dict[str, int]:
     """The widths of the largest network, tilted by β and γ, that costs no more than the uniform one at ``keep``."""
     uniform = search.uniform(keep)
-    budget = search.bill(uniform)[0].flops
+    budget = search.predict(uniform)[0].flops
     groups = [g for g in search.groups if g.kind != "head_dim"]
     kappa = {g.name: agreement(entries, g, uniform[g.name]) for g in groups}
     share = {g.name: _share_of_price(search, uniform, g) for g in groups}
@@ -111,22 +111,22 @@ def solved(
         return {**uniform, **own}
 
     most = int(GRID / min(tilt.values()))
-    found = widths(_largest(most, lambda n: search.bill(widths(n))[0].flops <= budget))
+    found = widths(largest(most, lambda n: search.predict(widths(n))[0].flops <= budget))
     unfilled = [g for g in groups if found[g.name] < g.size]
     while unfilled:  # what rounding left of the budget
         group = min(unfilled, key=lambda g: found[g.name] / g.size / tilt[g.name])
         wider = {**found, group.name: found[group.name] + 1}
-        if search.bill(wider)[0].flops <= budget:
+        if search.predict(wider)[0].flops <= budget:
             found = wider
         else:
             unfilled.remove(group)
     return found
 
 
-def _share_of_price(search: _Search, widths: Mapping[str, int], group: UnitGroup) -> float:
+def _share_of_price(search: Sizer, widths: Mapping[str, int], group: UnitGroup) -> float:
     """∂ log price / ∂ log width."""
-    wide = search.bill({**widths, group.name: 2 * widths[group.name]})[0].flops
-    here = search.bill(dict(widths))[0].flops
+    wide = search.predict({**widths, group.name: 2 * widths[group.name]})[0].flops
+    here = search.predict(dict(widths))[0].flops
     return (wide - here) / here
 
 
@@ -188,7 +188,7 @@ def _row(
     name: str,
     seed: int,
 ) -> dict[str, Any]:
-    search = _Search(backbone.model, zoo.policy, backbone.shape, _exact(), len(task.classes), ())
+    search = Sizer(backbone.model, zoo.policy, backbone.shape, _exact(), len(task.classes), ())
     widths = solved(search, entries, keep, *TRIED[name])
     problem = Problem(
         backbone=backbone,
@@ -209,7 +209,7 @@ def _row(
         scores[split] = accuracy(
             predict_logits(pruned.model, images.pixels, backbone.preprocess), images.labels
         )
-    cost = search.bill(widths)[0]
+    cost = search.predict(widths)[0]
     return {
         "task": task.name,
         "keep": keep,

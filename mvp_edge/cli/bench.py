@@ -1,14 +1,17 @@
-"""`mvp-edge bench`: a bundle measured here or on a host, and two results held against each other."""
+"""`mvp-edge bench`: a bundle measured here or on a host, and the comparison of two results."""
 
-import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mvp_edge.cli.console import Console
 from mvp_edge.cli.options import PATH, Device, Number, common, example, numbers
 from mvp_edge.cli.remote import measured_on, on_host
-from mvp_edge_export.errors import BadInput, BudgetMissed, MvpEdgeError
+
+if TYPE_CHECKING:
+    from mvp_edge_export.measuring.job import BenchJob, Outcome
+    from mvp_edge_export.measuring.result import BenchResult
 
 
 @click.command(
@@ -21,90 +24,98 @@ from mvp_edge_export.errors import BadInput, BudgetMissed, MvpEdgeError
 )
 @click.argument("bundle", type=PATH, required=False)
 @click.option(
-    "--device", type=Device(), metavar="D", help="Judge by another profile than the bundle's."
+    "--device", type=Device(), metavar="D", help="Profile to judge by [the bundle's own]."
 )
 @click.option(
-    "--runtime", "runtimes", multiple=True, type=click.Choice(["onnxruntime", "openvino"])
-)
-@click.option("--threads", multiple=True, type=click.IntRange(1), help="[1 and all physical cores]")
+    "--runtime", "runtimes", multiple=True, type=click.Choice(["onnxruntime", "openvino"]),
+    help="Runtime to measure; may be repeated [all that are installed].",
+)  # fmt: skip
+@click.option(
+    "--threads", multiple=True, type=click.IntRange(1), metavar="N",
+    help="Number of threads to measure with; may be repeated [1 and all physical cores].",
+)  # fmt: skip
 @click.option(
     "--precision", "precisions", metavar="fp32,int8,fp16",
     help="Number formats to measure [all that BUNDLE has].",
 )  # fmt: skip
 @click.option(
     "--choose", is_flag=True,
-    help="On the device: decide by this measurement what BUNDLE ships, and drop what lost.",
+    help="On the device: let BUNDLE ship the fastest variant by this measurement, and delete the slower variants.",
 )  # fmt: skip
 @click.option(
-    "--full", is_flag=True, help="The long protocol: 60 s, 1,024 runs, three processes a cell."
+    "--full",
+    is_flag=True,
+    help="Use the long protocol: at least 60 s and 1,024 runs in three processes for each cell.",
 )
-@click.option("--seconds", type=Number(0.1, 600), help="Steady seconds a cell [15; full 60].")
-@click.option("--layers", is_flag=True, help="Also where the time goes, layer by layer, and why.")
 @click.option(
-    "--out", type=PATH, metavar="FILE", help="Where the JSON goes [BUNDLE/../bench.json]."
+    "--seconds",
+    type=Number(0.1, 600),
+    help="Seconds to measure each cell [15; with --full 60].",
+)
+@click.option(
+    "--layers", is_flag=True, help="Also measure each layer, and say why it takes that long."
+)
+@click.option(
+    "--out", type=PATH, metavar="FILE", help="Where the JSON result goes [BUNDLE/../bench.json]."
 )
 @click.option(
     "--compare", "compared", nargs=2, type=PATH, metavar="A.json B.json",
-    help="Instead of measuring: speed-ups of B over A, cell by cell, with intervals.",
+    help="Instead of measuring: print the speed-ups of B over A with their intervals.",
 )  # fmt: skip
 @click.option(
     "--force-different", is_flag=True,
-    help="Compare also what different machines or protocols measured.",
+    help="With --compare: allow results of different machines or protocols.",
 )  # fmt: skip
 @on_host
 @common
 def bench(
-    console: Console, bundle: Path | None, device: str | None, runtimes: tuple[str, ...],
-    threads: tuple[int, ...], precisions: str | None, choose: bool, full: bool,
-    seconds: float | None, layers: bool, out: Path | None, compared: tuple[Path, Path] | None,
-    force_different: bool, on: str | None, offline: bool,
-) -> None:  # fmt: skip
+    console: Console,
+    bundle: Path | None,
+    compared: tuple[Path, Path] | None,
+    force_different: bool,
+    **options: Any,
+) -> None:
     """Measure BUNDLE's latency and memory, pruned and unpruned interleaved, here or on a host."""
     if bundle is None or compared is not None or force_different:
         compare_results(console, compared, force_different)
         return
+    from mvp_edge_export.measuring.job import BenchJob
+
+    on = options.pop("on")
+    device, out, choose = (options.pop(name) for name in ("device", "out", "choose"))
+    job = BenchJob.prepare(bundle, device, out, choose=choose, here=on is None)
+    outcome = job.finish(_measured(console, job, on, **options))
+    _show(console, outcome)
+    outcome.check(on or "this machine")
+
+
+def _measured(
+    console: Console, job: "BenchJob", on: str | None, offline: bool, **options: Any
+) -> "BenchResult":
+    """The measurement of this command line, here or on a host."""
+    if on is not None or offline:
+        return measured_on(console, on, job.bundle, job.given, options["runtimes"], offline)
+    from mvp_edge_export.measuring.bench import bench as measure
+
+    return measure(
+        job.bundle,
+        profile=job.profile,
+        runtimes=options["runtimes"] or None,
+        threads=options["threads"] or None,
+        precisions=numbers(options["precisions"]),
+        full=options["full"],
+        seconds=options["seconds"],
+        layers=options["layers"],
+        progress=console.share,
+    )
+
+
+def _show(console: Console, outcome: "Outcome") -> None:
+    """Print what was measured, what is to be doubted, the verdicts, and what will be shipped."""
     from rich.console import Group
 
-    from mvp_edge_export.bundle import load_bundle
-    from mvp_edge_export.measuring.bench import bench as measure
-    from mvp_edge_export.measuring.choice import check_choosable
-    from mvp_edge_export.measuring.choice import choose as choose_by
-    from mvp_edge_export.profile import load_profile
-    from mvp_edge_export.storage import write_json
-
-    loaded = load_bundle(bundle)
-    given = load_profile(device) if device else None
-    profile = given or loaded.manifest.profile
-    file = out or loaded.path.resolve().parent / "bench.json"
-    # Said before minutes of measuring.
-    if file.is_dir() or not os.access(file.absolute().parent, os.W_OK):
-        raise BadInput(f"--out {file}: cannot be written there")
-    if choose:
-        check_choosable(loaded, profile, here=on is None)
-    if on is not None or offline:
-        result = measured_on(console, on, loaded, given, runtimes, offline)
-    else:
-        result = measure(
-            loaded,
-            profile=profile,
-            runtimes=runtimes or None,
-            threads=threads or None,
-            precisions=numbers(precisions),
-            full=full,
-            seconds=seconds,
-            layers=layers,
-            progress=console.share,
-        )
-    facts = result.model_dump(mode="json", by_alias=True)
-    write_json(file, facts)
-    chosen, refused = None, None
-    if choose:
-        try:
-            chosen = choose_by(loaded, result).manifest
-        except MvpEdgeError as error:  # said after what was measured
-            refused = error
-    told = {} if chosen is None else {"choice": chosen.choice}
-    console.result(facts | told, Group(result.table(), *result.layer_tables()))
+    result = outcome.result
+    console.result(outcome.facts, Group(result.table(), *result.layer_tables()))
     for failure in result.failures:
         console.warn(f"not measured: {failure}")
     for warning in result.warnings:
@@ -113,17 +124,12 @@ def bench(
     console.say(f"budgets of {result.profile}, judged by {result.judged}{full_or_not}:")
     for verdict in result.verdicts:
         console.say(f"  {verdict}" + (f" ({verdict.note})" if verdict.note else ""))
-    console.say(f"written to {file}")
-    if chosen is not None:
-        for one in chosen.candidates:
+    console.say(f"written to {outcome.file}")
+    if outcome.chosen is not None:
+        for one in outcome.chosen.candidates:
             if not one.kept:
                 console.say(f"kept out: {one.format}: {one.why}")
-        console.say(f"to ship: {chosen.choice}")
-    if refused is not None:
-        raise refused
-    missed = [str(verdict) for verdict in result.verdicts if verdict.verdict == "FAIL"]
-    if missed:
-        raise BudgetMissed(f"missed on {on or 'this machine'}: {'; '.join(missed)}")
+        console.say(f"to ship: {outcome.chosen.choice}")
 
 
 def compare_results(

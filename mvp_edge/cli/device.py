@@ -23,7 +23,7 @@ def device() -> None:
 @device.command("list", epilog=example("mvp-edge device list"))
 @common
 def device_list(console: Console) -> None:
-    """The shipped profiles with their budgets."""
+    """List the shipped profiles with their budgets."""
     from mvp_edge_export.profile import load_profile, shipped_profiles
 
     profiles = [load_profile(name) for name in shipped_profiles()]
@@ -37,7 +37,7 @@ def device_list(console: Console) -> None:
 @click.argument("name", type=Device())
 @common
 def device_show(console: Console, name: str) -> None:
-    """One profile in full, with what it extends filled in."""
+    """Show one profile in full, with what it extends filled in."""
     from mvp_edge_export.profile import load_profile
 
     profile = load_profile(name)
@@ -62,7 +62,7 @@ def device_check(console: Console, file: Path) -> None:
 @device.command("schema", epilog=example("mvp-edge device schema > schema.json"))
 @common
 def device_schema(console: Console) -> None:
-    """The JSON schema of a profile, for editors."""
+    """Print the JSON schema of a profile, for editors."""
     from mvp_edge_export.profile import profile_schema
 
     schema = profile_schema()
@@ -78,21 +78,26 @@ def device_schema(console: Console) -> None:
 )
 @click.argument("profile", type=Device(), required=False)
 @click.option(
-    "--networks", type=click.IntRange(12, 1000), default=60, show_default=True,
-    help="How many are timed.",
+    "--networks", type=click.IntRange(12, 1000), default=60, metavar="N",
+    help="Number of networks to time [60].",
 )  # fmt: skip
-@click.option("--threads", multiple=True, type=click.IntRange(1), help="[1 and the profile's]")
+@click.option(
+    "--threads", multiple=True, type=click.IntRange(1), metavar="N",
+    help="Number of threads to time with; may be repeated [1 and the profile's].",
+)  # fmt: skip
 @click.option(
     "--runtime", "runtimes", multiple=True, type=click.Choice(["onnxruntime", "openvino"]),
-    help="[those of the profile]",
+    help="Runtime to time; may be repeated [those of the profile].",
 )  # fmt: skip
-@click.option("--out", type=PATH, metavar="FILE", help="Write it there [PROFILE itself].")
+@click.option(
+    "--out", type=PATH, metavar="FILE", help="Profile to write [PROFILE itself, or a new file]."
+)
 @on_host
 @common
 def device_calibrate(
     console: Console, profile: str | None, on: str | None, offline: bool, **options: Any
 ) -> None:
-    """Time networks on a device and write how fast it is into PROFILE (a new one without)."""
+    """Time networks on a device and write its speed into PROFILE, or into a new profile."""
     console.say("loading …")
     from mvp_edge.devices.calibrate import calibrate
 
@@ -110,7 +115,9 @@ def device_calibrate(
 
 @device.command("time", hidden=True, epilog=example("mvp-edge device time jobs.json --json"))
 @click.argument("jobs", type=PATH)
-@click.option("--seconds", type=Number(0.1, 600), default=1.0, show_default=True)
+@click.option(
+    "--seconds", type=Number(0.1, 600), default=1.0, help="Seconds to time each model [1]."
+)
 @common
 def device_time(console: Console, jobs: Path, seconds: float) -> None:
     """Time the model files of a list, for a calibration that another machine leads."""
@@ -129,7 +136,7 @@ def device_time(console: Console, jobs: Path, seconds: float) -> None:
 @click.argument("network", metavar="RUN|BUNDLE|MODEL.ONNX", type=PATH)
 @common
 def device_fit(console: Console, network: Path) -> None:
-    """One network against every shipped profile: where it can go, budget by budget."""
+    """Compare one network with the budgets of every shipped profile."""
     from mvp_edge.devices.footprint import footprint
     from mvp_edge_export.devices.fit import fit_all, fit_table
     from mvp_edge_export.profile import load_profile, shipped_profiles

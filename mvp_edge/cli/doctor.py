@@ -11,10 +11,15 @@ from mvp_edge_export.errors import BadInput
     epilog=example("mvp-edge doctor --device rpi4", "mvp-edge doctor --on pi@raspberrypi")
 )
 @click.option(
-    "--device", type=Device(), metavar="D", help="Hold the machine against this profile too."
+    "--device",
+    type=Device(),
+    metavar="D",
+    help="Compare the machine with this device profile as well.",
 )
 @click.option(
-    "--on", metavar="HOST", help="Look at another machine and its own Python, through ssh."
+    "--on",
+    metavar="HOST",
+    help="Examine this host, with its own Python, through ssh [this machine].",
 )
 @common
 def doctor(console: Console, device: str | None, on: str | None) -> None:

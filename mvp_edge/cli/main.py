@@ -10,7 +10,7 @@ import sys
 from io import BufferedReader, FileIO
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -19,31 +19,10 @@ from mvp_edge.cli.bench import bench
 from mvp_edge.cli.console import Console
 from mvp_edge.cli.device import device
 from mvp_edge.cli.doctor import doctor
-from mvp_edge.cli.options import (
-    METHODS,
-    PATH,
-    PICKS,
-    POLICIES,
-    Device,
-    Group,
-    Keep,
-    Number,
-    accelerator,
-    augment,
-    augmentations,
-    backbone_help,
-    common,
-    example,
-    input_size,
-    numbers,
-    seed,
-    words,
-)
+from mvp_edge.cli.options import PATH, Group, common, declared, example, numbers, words
 from mvp_edge.cli.zoo import zoo
+from mvp_edge.runs.request import OPTIONS, Request
 from mvp_edge_export.errors import BadInput, MvpEdgeError
-
-if TYPE_CHECKING:
-    from mvp_edge_export.profile_sections import NumberFormat
 
 
 @click.group(
@@ -120,107 +99,24 @@ def _end(code: int, line: str) -> None:
         "mvp-edge prune --device rpi4.yaml --task my_images/ --zoo zoo/ --front 5 --pick fastest",
     )
 )
+@declared(*OPTIONS)
 @click.option(
-    "--device", type=Device(), required=True, metavar="D", help="A shipped profile or a YAML file."
-)
-@click.option(
-    "--task",
+    "--out",
     type=PATH,
-    metavar="T",
-    help="Images: a folder of class folders, a zip of one, or a list file.",
+    metavar="RUN",
+    help="Run directory [the next of runs/001, runs/002, …].",
 )
-@click.option("--zoo", type=PATH, metavar="Z", help="The zoo whose entries vote.")
-@click.option("--backbone", type=click.Path(), metavar="NAME|FILE", help=backbone_help)
-@click.option("--classes", metavar="A,B,…", help="Only these classes of the task.")
-@click.option(
-    "--method", type=click.Choice(["auto", *METHODS]), default="auto", show_default=True,
-    help="auto: from the zoo's trunk; without one its tasks vote; where it has none, from scratch: distill"
-    " (ResNet), ahnp (ViT).",
-)  # fmt: skip
-@click.option("--policy", type=click.Choice(POLICIES), help="What is prunable [the zoo's].")
-@click.option("--similarity", type=click.Choice(["leep", "wordnet"]), help="[leep]")
-@click.option(
-    "--neighbours", type=click.IntRange(1), help="How many vote [3, or as many as there are]."
-)
-@click.option("--disjoint", is_flag=True, help="Only neighbours that share no class with the task.")
-@click.option(
-    "--keep", type=Keep(), default="auto", show_default=True, metavar="auto|R",
-    help="The most that is kept; auto: the zoo's ratio, or the smallest within the profile's max_drop"
-    " (with --reference). Budgets may ask for less.",
-)  # fmt: skip
-@click.option(
-    "--steps",
-    type=click.IntRange(0),
-    help="Fine-tuning steps [100; ifp, ahnp, distill, conventional 1000].",
-)
-@click.option("--lr", type=Number(0, min_open=True), help="Learning rate [the method's].")
-@click.option(
-    "--tau", type=Number(0), help="Temperature of the vote [0: the units with most votes]."
-)
-@click.option(
-    "--head", type=click.Choice(["means", "zero", "random"]), default="means", show_default=True,
-    help="How the new classifier starts.",
-)  # fmt: skip
-@click.option(
-    "--statistics/--no-statistics", default=True, show_default=True,
-    help="Re-estimate BatchNorm on the task before step 1.",
-)  # fmt: skip
-@augment
-@click.option(
-    "--synsets", type=click.Path(), metavar="FILE",
-    help="Lines `class: synset` for names WordNet does not know.",
-)  # fmt: skip
-@input_size
-@accelerator
-@seed
-@click.option("--add-to-zoo", is_flag=True, help="Add the result to the zoo.")
-@click.option(
-    "--reference", is_flag=True, help="Fine-tune the unpruned backbone too, for the accuracy drop."
-)
-@click.option(
-    "--front",
-    type=click.IntRange(2, 12),
-    metavar="N",
-    help="N networks from small to what the budgets allow; each is a run in RUN/front.",
-)
-@click.option(
-    "--pick", type=click.Choice(PICKS),
-    help="Which of them becomes the run's own, by validation images [smallest without much loss].",
-)  # fmt: skip
-@click.option("--out", type=PATH, metavar="RUN", help="Run directory [runs/001, runs/002, …].")
 @click.option("--force", is_flag=True, help="Replace another run at --out.")
 @common
-def prune(
-    console: Console, device: str, task: Path | None, zoo: Path | None, backbone: str | None,
-    classes: str | None, augment: str | None, out: Path | None, force: bool, **options: Any,
-) -> None:  # fmt: skip
+def prune(console: Console, out: Path | None, force: bool, **arguments: Any) -> None:
     """Make a small network for a device and a task."""
-    from mvp_edge.cli.demo import demo_defaults
-
-    options["augment"] = augmentations(augment)
-    if task is None:
-        demo = demo_defaults()
-        if demo is None:
-            raise BadInput(
-                "prune needs your images and a zoo: --task FOLDER_OF_CLASS_FOLDERS --zoo Z "
-                "(or --backbone NAME|FILE without one); `make demo` makes a task and a zoo to try"
-            )
-        task = Path(demo.task)
-        if zoo is None and backbone is None:
-            zoo = Path(demo.zoo)
-        if augment is None:
-            options["augment"] = demo.augment
-        console.say(f"no --task given: the demo's {task}, with the zoo {zoo or 'of none'}")
-
+    if arguments["task"] is None:
+        _take_demo(arguments, console)
     console.say("loading …")
     from mvp_edge.runs.choice import FILE, Front
     from mvp_edge.runs.prune import prune_for
-    from mvp_edge.runs.settle import Request
 
-    request = Request(
-        device, str(task), None if zoo is None else str(zoo),
-        backbone=backbone, classes=words(classes), **options,
-    )  # fmt: skip
+    request = Request(**arguments)
     run = prune_for(request, out, force, console.progress, console.say)
     facts = {"run": str(run.path), **run.verified.model_dump(mode="json", by_alias=True)}
     text: Any = f"{run!r}"
@@ -237,19 +133,47 @@ def prune(
     run.check()
 
 
+def _take_demo(arguments: dict[str, Any], console: Console) -> None:
+    """The demo's task and zoo, where it ran in this folder and no task is given.
+
+    Raises:
+        BadInput: there is no demo here.
+    """
+    from mvp_edge.demo.job import demo_defaults
+
+    demo = demo_defaults()
+    if demo is None:
+        raise BadInput(
+            "prune needs your images: --task FOLDER_OF_CLASS_FOLDERS, with --backbone NAME|FILE or --zoo Z; "
+            "`make demo` makes a task and a zoo to try"
+        )
+    arguments["task"] = demo.task
+    if arguments["zoo"] is None and arguments["backbone"] is None:
+        arguments["zoo"] = demo.zoo
+    if arguments["augment"] is None:
+        arguments["augment"] = demo.augment
+    zoo = arguments["zoo"] or "of none"
+    console.say(f"no --task given: the demo's {demo.task}, with the zoo {zoo}")
+
+
 @cli.command(epilog=example("mvp-edge export runs/001 --baseline"))
 @click.argument("run", type=PATH)
 @click.option(
-    "--format", "formats", default="onnx,openvino", show_default=True, metavar="onnx,openvino"
-)
+    "--format", "formats", default="onnx,openvino", metavar="onnx,openvino",
+    help="File formats to write [onnx,openvino].",
+)  # fmt: skip
 @click.option(
     "--precision", "precisions", metavar="fp32,int8,fp16",
     help="Number formats to write [those that the profile allows].",
 )  # fmt: skip
-@click.option("--dynamic-batch", is_flag=True, help="Leave the batch open instead of 1.")
-@click.option("--embed-preprocess", is_flag=True, help="Put the normalisation into the graph.")
+@click.option("--dynamic-batch", is_flag=True, help="Leave the batch size open [fixed to 1].")
 @click.option(
-    "--baseline", is_flag=True, help="Export the unpruned network beside it, for comparison."
+    "--embed-preprocess",
+    is_flag=True,
+    help="Put the normalisation of pixels into the exported graph.",
+)
+@click.option(
+    "--baseline", is_flag=True, help="Export the unpruned network as well, for comparison."
 )
 @click.option("--out", type=PATH, metavar="BUNDLE", help="Bundle directory [RUN/bundle].")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
@@ -289,26 +213,27 @@ cli.add_command(bench)
 @click.argument("images", nargs=-1, required=True, type=PATH)
 @click.option(
     "--runtime", type=click.Choice(["onnxruntime", "openvino"]),
-    help="[what was chosen for the device, else the first installed]",
+    help="Runtime to use [the one chosen for the device, else the first installed].",
 )  # fmt: skip
 @click.option(
     "--precision", type=click.Choice(["fp32", "fp16", "int8"]),
-    help="Which of the bundle's files [what was chosen for the device, else fp32].",
+    help="Number format to use [the one chosen for the device, else fp32].",
 )  # fmt: skip
 @click.option(
     "--threads",
     type=click.IntRange(1),
-    help="Of one inference [what was chosen for the device, else 1].",
+    help="Threads of the runtime [as chosen for the device, else 1].",
 )
 @click.option(
-    "--top", type=click.IntRange(1), default=1, show_default=True, help="How many labels."
+    "--top", type=click.IntRange(1), default=1, help="Number of labels to print per image [1]."
 )
-@click.option("--jsonl", is_flag=True, help="One line of JSON an image, as each is done.")
+@click.option(
+    "--jsonl", is_flag=True, help="Print one line of JSON per image, as soon as it is classified."
+)
 @common
 def predict(
-    console: Console, bundle: Path, images: tuple[Path, ...], runtime: str | None,
-    precision: "NumberFormat | None", threads: int | None, top: int, jsonl: bool,
-) -> None:  # fmt: skip
+    console: Console, bundle: Path, images: tuple[Path, ...], jsonl: bool, **options: Any
+) -> None:
     """Classify images with BUNDLE alone: files, folders, or - for standard input.
 
     Standard input holds one image, or JPEG frames one after the other (motion JPEG).
@@ -326,9 +251,7 @@ def predict(
     sources = [stdin if image == STREAM else image for image in images]
     found = []
     done = 0
-    for prediction in classify(
-        load_bundle(bundle), sources, runtime, top, threads, precision=precision
-    ):
+    for prediction in classify(load_bundle(bundle), sources, **options):
         done += prediction.skipped is None
         if prediction.skipped is not None:
             console.warn(f"{prediction.name}: skipped: {prediction.skipped}")
@@ -346,7 +269,7 @@ def predict(
 
 @cli.command(epilog=example("mvp-edge report runs/001"))
 @click.argument("runs", nargs=-1, required=True, type=PATH)
-@click.option("--out", type=PATH, metavar="FILE", help="[RUN/report.html]")
+@click.option("--out", type=PATH, metavar="FILE", help="Where the page goes [RUN/report.html].")
 @common
 def report(console: Console, runs: tuple[Path, ...], out: Path | None) -> None:
     """Write one self-contained HTML page about a run, or comparing several."""
@@ -363,14 +286,14 @@ cli.add_command(doctor)
 
 @cli.command(epilog=example("mvp-edge demo"))
 @click.option(
-    "--out", type=PATH, default=Path("demo"), show_default=True, help="Where everything goes."
+    "--out", type=PATH, default=Path("demo"), help="Folder for everything that is made [demo]."
 )
-@seed
+@declared("seed")
 @common
 def demo(console: Console, out: Path, seed: int) -> None:
     """The main job on scikit-learn's handwritten digits: backbone, zoo, prune, export, bench, report."""
     console.say("loading …")
-    from mvp_edge.cli.demo import run_demo
+    from mvp_edge.demo.job import run_demo
 
     report_path = run_demo(out, console, seed)
     console.result({"report": str(report_path)}, f"the report: {report_path}")

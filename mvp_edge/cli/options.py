@@ -10,6 +10,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from mvp_edge.cli.console import Console
+from mvp_edge.runs.request import DEFAULTS, OPTIONS, Option, current_method
 from mvp_edge_export.errors import BadInput
 
 if TYPE_CHECKING:
@@ -18,11 +19,6 @@ if TYPE_CHECKING:
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 PATH = click.Path(path_type=Path)
-FROM_SCRATCH = ("ifp", "ifp-taylor", "ahnp", "distill", "conventional", "magnitude", "random")
-METHODS = ("trunk", "mvp", "smsp", *FROM_SCRATCH)
-"""Names of `mvp_edge.pruning.methods.METHODS`, which `--help` must not import; the latter ask no zoo."""
-PICKS = ("smallest", "fastest", "best")
-POLICIES = ("tied", "inner", "heads-nodes")
 
 
 class Group(click.Group):
@@ -81,8 +77,10 @@ class Device(click.ParamType):  # type: ignore[type-arg]
 def common(command: _Command) -> _Command:
     """--json and --quiet, as a `Console` in the command's first argument."""
 
-    @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
-    @click.option("--quiet", "-q", is_flag=True, help="No progress, no remarks.")
+    @click.option(
+        "--json", "as_json", is_flag=True, help="Print the result as one JSON document on stdout."
+    )
+    @click.option("--quiet", "-q", is_flag=True, help="Show no progress and no remarks.")
     @wraps(command)
     def wrapped(*args: Any, as_json: bool, quiet: bool, **kwargs: Any) -> Any:
         with Console(as_json=as_json, quiet=quiet) as console:
@@ -96,18 +94,71 @@ def example(*lines: str) -> str:
     return "\n".join(["\b", "Example:", *(f"  {line}" for line in lines)])
 
 
-backbone_help = "timm name, description.json, or ARCHITECTURE@FILE."
-augment = click.option(
-    "--augment", metavar="flip,shift|none",
-    help="[flip,shift, but none in a run of at most four passes over the images]",
-)  # fmt: skip
-accelerator = click.option(
-    "--accelerator", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
-)
-seed = click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
-input_size = click.option(
-    "--input-size", type=click.IntRange(8, 1024), metavar="PX", help="Side of the input."
-)
+class Method(click.Choice):  # type: ignore[type-arg]
+    """The name of a pruning method; an old name is understood, and the new one said."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The method's present name."""
+        name = current_method(value)
+        if name != value and name in self.choices:
+            flag = param.opts[0] if param else "--method"
+            click.echo(
+                f"{flag} {value} is now called {name}; the old name goes in the next release",
+                err=True,
+            )
+        return super().convert(name, param, ctx)
+
+
+def declared(*names: str) -> Callable[[_Command], _Command]:
+    """The click options of these arguments of `mvp_edge.runs.request.Request`, in this order."""
+
+    def with_options(command: _Command) -> _Command:
+        for name in reversed(names):
+            command = _click_option(name)(command)
+        return command
+
+    return with_options
+
+
+def _click_option(name: str) -> Callable[[_Command], _Command]:
+    option = OPTIONS[name]
+    flag = f"--{name.replace('_', '-')}"
+    if option.kind == "flag":
+        spelled = f"{flag}/--no-{name}" if DEFAULTS[name] is True else flag
+        return click.option(spelled, is_flag=True, default=DEFAULTS[name], help=option.help)
+    return click.option(
+        flag,
+        type=_click_type(name, option),
+        default=DEFAULTS.get(name),
+        required=name == "device",
+        metavar=option.metavar,
+        help=option.help,
+        callback=_listed if option.kind == "names" else None,
+    )
+
+
+def _click_type(name: str, option: Option) -> Any:
+    if option.choices:
+        return (Method if name == "method" else click.Choice)(option.choices)
+    least = None if option.least is None else int(option.least)
+    most = None if option.most is None else int(option.most)
+    types: dict[str, Any] = {
+        "integer": click.IntRange(least, most),
+        "number": Number(0 if option.positive else option.least, min_open=option.positive),
+        "keep": Keep(),
+        "device": Device(),
+        "path": click.Path(),
+    }
+    return types.get(option.kind)
+
+
+def _listed(
+    _context: click.Context, parameter: click.Parameter, text: str | None
+) -> tuple[str, ...] | None:
+    """The names of a comma-separated list; "none" is the empty list where no name could be meant by it."""
+    if text == "none" and parameter.name == "augment":
+        return ()
+    return words(text)
 
 
 def words(text: str | None) -> tuple[str, ...] | None:
@@ -124,15 +175,7 @@ def numbers(text: str | None) -> "tuple[NumberFormat, ...] | None":
         return None
     unknown = [name for name in named if name not in NUMBER_FORMATS]
     if unknown:
-        raise BadInput(f"--precision {','.join(unknown)}: some of {', '.join(NUMBER_FORMATS)}")
+        raise BadInput(
+            f"{','.join(unknown)}: some of {', '.join(NUMBER_FORMATS)}", field="precision"
+        )
     return tuple(one for one in NUMBER_FORMATS if one in named)
-
-
-def augmentations(text: str | None) -> tuple[str, ...] | None:
-    """The value of --augment; None stays None."""
-    names = words(text)
-    if names == ("none",):
-        return ()
-    if any(name not in ("flip", "shift") for name in names or ()):
-        raise BadInput(f"--augment {text}: flip, shift, flip,shift or none")
-    return names

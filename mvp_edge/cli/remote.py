@@ -25,10 +25,12 @@ _STAYS_HERE = {"bundle", "device", "runtimes", "out", "on", "offline", "choose",
 def on_host(command: _Command) -> _Command:
     """--on and --offline."""
     command = click.option(
-        "--offline", is_flag=True, help="With --on: HOST reaches no package index; copy all wheels."
+        "--offline",
+        is_flag=True,
+        help="With --on: copy all packages, because HOST reaches no package index.",
     )(command)
     return click.option(
-        "--on", metavar="HOST", help="On this host instead, as `ssh HOST` reaches it."
+        "--on", metavar="HOST", help="Run on this host, through `ssh HOST` [this machine]."
     )(command)
 
 

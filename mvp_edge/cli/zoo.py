@@ -7,21 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mvp_edge.cli.console import Console
-from mvp_edge.cli.options import (
-    FROM_SCRATCH,
-    PATH,
-    POLICIES,
-    Group,
-    Number,
-    accelerator,
-    augment,
-    augmentations,
-    backbone_help,
-    common,
-    example,
-    input_size,
-    seed,
-)
+from mvp_edge.cli.options import PATH, Group, Method, Number, common, declared, example
+from mvp_edge.methods.catalogue import WITHOUT_ZOO
+from mvp_edge.runs.request import POLICIES
 from mvp_edge_export.errors import BadInput
 
 if TYPE_CHECKING:
@@ -41,42 +29,52 @@ def zoo() -> None:
     ),
 )
 @click.option(
-    "--backbone", type=click.Path(), required=True, metavar="NAME|FILE", help=backbone_help
-)
+    "--backbone", type=click.Path(), required=True, metavar="NAME|FILE",
+    help="Pre-trained network: a timm name, a description.json, or ARCHITECTURE@FILE.",
+)  # fmt: skip
 @click.option(
-    "--tasks",
+    "--tasks", required=True, type=PATH, metavar="DIR",
+    help="Folder of tasks (folders or zips); with --sample a folder or zip of classes.",
+)  # fmt: skip
+@click.option(
+    "--sample", metavar="NxK",
+    help="Draw N tasks of K classes each from the classes of --tasks [all tasks as they are].",
+)  # fmt: skip
+@click.option(
+    "--zoo",
+    "path",
     required=True,
     type=PATH,
-    metavar="DIR",
-    help="A folder of tasks; with --sample, of classes.",
+    metavar="Z",
+    help="Folder of the zoo; made if need be.",
 )
-@click.option("--sample", metavar="NxK", help="Draw N tasks of K classes from one folder or zip.")
 @click.option(
-    "--zoo", "path", required=True, type=PATH, metavar="Z", help="The zoo; made if need be."
-)
-@click.option("--keep", type=Number(0, 1, min_open=True), default=0.1, show_default=True)
-@click.option("--policy", type=click.Choice(POLICIES), help="[the family's default]")
+    "--keep", type=Number(0, 1, min_open=True), default=0.1, metavar="R",
+    help="Share of units to keep in each layer [0.1].",
+)  # fmt: skip
 @click.option(
-    "--method", type=click.Choice(FROM_SCRATCH), help="[distill for ResNet, ahnp for ViT]"
-)
-@click.option("--steps", type=click.IntRange(1), help="[1000]")
+    "--policy", type=click.Choice(POLICIES),
+    help="Which units can be pruned, as for prune [tied for ResNet, heads-nodes for ViT].",
+)  # fmt: skip
 @click.option(
-    "--snapshots",
-    default="",
-    metavar="0.5,0.25",
-    help="Also keep the weights at these ratios (ifp, ahnp).",
-)
-@input_size
-@augment
-@accelerator
-@seed
+    "--method", type=Method(WITHOUT_ZOO),
+    help="Pruning method [distill for ResNet, ahnp for ViT; with --snapshots ifp, ahnp].",
+)  # fmt: skip
+@click.option(
+    "--steps", type=click.IntRange(1), metavar="N",
+    help="Training steps of each task [1000; magnitude, random 100].",
+)  # fmt: skip
+@click.option(
+    "--snapshots", default="", metavar="0.5,0.25",
+    help="Larger keep ratios at which the networks are kept as well (ifp, ahnp) [none].",
+)  # fmt: skip
+@declared("input_size", "augment", "accelerator", "seed")
 @common
 def zoo_build(console: Console, **options: Any) -> None:
-    """Prune every task from scratch; killed at any moment, the same command goes on."""
+    """Prune every task without a zoo's help; killed at any moment, the same command goes on."""
     console.say("loading …")
     from mvp_edge.zoo.build import ZooBuild
 
-    options["augment"] = augmentations(options["augment"])
     options["snapshots"] = _ratios(options["snapshots"])
     built, added = ZooBuild(**options).run(console.progress, console.say)
     sample = f" --sample {options['sample']}" if options["sample"] else ""
@@ -95,38 +93,42 @@ def zoo_build(console: Console, **options: Any) -> None:
 )
 @click.argument("path", metavar="ZOO", type=PATH)
 @click.option(
-    "--tasks",
-    type=PATH,
-    metavar="DIR",
-    help="The folder of tasks; with --sample, of classes: those that the zoo was built from.",
-)
-@click.option("--sample", metavar="NxK", help="As the zoo was built.")
+    "--tasks", type=PATH, metavar="DIR",
+    help="Folder of the tasks that the zoo was built from; with --sample a folder or zip of classes.",
+)  # fmt: skip
 @click.option(
-    "--images",
-    type=PATH,
-    metavar="DIR|ZIP",
-    help="Images without labels, beside those of the tasks or instead of them.",
-)
+    "--sample", metavar="NxK",
+    help="Draw N tasks of K classes each; give what `zoo build` was given [all tasks as they are].",
+)  # fmt: skip
 @click.option(
-    "--backbone",
-    type=click.Path(),
-    metavar="NAME|FILE",
-    help=f"Of a new zoo: {backbone_help}",
-)
-@click.option("--policy", type=click.Choice(POLICIES), help="Of a new zoo [the family's default].")
-@click.option("--keep", type=Number(0, 1, min_open=True), help="[the zoo's; 0.1 of a new one]")
-@click.option("--steps", type=click.IntRange(1), help="[32 passes through the images]")
-@click.option("--force", is_flag=True, help="Replace the trunk of that ratio.")
-@input_size
-@accelerator
-@seed
+    "--images", type=PATH, metavar="DIR|ZIP",
+    help="Images without labels, in addition to those of the tasks or instead of them.",
+)  # fmt: skip
+@click.option(
+    "--backbone", type=click.Path(), metavar="NAME|FILE",
+    help="Pre-trained network of a new zoo, or where the zoo's is now, if it has moved [the zoo's].",
+)  # fmt: skip
+@click.option(
+    "--policy", type=click.Choice(POLICIES),
+    help="Which units can be pruned in a new zoo [tied for ResNet, heads-nodes for ViT].",
+)  # fmt: skip
+@click.option(
+    "--keep", type=Number(0, 1, min_open=True), metavar="R",
+    help="Share of units to keep in each layer [the zoo's; 0.1 for a new zoo].",
+)  # fmt: skip
+@click.option(
+    "--steps", type=click.IntRange(1), metavar="N",
+    help="Training steps [32 passes through the images].",
+)  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace the trunk of that keep ratio.")
+@declared("input_size", "accelerator", "seed")
 @common
 def zoo_trunk(console: Console, **options: Any) -> None:
-    """Train one network of all tasks at once; `prune` starts new tasks from it.
+    """Train one small network on all tasks at once; `prune` starts new tasks from it.
 
-    The zoo's entries say what it keeps; without entries, the backbone's largest units are kept. The images of all
-    tasks are needed in one place; the backbone teaches what it sees in them, so that images without labels will do.
-    Killed at any moment, the same command goes on.
+    The zoo's networks vote on its units; in a zoo without networks the units with the largest weights are kept. The
+    backbone is the teacher (knowledge distillation), so images without labels can be used too. Killed at any
+    moment, the same command goes on.
     """
     console.say("loading …")
     from mvp_edge.zoo.trunk import TrunkBuild
@@ -143,7 +145,9 @@ def _ratios(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(",") if part.strip())
     except ValueError as error:
-        raise BadInput(f"--snapshots {text}: ratios separated by commas, e.g. 0.5,0.25") from error
+        raise BadInput(
+            f"{text}: ratios separated by commas, e.g. 0.5,0.25", field="snapshots"
+        ) from error
 
 
 @zoo.command("list", epilog=example("mvp-edge zoo list zoo/"))
@@ -191,7 +195,10 @@ def zoo_show(console: Console, path: Path, name: str) -> None:
 
 @zoo.command("verify", epilog=example("mvp-edge zoo verify zoo/"))
 @click.argument("path", metavar="ZOO", type=PATH)
-@click.option("--backbone", type=click.Path(), metavar="NAME|FILE", help=backbone_help)
+@click.option(
+    "--backbone", type=click.Path(), metavar="NAME|FILE",
+    help="Where the backbone is now, if it has moved [as the zoo says].",
+)  # fmt: skip
 @common
 def zoo_verify(console: Console, path: Path, backbone: str | None) -> None:
     """Check every entry's files against their hashes and the backbone; exit 2 if one is broken."""
@@ -229,7 +236,7 @@ def zoo_rm(console: Console, path: Path, names: tuple[str, ...]) -> None:
 @zoo.command("add", epilog=example("mvp-edge zoo add zoo/ runs/001"))
 @click.argument("path", metavar="ZOO", type=PATH)
 @click.argument("run", type=PATH)
-@click.option("--force", is_flag=True, help="Replace the entry of that task.")
+@click.option("--force", is_flag=True, help="Replace the zoo's network of that task.")
 @common
 def zoo_add(console: Console, path: Path, run: Path, force: bool) -> None:
     """Add a finished run's network as an entry."""

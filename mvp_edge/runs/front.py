@@ -32,7 +32,6 @@ from mvp_edge.runs.run import (
 from mvp_edge.runs.rundir import Claim, RunDirectory
 from mvp_edge.runs.settle import Settled
 from mvp_edge.runs.sizing import sized
-from mvp_edge.subnetwork.budget import ladder, solve
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.measuring.bench import time_model
 from mvp_edge_export.measuring.machine import differences, this_machine
@@ -92,7 +91,7 @@ class FrontPlan:
         return {**self.settled.identity, "widths": sha256_json(widths)}
 
     def describe(self) -> str:
-        """One line for the user, which follows `settle.describe`."""
+        """One line for the user, which follows `Settled.describe`."""
         keeps = ", ".join(f"{member.plan.keep:.3g}" for member in self.members)
         if self.settled.climbs:
             drop = self.settled.profile.accuracy.max_drop
@@ -104,11 +103,11 @@ class FrontPlan:
 
 def plan_front(settled: Settled) -> FrontPlan:
     """The members of a settled request; BadInput for what no front can be made of."""
-    request, profile, backbone = settled.request, settled.profile, settled.backbone
+    request, profile = settled.request, settled.profile
     count = request.front or RUNGS
     if not METHODS[settled.method].one_shot:
         raise BadInput(
-            f"--front {count} with {settled.method} ({settled.reason}): a network from scratch "
+            f"--front {count} with {settled.method} ({settled.source.reason}): a network from scratch "
             "takes a training of its own at each size: give a --zoo that can vote, take a method that cuts "
             "first (--method distill), or run --keep R for each"
         )
@@ -126,10 +125,8 @@ def plan_front(settled: Settled) -> FrontPlan:
     bench = Bench.here(profile)
     if request.pick == "fastest" and not bench.runtimes:
         raise BadInput(f"--pick fastest: {bench.told[:1].lower()}{bench.told[1:-1]}")
-    classes = len(settled.task.classes)
-    outline = (backbone.model, settled.policy, backbone.shape, profile)
     small = settled.zoo.keep if settled.zoo else DEFAULT_KEEP
-    keeps = ladder(*outline, settled.ceiling, count, small=small, num_classes=classes)
+    keeps = settled.sizer.ladder(settled.ceiling, count, small=small)
     if len(keeps) == 1 and not settled.climbs:
         raise BadInput(
             f"--front {count}: the budgets of {profile.id} and --keep leave room for one network "
@@ -137,7 +134,13 @@ def plan_front(settled: Settled) -> FrontPlan:
         )
     alone = replace(request, front=None, pick=None, add_to_zoo=False)
     members = tuple(
-        replace(settled, request=replace(alone, keep=keep), plan=solve(*outline, keep, classes))
+        replace(
+            settled,
+            request=replace(alone, keep=keep),
+            ceiling=keep,
+            climbs=False,
+            plan=settled.sizer.solve(keep),
+        )
         for keep in keeps
     )
     return FrontPlan(settled, members, bench)

@@ -1,48 +1,20 @@
 """`mvp-edge prune`, from a request to a finished run: of one network, or of a front of several."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any
 
 from mvp_edge.machine import within_limits
 from mvp_edge.pruning.problem import Progress
-from mvp_edge.runs.choice import Pick
 from mvp_edge.runs.front import execute_front, plan_front
+from mvp_edge.runs.request import Request
 from mvp_edge.runs.run import Run, execute
 from mvp_edge.runs.rundir import Claim, RunDirectory
-from mvp_edge.runs.settle import Request, describe, settle
+from mvp_edge.runs.settle import settle
 from mvp_edge.tasks.task import Task
 from mvp_edge.zoo.entries import Zoo
-from mvp_edge.zoo.neighbours import Similarity
 from mvp_edge_export.profile import DeviceProfile
-
-
-class Options(TypedDict, total=False):
-    """The options of `prune`; what they mean and default to is said in `mvp_edge.runs.settle.Request`."""
-
-    backbone: str | None
-    classes: Sequence[str] | None
-    method: str
-    policy: str | None
-    similarity: Similarity | None
-    neighbours: int | None
-    disjoint: bool
-    keep: float | Literal["auto"]
-    steps: int | None
-    lr: float | None
-    tau: float | None
-    head: Literal["means", "zero", "random"]
-    statistics: bool
-    augment: Sequence[str] | None
-    input_size: int | None
-    accelerator: str
-    seed: int
-    synsets: str | None
-    reference: bool
-    add_to_zoo: bool
-    front: int | None
-    pick: Pick | None
 
 
 def prune(
@@ -54,7 +26,7 @@ def prune(
     force: bool = False,
     progress: Progress = lambda phase, done, total: None,
     say: Callable[[str], None] = lambda line: None,
-    **options: Unpack[Options],
+    **options: Any,
 ) -> Run:
     """Prune for a device and a task.
 
@@ -62,11 +34,11 @@ def prune(
         device: a profile, a shipped one's name, or a YAML file.
         task: a task, or the folder, zip or list file of one.
         zoo: whose entries vote, and whose backbone is used; without one give ``backbone``.
-        out: the run directory; ``runs/001``, ``runs/002``, … if None.
+        out: the run directory; the next of ``runs/001``, ``runs/002``, … if None.
         force: replace another run at ``out``.
         progress: called with (phase, done, total).
         say: told what will be done.
-        options: see `Options`.
+        options: the other arguments of `mvp_edge.runs.request.Request`, e.g. ``backbone``, ``keep``, ``steps``.
 
     Returns:
         The finished run; with ``front`` the picked network's, whose others lie in its folder front/.
@@ -94,7 +66,7 @@ def prune_for(
     settled = settle(request, progress, say)
     front = plan_front(settled) if request.front or settled.climbs else None
     settling = time.perf_counter() - began
-    say(describe(settled))
+    say(settled.describe())
     if front is not None:
         say(front.describe())
     identity = settled.identity if front is None else front.identity

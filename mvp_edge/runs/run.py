@@ -199,7 +199,7 @@ def _neighbours(settled: Settled, problem: Problem) -> dict[str, Any]:
         settled.backbone,
         images.take(task.subsample("train", LEEP_IMAGES, request.seed)),
         task.classes,
-        settled.neighbours,
+        settled.source.neighbours,
         ledger,
         similarity=request.similarity or "leep",
         overrides=settled.overrides,
@@ -343,7 +343,7 @@ def _facts(settled: Settled, run: RunDirectory, network: Network) -> dict[str, A
             "sha256": settled.profile.sha256,
         },
         "method": settled.method,
-        "method_reason": settled.reason,
+        "method_reason": settled.source.reason,
         "keep": {
             "asked": request.keep,
             "zoo": settled.zoo.keep if settled.zoo else None,

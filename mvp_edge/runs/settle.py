@@ -1,168 +1,45 @@
-"""What is asked, and whether it can be done: loaded, checked and decided before anything is written.
+"""Everything is loaded, checked and decided before anything is written.
 
-    Request  ─ load ─→    profile, zoo, backbone, task
-             ─ decide ─→  who votes, or which method from scratch; widths within the budgets; recipe
-             ─→  Settled
+    Request ─ load ─→    profile, zoo, backbone, task
+            ─ decide ─→  how many sizes; who votes, or which method from scratch; widths within the budgets; recipe
+            ─→  Settled
 
-Everything that can be refused without computing is refused here.
+What can be refused without computing is refused here.
 """
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
 
 from mvp_edge.methods.catalogue import DEFAULT_KEEP, FROM_SCRATCH, METHODS, method_for, recipe_for
 from mvp_edge.pruning.arithmetic import choose_accelerator
 from mvp_edge.pruning.problem import Progress
-from mvp_edge.pruning.recipe import AUGMENTATIONS, Recipe
-from mvp_edge.runs.choice import Pick
+from mvp_edge.pruning.recipe import Recipe
+from mvp_edge.runs.request import Request
 from mvp_edge.subnetwork.backbone import Backbone, anchored, load_backbone
-from mvp_edge.subnetwork.budget import Plan, solve
+from mvp_edge.subnetwork.budget import Plan, Sizer
 from mvp_edge.subnetwork.units import POLICIES
 from mvp_edge.tasks.task import Task
 from mvp_edge.zoo.entries import Entry, Zoo, origin, wide_enough
-from mvp_edge.zoo.neighbours import Similarity
 from mvp_edge.zoo.synsets import load_overrides, wordnet
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.profile import DeviceProfile, load_profile
 from mvp_edge_export.storage import sha256_json
 
-MAX_INPUT, MAX_FRONT = 1024, 12
 DEFAULT_NEIGHBOURS = 3
-
-_CHOICES: Mapping[str, Sequence[str]] = {
-    "method": ("auto", *METHODS),
-    "policy": sorted({policy for policies in POLICIES.values() for policy in policies}),
-    "similarity": ("leep", "wordnet"),
-    "head": ("means", "zero", "random"),
-    "accelerator": ("auto", "cpu", "cuda"),
-    "pick": get_args(Pick),
-}
-_AT_LEAST = {
-    "neighbours": 1,
-    "steps": 0,
-    "input_size": 8,
-    "seed": 0,
-    "tau": 0.0,
-    "lr": 0.0,
-    "front": 2,
-}
-_VOTING: Mapping[str, object] = {
-    "similarity": None,
-    "neighbours": None,
-    "disjoint": False,
-    "tau": None,
-}
-"""Options that only a vote heeds, and what they are when they were not given."""
 
 
 @dataclass(frozen=True)
-class Request:
-    """What the user asked for: the arguments of `mvp-edge prune`, as they stand in run.json."""
+class Source:
+    """Where the new network comes from."""
 
-    device: str | DeviceProfile
-    """A profile, a shipped one's name, or a YAML file."""
-    task: str | Task
-    """A task, or its folder, zip or list file."""
-    zoo: str | Zoo | None = None
-    """Whose entries vote, and whose backbone and keep ratio are used."""
-    backbone: str | None = None
-    classes: Sequence[str] | None = None
-    """Only these classes of the task."""
-    method: str = "auto"
-    policy: str | None = None
-    similarity: Similarity | None = None
-    """leep (the default) or wordnet."""
-    neighbours: int | None = None
-    """How many vote; 3 by default, or as many as there are."""
-    disjoint: bool = False
-    """Only neighbours that share no class with the task."""
-    keep: float | Literal["auto"] = "auto"
-    """The most that is kept; auto: the zoo's ratio, or, with a reference and a profile's max_drop, the
-    smallest that loses no more; with a front all. Budgets may ask for less."""
-    steps: int | None = None
-    lr: float | None = None
-    tau: float | None = None
-    """Temperature of the vote; 0, the default, takes the units with most votes."""
-    head: Literal["means", "zero", "random"] = "means"
-    statistics: bool = True
-    """Re-estimate BatchNorm on the task before step 1."""
-    augment: Sequence[str] | None = None
-    """flip, shift; None: both, but neither in a run of few passes over the images."""
-    input_size: int | None = None
-    accelerator: str = "auto"
-    seed: int = 0
-    synsets: str | None = None
-    """A file of class meanings."""
-    reference: bool = False
-    """Fine-tune the unpruned backbone too, for the accuracy drop."""
-    add_to_zoo: bool = False
-    front: int | None = None
-    """So many networks instead of one, from small to what the budgets allow."""
-    pick: Pick | None = None
-    """Which of them becomes the run's network; smallest by default."""
-
-    def __post_init__(self) -> None:
-        for name, allowed in _CHOICES.items():
-            value = getattr(self, name)
-            if value is not None and value not in allowed:
-                raise BadInput(f"{_flag(name)} {value}: choose one of {', '.join(allowed)}")
-        for name, least in _AT_LEAST.items():
-            value = getattr(self, name)
-            if value is not None and not (value >= least and math.isfinite(value)):
-                raise BadInput(f"{_flag(name)} {value}: a number, at least {least:g}")
-        if self.input_size is not None and self.input_size > MAX_INPUT:
-            raise BadInput(f"--input-size {self.input_size}: at most {MAX_INPUT}")
-        if self.lr == 0:
-            raise BadInput("--lr 0: nothing would be learned; give a rate above 0")
-        if isinstance(self.keep, str):
-            if self.keep != "auto":
-                raise BadInput(f"--keep {self.keep}: auto, or a ratio above 0 and at most 1")
-        elif not 0 < self.keep <= 1:
-            raise BadInput(f"--keep {self.keep:g}: the ratio must be above 0 and at most 1")
-        for name in self.augment or ():
-            if name not in AUGMENTATIONS:
-                raise BadInput(f"--augment {name}: flip, shift, or none of them")
-        if self.classes is not None and isinstance(self.task, Task):
-            raise BadInput("--classes: the task was opened already; name its classes there")
-        if self.zoo is None and self.backbone is None:
-            raise BadInput("give --zoo Z (its backbone is used), --backbone NAME|FILE, or both")
-        if self.front is None and self.pick is not None:
-            raise BadInput(f"--pick {self.pick} chooses from several networks: add --front 5")
-        if self.front is not None and self.front > MAX_FRONT:
-            raise BadInput(f"--front {self.front}: at most {MAX_FRONT}")
-        if self.zoo is None and self.add_to_zoo:
-            raise BadInput("--add-to-zoo: to which? name it with --zoo")
-
-    def arguments(self) -> dict[str, Any]:
-        """As they stand in run.json; an object stands by the name of what it was read from."""
-        given: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        if isinstance(self.device, DeviceProfile):
-            given["device"] = str(self.device.path or self.device.id)
-        if isinstance(self.task, Task):
-            given |= {"task": self.task.source, "classes": self.task.classes}
-        if isinstance(self.zoo, Zoo):
-            given["zoo"] = str(self.zoo.path)
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in given.items()}
-
-    def command(self, out: Path) -> list[str]:
-        """The command line that asks for the same."""
-        usual = {field.name: field.default for field in fields(self)}
-        words = ["mvp-edge", "prune"]
-        for name, value in self.arguments().items():
-            if value == usual[name]:
-                continue
-            if name == "statistics":
-                words.append("--no-statistics")
-            elif value is True:
-                words.append(_flag(name))
-            elif isinstance(value, list):
-                words += [_flag(name), ",".join(value) or "none"]
-            else:
-                words += [_flag(name), str(value)]
-        return [*words, "--out", str(out)]
+    method: str
+    reason: str
+    """Why this method, in words."""
+    entries: tuple[Entry, ...] = ()
+    """The zoo's networks that may vote, or the trunks that may be started from."""
+    neighbours: int = 0
+    """How many of them will vote."""
 
 
 @dataclass(frozen=True)
@@ -174,23 +51,28 @@ class Settled:
     task: Task
     backbone: Backbone
     zoo: Zoo | None
-    entries: tuple[Entry, ...]
-    """Who may vote, or the trunks that may be started from."""
-    neighbours: int
-    """How many of them will vote."""
     policy: str
-    method: str
-    reason: str
+    source: Source
+    sizer: Sizer
+    """The networks of the backbone for this task, against the profile's budgets."""
+    ceiling: float
+    """The largest keep ratio wanted."""
+    climbs: bool
+    """Whether sizes are tried from small to large, up to the first that loses little enough."""
     plan: Plan
     recipe: Recipe
     overrides: Mapping[str, str] | None
-    """The user's class meanings."""
+    """The user's own meanings of class names."""
 
     @property
-    def ceiling(self) -> float:
-        """The largest keep ratio wanted."""
-        several = self.request.front is not None or self.climbs
-        return _ceiling(self.request, self.zoo, several=several)
+    def method(self) -> str:
+        """The method's name."""
+        return self.source.method
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """The zoo's networks that may vote, or the trunks that may be started from."""
+        return self.source.entries
 
     @property
     def voting(self) -> bool:
@@ -199,14 +81,9 @@ class Settled:
 
     @property
     def trunk(self) -> Entry | None:
-        """The network of all the zoo's tasks that the new one starts from."""
-        trunk = METHODS[self.method].asks == "trunk"
-        return wide_enough(self.entries, self.plan.keep, _width) if trunk else None
-
-    @property
-    def climbs(self) -> bool:
-        """Whether sizes are tried from small to large, up to the first that loses little enough."""
-        return _climbs(self.request, self.method, self.profile, self.task)
+        """The trunk that the new network starts from."""
+        starts = METHODS[self.method].asks == "trunk"
+        return wide_enough(self.entries, self.plan.keep, _keep_of) if starts else None
 
     @property
     def identity(self) -> dict[str, str]:
@@ -223,6 +100,17 @@ class Settled:
             **trunk,
         }
 
+    def describe(self) -> str:
+        """One line for the user: what will be done, and why this way."""
+        plan, task = self.plan, self.task
+        sizes = {name: len(examples) for name, examples in task.splits.items()}
+        why = f", as the {plan.binding} budget asks" if plan.binding else ""
+        return (
+            f"{self.backbone.name} → {self.profile.name}: {task.name}, {len(task.classes)} classes, "
+            f"{sizes['train']} + {sizes['val']} + {sizes['test']} images (train, val, test); "
+            f"{self.method} ({self.source.reason}), keep {plan.keep:.3g}{why}"
+        )
+
 
 def settle(
     request: Request,
@@ -236,43 +124,31 @@ def settle(
         BudgetMissed: even the smallest network misses a budget.
     """
     given, place = request.device, request.zoo
-    profile = given if isinstance(given, DeviceProfile) else load_profile(given)
+    profile = load_profile(given) if isinstance(given, str) else given
     zoo = Zoo.open(Path(place)) if isinstance(place, str) else place
     overrides = load_overrides(Path(request.synsets)) if request.synsets else None
     accelerator = choose_accelerator(request.accelerator)
     backbone = _backbone(request, zoo)
-    policy = request.policy or (zoo.policy if zoo else POLICIES[backbone.family][0])
-    if policy not in POLICIES[backbone.family]:
-        instead = " or ".join(POLICIES[backbone.family])
-        raise BadInput(f"--policy {policy} is not for {backbone.family} backbones: {instead}")
+    policy = _policy(request, zoo, backbone)
     if request.method != "auto":
         method_for(request.method, backbone.family)
     task = _task(request, progress)
     if overrides is not None or request.similarity == "wordnet":
-        wordnet().meanings(
-            task.classes, overrides
-        )  # each class has one, or this says which has none
+        wordnet().meanings(task.classes, overrides)  # every class has one, or an error names it
     if task.skipped:
         first, more = task.skipped[0], len(task.skipped) - 1
         others = f" and {more} more (run.json lists them)" if more else ""
         say(f"skipped {first.file}: {first.why}{others}")
-    widest = _ceiling(
-        request,
-        zoo,
-        several=request.front is not None or _climbs(request, "mvp", profile, task),
-    )
-    method, entries, neighbours, reason = _voters(request, backbone, zoo, task, widest)
-    several = request.front is not None or _climbs(request, method, profile, task)
-    plan = solve(
-        backbone.model,
-        policy,
-        backbone.shape,
-        profile,
-        _ceiling(request, zoo, several=several),
-        len(task.classes),
-    )
+
+    climbable = _climbable(request, profile, task)
+    several = request.front is not None
+    source = _source(request, backbone, zoo, task, _ceiling(request, zoo, several or climbable))
+    # Only a vote or a trunk is cheap enough to be repeated at each size.
+    climbs = climbable and source.method in ("trunk", "mvp")
+    ceiling = _ceiling(request, zoo, several or climbs)
+    sizer = Sizer(backbone.model, policy, backbone.shape, profile, len(task.classes))
     recipe = recipe_for(
-        method,
+        source.method,
         backbone.family,
         steps=request.steps,
         lr=request.lr,
@@ -280,54 +156,53 @@ def settle(
         accelerator=accelerator,
     )
     return Settled(
-        request,
-        profile,
-        task,
-        backbone,
-        zoo,
-        entries,
-        neighbours,
-        policy,
-        method,
-        reason,
-        plan,
-        replace(recipe, head=request.head, statistics=request.statistics),
-        overrides,
+        request=request,
+        profile=profile,
+        task=task,
+        backbone=backbone,
+        zoo=zoo,
+        policy=policy,
+        source=source,
+        sizer=sizer,
+        ceiling=ceiling,
+        climbs=climbs,
+        plan=sizer.solve(ceiling),
+        recipe=replace(recipe, head=request.head, statistics=request.statistics),
+        overrides=overrides,
     )
 
 
-def _ceiling(request: Request, zoo: Zoo | None, *, several: bool) -> float:
-    """The largest keep ratio: as asked; else all where several sizes are made, and the zoo's for one."""
-    if isinstance(request.keep, float | int):
+def _ceiling(request: Request, zoo: Zoo | None, several: bool) -> float:
+    """The largest keep ratio: as asked; else 1 where several sizes are made, and the zoo's for a single one."""
+    if not isinstance(request.keep, str):
         return request.keep
     return 1.0 if several else zoo.keep if zoo else DEFAULT_KEEP
 
 
-def _climbs(request: Request, method: str, profile: DeviceProfile, task: Task) -> bool:
-    """What can be held to accuracy.max_drop is: a vote at each size is cheap, and the loss is known."""
+def _climbable(request: Request, profile: DeviceProfile, task: Task) -> bool:
+    """Whether accuracy can decide the size: a drop is allowed and known, and nothing else was asked for."""
     bounded = profile.accuracy.max_drop is not None and request.reference
     free = request.keep == "auto" and request.front is None
-    return bounded and free and method in ("trunk", "mvp") and bool(task.splits["val"])
+    return bounded and free and bool(task.splits["val"])
 
 
-def describe(settled: Settled) -> str:
-    """One line for the user: what will be done, and why this way."""
-    plan, task = settled.plan, settled.task
-    sizes = {name: len(examples) for name, examples in task.splits.items()}
-    why = f", as the {plan.binding} budget asks" if plan.binding else ""
-    return (
-        f"{settled.backbone.name} → {settled.profile.name}: {task.name}, {len(task.classes)} classes, "
-        f"{sizes['train']} + {sizes['val']} + {sizes['test']} images (train, val, test); "
-        f"{settled.method} ({settled.reason}), keep {plan.keep:.3g}{why}"
-    )
+def _policy(request: Request, zoo: Zoo | None, backbone: Backbone) -> str:
+    policies = POLICIES[backbone.family]
+    policy = request.policy or (zoo.policy if zoo else policies[0])
+    if policy not in policies:
+        raise BadInput(
+            f"{policy} is not for {backbone.family} backbones: {' or '.join(policies)}",
+            field="policy",
+        )
+    return policy
 
 
 def _backbone(request: Request, zoo: Zoo | None) -> Backbone:
-    """The one asked for, or the zoo's; at the zoo's input size where there is a zoo."""
+    """The backbone asked for, or the zoo's; at the zoo's input size where there is a zoo."""
     if zoo is None:
         assert request.backbone is not None  # a request names a zoo or a backbone
         return load_backbone(anchored(request.backbone), request.input_size)
-    size = request.input_size or int(zoo.facts["backbone"]["input_size"])
+    size = request.input_size or zoo.input_size
     if request.backbone is not None:
         backbone = load_backbone(anchored(request.backbone), size)
     else:
@@ -345,7 +220,7 @@ def _backbone(request: Request, zoo: Zoo | None) -> Backbone:
 
 
 def _task(request: Request, progress: Progress) -> Task:
-    if isinstance(request.task, Task):
+    if not isinstance(request.task, str):
         return request.task
     return Task.open(
         Path(request.task),
@@ -355,66 +230,85 @@ def _task(request: Request, progress: Progress) -> Task:
     )
 
 
-def _voters(
+def _source(
     request: Request, backbone: Backbone, zoo: Zoo | None, task: Task, widest: float
-) -> tuple[str, tuple[Entry, ...], int, str]:
-    """The method, who may vote, how many do, and why so; ``widest``: the largest keep ratio wanted."""
-    given = [name for name, usual in _VOTING.items() if getattr(request, name) != usual]
+) -> Source:
+    """The method, who may vote and how many do; ``widest`` is the largest keep ratio wanted."""
     asks = "neighbours" if request.method == "auto" else METHODS[request.method].asks
-    votes = asks in ("neighbours", "zoo")
-    unheard = [n for n in given if n == "tau" and asks == "zoo"] if votes else given
-    if unheard:
-        raise BadInput(
-            f"{_flag(unheard[0])} concerns the vote, and --method {request.method} holds none: "
-            "leave it out, or use --method mvp"
-        )
+    _check_heard(request, asks)
     if asks == "nobody":
-        return request.method, (), 0, "as asked"
-    wanted = asks == "trunk" or (request.method == "auto" and not given)
-    trunks, aside = tuple(zoo.trunks()) if zoo and wanted else (), ""
+        return Source(request.method, "as asked")
+    trunks: tuple[Entry, ...] = ()
+    if zoo and (asks == "trunk" or (request.method == "auto" and not request.voting)):
+        trunks = tuple(zoo.trunks())
     if asks == "trunk" and not trunks:
         where = f"zoo {zoo.path} has none" if zoo else "no --zoo was given"
         raise BadInput(
-            f"--method trunk needs a zoo's trunk, but {where}: `mvp-edge zoo trunk` makes one"
+            f"trunk needs a zoo's trunk, but {where}: `mvp-edge zoo trunk` makes one",
+            field="method",
         )
+    aside = ""
     if trunks:
-        trunk = wide_enough(trunks, widest, _width)
+        trunk = wide_enough(trunks, widest, _keep_of)
         if asks == "trunk" or trunk.keep >= widest - 1e-9:
             why = f"from the zoo's trunk of {origin(trunk)}"
-            return "trunk", trunks, 0, why if request.method == "auto" else f"as asked; {why}"
+            return Source("trunk", why if request.method == "auto" else f"as asked; {why}", trunks)
         aside = f"; its trunk of keep {trunk.keep:g} is narrower than {widest:g}"
-    others = tuple(e for e in zoo.entries() if e.name != task.name) if zoo else ()
-    own = set(task.classes)
-    entries = tuple(e for e in others if not (request.disjoint and own & set(e.classes)))
-    where = f"zoo {zoo.path} has {_tasks(len(entries))}" if zoo else "no --zoo was given"
-    if zoo and task.name in zoo.names():
-        where += f" beside this one ({task.name})"
-    if len(entries) < len(others):
-        where += f" without a class of this one ({len(others) - len(entries)} share one)"
+
+    entries, where = _possible_voters(request, zoo, task)
     if request.neighbours is not None and request.neighbours > len(entries):
-        raise BadInput(f"--neighbours {request.neighbours}: {where}: ask for fewer, or build more")
+        raise BadInput(
+            f"{request.neighbours}: {where}: ask for fewer, or build more", field="neighbours"
+        )
     if entries:
         most = len(entries) if asks == "zoo" else min(DEFAULT_NEIGHBOURS, len(entries))
         count = request.neighbours or most
         why = f"{count} of the zoo's {_tasks(len(entries))} vote{aside}"
         if request.method == "auto":
-            return "mvp", entries, count, why
-        return request.method, entries, count, f"as asked; {why}"
+            return Source("mvp", why, entries, count)
+        return Source(request.method, f"as asked; {why}", entries, count)
     if request.method != "auto":
         raise BadInput(
-            f"--method {request.method} needs neighbours, but {where}: use --method auto, or build a zoo"
+            f"{request.method} needs neighbours, but {where}: use --method auto, or build a zoo",
+            field="method",
         )
-    unused = f"; {', '.join(map(_flag, given))} unused" if given else ""
-    return FROM_SCRATCH[backbone.family], (), 0, f"from scratch, since {where}{aside}{unused}"
+    flags = ", ".join(f"--{name}" for name in request.voting)
+    unused = f"; {flags} unused" if flags else ""
+    return Source(FROM_SCRATCH[backbone.family], f"from scratch, since {where}{aside}{unused}")
 
 
-def _width(trunk: Entry) -> float:
+def _check_heard(request: Request, asks: str) -> None:
+    """Refuse an option of the vote where there is none, or (SMSP) one without a temperature."""
+    given = request.voting
+    if asks in ("neighbours", "zoo"):
+        given = [name for name in given if name == "tau" and asks == "zoo"]
+    if given:
+        raise BadInput(
+            f"concerns the vote, and --method {request.method} holds none: leave it out, or use --method mvp",
+            field=given[0],
+        )
+
+
+def _possible_voters(
+    request: Request, zoo: Zoo | None, task: Task
+) -> tuple[tuple[Entry, ...], str]:
+    """The zoo's entries that may vote on this task, and in words how many there are."""
+    if zoo is None:
+        return (), "no --zoo was given"
+    others = tuple(entry for entry in zoo.entries() if entry.name != task.name)
+    own = set(task.classes)
+    entries = tuple(e for e in others if not (request.disjoint and own & set(e.classes)))
+    where = f"zoo {zoo.path} has {_tasks(len(entries))}"
+    if task.name in zoo.names():
+        where += f" beside this one ({task.name})"
+    if len(entries) < len(others):
+        where += f" without a class of this one ({len(others) - len(entries)} share one)"
+    return entries, where
+
+
+def _keep_of(trunk: Entry) -> float:
     return trunk.keep
 
 
 def _tasks(count: int) -> str:
     return "1 task" if count == 1 else f"{count or 'no'} tasks"
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

@@ -18,7 +18,7 @@ import torch
 from mvp_edge.pruning.problem import Progress
 from mvp_edge.runs.rundir import RunDirectory
 from mvp_edge.runs.settle import Settled
-from mvp_edge.subnetwork.budget import Plan, solve
+from mvp_edge.subnetwork.budget import Plan
 from mvp_edge.subnetwork.operators import operators
 from mvp_edge.subnetwork.subnet import resize
 from mvp_edge_export.devices.latency import LatencyLaw, latency_laws
@@ -57,16 +57,8 @@ def sized(settled: Settled, run: RunDirectory, progress: Progress) -> Settled:
             run.write(SIZING, _rounds(settled, laws, progress))
     found = run.read(SIZING)
     factors = found["rounds"][found["chosen"]]["factors"]
-    return replace(settled, plan=solve_for(settled, _scaled(laws, factors)))
-
-
-def solve_for(settled: Settled, laws: Sequence[LatencyLaw]) -> Plan:
-    """The plan by these laws."""
-    backbone = settled.backbone
-    return solve(
-        backbone.model, settled.policy, backbone.shape, settled.profile, settled.ceiling,
-        len(settled.task.classes), laws,
-    )  # fmt: skip
+    sizer = settled.sizer.with_laws(_scaled(laws, factors))
+    return replace(settled, plan=sizer.solve(settled.ceiling))
 
 
 def _rounds(settled: Settled, laws: Sequence[LatencyLaw], progress: Progress) -> dict[str, Any]:
@@ -94,7 +86,7 @@ def _rounds(settled: Settled, laws: Sequence[LatencyLaw], progress: Progress) ->
         if used <= 1 and (used >= ENOUGH or not bound):
             break
         factors = factors | _corrections(network, laws, cells)
-        plan = solve_for(settled, _scaled(laws, factors))
+        plan = settled.sizer.with_laws(_scaled(laws, factors)).solve(settled.ceiling)
         if any(plan.widths == one["widths"] for one in rounds):
             break
     progress("sizing", ROUNDS, ROUNDS)

@@ -8,9 +8,9 @@ from typing import Any
 from tests.support.tiny import At, command
 
 SMALL = {
-    "BACKBONE_STEPS": 20, "CHANNELS": [16, 16, 32, 32], "ZOO_TASKS": 3, "ZOO_STEPS": 5,
-    "BENCH_SECONDS": 0.1,
-}  # fmt: skip
+    "mvp_edge.demo.digits": {"STEPS": 20, "CHANNELS": [16, 16, 32, 32]},
+    "mvp_edge.demo.job": {"ZOO_TASKS": 3, "ZOO_STEPS": 5, "BENCH_SECONDS": 0.1},
+}
 
 
 QUICK = {"mvp_edge_export.measuring.bench": {"MAX_ATTEMPTS": 1}}
@@ -22,7 +22,7 @@ def read(path: Path) -> Any:
 
 
 def demo(place: Path, at: At | None = None) -> Any:
-    return command("demo", cwd=place, at=at, patch={"mvp_edge.cli.demo": SMALL, **QUICK})
+    return command("demo", cwd=place, at=at, patch={**SMALL, **QUICK})
 
 
 def test_the_demo_from_nothing_to_the_report_and_what_follows(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ import pytest
 
 from mvp_edge.cli.console import Console
 from mvp_edge.cli.main import cli, main
-from mvp_edge.cli.options import FROM_SCRATCH, METHODS, POLICIES, numbers
+from mvp_edge.cli.options import numbers
+from mvp_edge.runs.request import OPTIONS, POLICIES
 from mvp_edge_export.errors import BadInput
 from tests.support.tiny import command, in_process
 
@@ -71,6 +72,31 @@ def test_every_command_helps_with_an_example(words: tuple[str, ...]) -> None:
         assert "--quiet" in shown
 
 
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_every_option_says_what_it_does(words: tuple[str, ...]) -> None:
+    one: click.Command = cli
+    for word in words:
+        assert isinstance(one, click.Group)
+        one = one.commands[word]
+    for parameter in one.params:
+        if isinstance(parameter, click.Option):
+            said = (parameter.help or "").partition("[")[0]
+            assert len(said.split()) >= 3, parameter.opts
+
+
+def test_a_method_by_its_old_name_is_understood_and_its_new_name_said(tiny: Path) -> None:
+    words = ("--device", "board.yaml", "--task", "task", "--backbone", "backbone.json")
+    made = command("prune", *words, "--method", "taught", "--steps", "1", cwd=tiny)
+    assert made.code == 0, made.err
+    assert "--method taught is now called distill" in made.err
+    assert json.loads((tiny / "runs/001/run.json").read_text())["method"] == "distill"
+    again = command("prune", *words, "--method", "distill", "--steps", "1", cwd=tiny)
+    assert again.code == 0, again.err
+    assert "is now called" not in again.err
+    first, second = (tiny / f"runs/00{n}/network.safetensors" for n in (1, 2))
+    assert first.read_bytes() == second.read_bytes()
+
+
 def test_what_a_small_device_runs_needs_no_heavy_package(tiny: Path) -> None:
     for words in (
         ("device", "list"),
@@ -94,21 +120,20 @@ def test_the_options_are_those_of_the_request() -> None:
 
 def _check_options() -> None:
     from dataclasses import fields
-    from typing import get_type_hints
+    from importlib import import_module
 
-    from mvp_edge.methods import catalogue
-    from mvp_edge.runs.prune import Options
-    from mvp_edge.runs.settle import Request
+    from mvp_edge.methods.catalogue import METHODS
+    from mvp_edge.runs.request import Request
     from mvp_edge.subnetwork import units
 
     asked = {field.name for field in fields(Request)}
     typed = {parameter.name for parameter in cli.commands["prune"].params}
     assert typed - asked == {"out", "force", "as_json", "quiet"}
     assert asked <= typed
-    assert set(get_type_hints(Options)) == asked - {"device", "task", "zoo"}
-    assert tuple(catalogue.METHODS) == METHODS
-    alone = [name for name, one in catalogue.METHODS.items() if one.asks == "nobody"]
-    assert tuple(alone) == FROM_SCRATCH
+    assert OPTIONS["method"].choices == ("auto", *METHODS)
+    for method in METHODS.values():
+        module, _, name = method.function.partition(":")
+        assert callable(getattr(import_module(f"mvp_edge.methods.{module}"), name))
     assert {policy for family in units.POLICIES.values() for policy in family} == {*POLICIES}
 
 

@@ -15,7 +15,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
 from mvp_edge.subnetwork import cost
-from mvp_edge.subnetwork.budget import LADDER, Plan, exact_widths, ladder, solve
+from mvp_edge.subnetwork.budget import LADDER, Plan, Sizer, exact_widths
 from mvp_edge.subnetwork.subnet import resize
 from mvp_edge.subnetwork.units import Cut, UnitGroup, unit_groups
 from mvp_edge_export.errors import BadInput, BudgetMissed
@@ -71,7 +71,7 @@ def device(
 def plan_for(
     name: str, profile: DeviceProfile, ceiling: float = 1.0, policy: str | None = None
 ) -> Plan:
-    return solve(network(name), policy, shape_of(name), profile, ceiling)
+    return Sizer(network(name), policy, shape_of(name), profile).solve(ceiling)
 
 
 @cache
@@ -282,7 +282,7 @@ def test_the_tasks_classes_are_counted_not_the_backbones() -> None:
     ):
         with torch.device("meta"):
             model = timm.create_model(name)
-        plan = solve(model, None, (3, 224, 224), device(), 1.0, num_classes=3)
+        plan = Sizer(model, None, (3, 224, 224), device(), num_classes=3).solve(1.0)
         before = sum(p.numel() for p in model.parameters())
         assert plan.predicted.params == before - heads * 997 * (head_inputs + 1)
 
@@ -322,7 +322,7 @@ def test_solving_is_quick_and_leaves_the_backbone_alone(
     model = timm.create_model(name, num_classes=100)
     before = {key: (tensor.shape, tensor.data_ptr()) for key, tensor in model.state_dict().items()}
     began = time.process_time()
-    plan = solve(model, None, (3, side, side), device(memory=10 * 2**20), 1.0, 5)
+    plan = Sizer(model, None, (3, side, side), device(memory=10 * 2**20), 5).solve(1.0)
     assert time.process_time() - began < seconds
     assert plan.binding == "memory"
     after = {key: (tensor.shape, tensor.data_ptr()) for key, tensor in model.state_dict().items()}
@@ -333,7 +333,7 @@ def test_solving_is_quick_and_leaves_the_backbone_alone(
 def rungs_for(
     name: str, profile: DeviceProfile, ceiling: float, count: int, small: float
 ) -> list[float]:
-    return ladder(network(name), None, shape_of(name), profile, ceiling, count, small=small)
+    return Sizer(network(name), None, shape_of(name), profile).ladder(ceiling, count, small=small)
 
 
 @pytest.mark.parametrize("name", ["resnet18", VIT])
