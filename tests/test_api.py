@@ -93,21 +93,21 @@ def _refuses(profile: Any, task: Any, zoo: Any) -> None:
     from mvp_edge_export.errors import BadInput, BudgetMissed
 
     wrong: list[tuple[dict[str, Any], str]] = [
-        ({"keep": 0}, "--keep 0"),
-        ({"keep": float("nan")}, "--keep nan"),
-        ({"keep": "half"}, "--keep half"),
-        ({"tau": -1}, "--tau"),
-        ({"lr": 0}, "--lr 0"),
-        ({"steps": -1}, "--steps"),
-        ({"neighbours": 9}, "--neighbours 9"),
-        ({"method": "magic"}, "--method magic"),
-        ({"similarity": "magic"}, "--similarity magic"),
-        ({"head": "magic"}, "--head magic"),
-        ({"policy": "magic"}, "--policy magic"),
-        ({"accelerator": "magic"}, "--accelerator magic"),
-        ({"augment": ("magic",)}, "--augment magic"),
-        ({"classes": ["one", "two"]}, "--classes"),
-        ({"input_size": 4}, "--input-size 4"),
+        ({"keep": 0}, "keep 0"),
+        ({"keep": float("nan")}, "^keep nan"),
+        ({"keep": "half"}, "^keep half"),
+        ({"tau": -1}, "^tau"),
+        ({"lr": 0}, "^lr 0"),
+        ({"steps": -1}, "^steps"),
+        ({"neighbours": 9}, "^neighbours 9"),
+        ({"method": "magic"}, "^method magic"),
+        ({"similarity": "magic"}, "^similarity magic"),
+        ({"head": "magic"}, "^head magic"),
+        ({"policy": "magic"}, "^policy magic"),
+        ({"accelerator": "magic"}, "^accelerator magic"),
+        ({"augment": ("magic",)}, "^augment magic"),
+        ({"classes": ["one", "two"]}, "^classes"),
+        ({"input_size": 4}, "^input_size 4"),
     ]
     for options, culprit in wrong:
         with pytest.raises(BadInput, match=culprit):

@@ -104,7 +104,7 @@ def _end(code: int, line: str) -> None:
     "--out",
     type=PATH,
     metavar="RUN",
-    help="Run directory [the next of runs/001, runs/002, …].",
+    help="Folder of the run [the next of runs/001, runs/002, …].",
 )
 @click.option("--force", is_flag=True, help="Replace another run at --out.")
 @common
@@ -175,7 +175,7 @@ def _take_demo(arguments: dict[str, Any], console: Console) -> None:
 @click.option(
     "--baseline", is_flag=True, help="Export the unpruned network as well, for comparison."
 )
-@click.option("--out", type=PATH, metavar="BUNDLE", help="Bundle directory [RUN/bundle].")
+@click.option("--out", type=PATH, metavar="BUNDLE", help="Where the bundle goes [RUN/bundle].")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @common
 def export(

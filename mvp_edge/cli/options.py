@@ -126,11 +126,12 @@ def _click_option(name: str) -> Callable[[_Command], _Command]:
     if option.kind == "flag":
         spelled = f"{flag}/--no-{name}" if DEFAULTS[name] is True else flag
         return click.option(spelled, is_flag=True, default=DEFAULTS[name], help=option.help)
+    default = {"default": DEFAULTS[name]} if name in DEFAULTS else {}
     return click.option(
         flag,
         type=_click_type(name, option),
-        default=DEFAULTS.get(name),
         required=name == "device",
+        **default,
         metavar=option.metavar,
         help=option.help,
         callback=_listed if option.kind == "names" else None,

@@ -58,11 +58,11 @@ def zoo() -> None:
 )  # fmt: skip
 @click.option(
     "--method", type=Method(WITHOUT_ZOO),
-    help="Pruning method [distill for ResNet, ahnp for ViT; with --snapshots ifp, ahnp].",
+    help="Pruning method for every task [distill for ResNet, ahnp for ViT; with --snapshots ifp, ahnp].",
 )  # fmt: skip
 @click.option(
     "--steps", type=click.IntRange(1), metavar="N",
-    help="Training steps of each task [1000; magnitude, random 100].",
+    help="Number of training steps for each task [1000; magnitude, random 100].",
 )  # fmt: skip
 @click.option(
     "--snapshots", default="", metavar="0.5,0.25",
@@ -118,7 +118,7 @@ def zoo_build(console: Console, **options: Any) -> None:
 )  # fmt: skip
 @click.option(
     "--steps", type=click.IntRange(1), metavar="N",
-    help="Training steps [32 passes through the images].",
+    help="Number of training steps [32 passes through the images].",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace the trunk of that keep ratio.")
 @declared("input_size", "accelerator", "seed")

@@ -141,13 +141,16 @@ class Request:
         metavar="auto|R",
     )
     steps: int | None = _option(
-        "Training steps [100; ifp, ifp-taylor, ahnp, distill, conventional 1000].",
+        "Number of training steps [100; ifp, ifp-taylor, ahnp, distill, conventional 1000].",
         kind="integer",
         metavar="N",
         least=0,
     )
     lr: float | None = _option(
-        "Learning rate [the method's own].", kind="number", metavar="R", positive=True
+        "Peak learning rate of training [the method's own].",
+        kind="number",
+        metavar="R",
+        positive=True,
     )
     tau: float | None = _option(
         "Temperature of the vote: 0 keeps the units with most votes, larger values sample units [0].",
@@ -222,9 +225,9 @@ class Request:
                 raise BadInput(f"{self.keep}: auto, or a ratio above 0 and at most 1", field="keep")
         elif not 0 < self.keep <= 1:
             raise BadInput(f"{self.keep:g}: the ratio must be above 0 and at most 1", field="keep")
-        for name in self.augment or ():
-            if name not in AUGMENTATIONS:
-                raise BadInput(f"{name}: flip, shift, or none of them", field="augment")
+        if not set(self.augment or ()) <= set(AUGMENTATIONS):
+            given = ",".join(self.augment or ())
+            raise BadInput(f"{given}: flip, shift, flip,shift or none", field="augment")
         if self.classes is not None and not isinstance(self.task, str):
             raise BadInput("the task was opened already; name its classes there", field="classes")
         if self.zoo is None and self.backbone is None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.support.tiny import At, command
 
-SMALL = {
+SMALL: dict[str, dict[str, Any]] = {
     "mvp_edge.demo.digits": {"STEPS": 20, "CHANNELS": [16, 16, 32, 32]},
     "mvp_edge.demo.job": {"ZOO_TASKS": 3, "ZOO_STEPS": 5, "BENCH_SECONDS": 0.1},
 }

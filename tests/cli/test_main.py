@@ -84,16 +84,16 @@ def test_every_option_says_what_it_does(words: tuple[str, ...]) -> None:
             assert len(said.split()) >= 3, parameter.opts
 
 
-def test_a_method_by_its_old_name_is_understood_and_its_new_name_said(tiny: Path) -> None:
+def test_a_method_by_its_old_name_is_understood_and_its_new_name_said(place: Path) -> None:
     words = ("--device", "board.yaml", "--task", "task", "--backbone", "backbone.json")
-    made = command("prune", *words, "--method", "taught", "--steps", "1", cwd=tiny)
+    made = command("prune", *words, "--method", "taught", "--steps", "1", cwd=place)
     assert made.code == 0, made.err
     assert "--method taught is now called distill" in made.err
-    assert json.loads((tiny / "runs/001/run.json").read_text())["method"] == "distill"
-    again = command("prune", *words, "--method", "distill", "--steps", "1", cwd=tiny)
+    assert json.loads((place / "runs/001/run.json").read_text())["method"] == "distill"
+    again = command("prune", *words, "--method", "distill", "--steps", "1", cwd=place)
     assert again.code == 0, again.err
     assert "is now called" not in again.err
-    first, second = (tiny / f"runs/00{n}/network.safetensors" for n in (1, 2))
+    first, second = (place / f"runs/00{n}/network.safetensors" for n in (1, 2))
     assert first.read_bytes() == second.read_bytes()
 
 
@@ -159,7 +159,7 @@ def test_usage_errors_are_one_line(tmp_path: Path) -> None:
 def test_number_formats_are_named_in_a_list() -> None:
     assert numbers(None) is None
     assert numbers("int8, fp32") == ("fp32", "int8")
-    with pytest.raises(BadInput, match="--precision int4: some of fp32, fp16, int8"):
+    with pytest.raises(BadInput, match="precision int4: some of fp32, fp16, int8"):
         numbers("fp32,int4")
 
 
