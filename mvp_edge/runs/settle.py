@@ -327,7 +327,7 @@ def _backbone(request: Request, zoo: Zoo | None) -> Backbone:
     if zoo is None:
         assert request.backbone is not None  # a request names a zoo or a backbone
         return load_backbone(anchored(request.backbone), request.input_size)
-    size = request.input_size or int(zoo.facts["backbone"]["input_size"])
+    size = request.input_size or zoo.input_size
     if request.backbone is not None:
         backbone = load_backbone(anchored(request.backbone), size)
     else:

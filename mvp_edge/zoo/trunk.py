@@ -166,7 +166,7 @@ def _allowed(
             raise BadInput(f"{path} is no zoo yet: name the backbone of a new one with --backbone")
         return load_backbone(anchored(backbone), input_size)
     zoo = Zoo.open(path)
-    size = input_size or int(zoo.facts["backbone"]["input_size"])
+    size = input_size or zoo.input_size
     loaded = load_backbone(anchored(backbone or zoo.backbone_source), size)
     zoo.check(loaded, policy)
     ratio = zoo.keep if keep is None else keep
