@@ -56,8 +56,8 @@ class EntryFile(JsonFile):
 
     kind: ClassVar[str] = "entry"
 
-    name: str
-    created: str
+    name: str = ""
+    created: str = ""
     """When it was written, in ISO 8601, UTC."""
     classes: tuple[str, ...] = Field(min_length=1)
     synsets: tuple[str, ...]

@@ -80,7 +80,7 @@ def wup_similarity(
         match (the first of several).
     """
     if not ours or not theirs:
-        raise ValueError("a task needs at least one class")
+        raise ValueError("similarity is not defined for a task without classes")
     wup = np.array([[wordnet.wup(a, b) for b in theirs] for a in ours])
     best = wup.argmax(axis=1)
     matches = [

@@ -164,7 +164,7 @@ def test_verdicts_of_another_profile_do_not_count(tmp_path: Path) -> None:
     edit(run / "bench.json", "profile", "another")
     found = Findings(read_run(run))
     assert found.verdict == "INCONCLUSIVE"
-    assert "Judged by another profile, another" in Page(report([run])).text
+    assert "Measured for another profile, another" in Page(report([run])).text
 
 
 def test_what_is_missing_is_said_with_the_way_to_get_it(tmp_path: Path) -> None:
@@ -313,7 +313,7 @@ def test_groups_kept_whole_are_named_not_drawn(tmp_path: Path) -> None:
     page = page_of(tmp_path / "run", KINDS["heads"])
     strips = [one for one in page.named("svg") if one.get("class") == "strip"]
     assert len(strips) == 24
-    assert "12 groups were kept whole and are not drawn: blocks.0.head_dim" in page.text
+    assert "12 groups kept all their units and are not drawn: blocks.0.head_dim" in page.text
 
 
 def test_wide_layers_stay_small_on_the_page(tmp_path: Path) -> None:

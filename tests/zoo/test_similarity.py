@@ -227,8 +227,8 @@ def test_nearest_takes_the_first_or_the_first_without_common_classes() -> None:
         (5, None, "5 neighbours were asked for, but the zoo has 4 other tasks:"),
         (3, ["dog"], r"has 2 other tasks without a class in common .*\(2 have one\)"),
         (2, ["dog", "bus"], "has 1 other task without"),
-        (0, None, "0 neighbours"),
-        (-1, None, "-1 neighbours"),
+        (0, None, "neighbours 0: give at least 1"),
+        (-1, None, "neighbours -1: give at least 1"),
     ],
 )
 def test_too_many_neighbours_says_how_many_there_are(
