@@ -90,7 +90,11 @@ class Network:
         """An ordinary nn.Module in eval mode, bit-equal to the one that was saved."""
         with torch.device("meta"):
             bare = self.architecture.build(len(self.classes))
-        small = resize(bare, self.widths, self.policy)
+        try:
+            small = resize(bare, self.widths, self.policy)
+        except AttributeError as error:  # e.g. a ResNet of three stages
+            reason = first_line(error)
+            raise BadInput(f"network: no prunable {self.architecture.name}: {reason}") from error
         own = {name: tensor.clone() for name, tensor in self.weights.items()}
         try:
             small.load_state_dict(own, assign=True)
