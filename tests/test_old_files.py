@@ -30,7 +30,7 @@ from mvp_edge.runs.files import (
     VotesFile,
 )
 from mvp_edge.runs.run import Run
-from mvp_edge.runs.run_file import BegunRun, RunFile
+from mvp_edge.runs.run_file import BegunRun, RunFile, RunJson
 from mvp_edge.subnetwork.backbone import load_backbone
 from mvp_edge.subnetwork.network import Network
 from mvp_edge.tasks.task import Task
@@ -47,6 +47,10 @@ from tests.support.tiny import command
 OLD = Path(__file__).parent / "data" / "version-0.1.0"
 RUNS = ("mvp", "taught", "front")
 ENTRY = "digits-3c-s0-000"
+WRITTEN: tuple[type[RunJson], ...] = (
+    *(RunFile, TaskFile, HistoryFile, PrunedFile, TestFile, LayersFile, NeighboursFile, VotesFile),
+    *(ReferenceFile, Front),
+)
 
 
 @pytest.fixture
@@ -83,8 +87,7 @@ def test_old_runs_are_compared(old: Path) -> None:
 def test_an_old_file_is_written_again_as_it_was(name: str, old: Path) -> None:
     """Keys and values of the run's files are still those of version 0.1.0, but for the renamed method."""
     run = old / "runs" / name
-    files = [RunFile, TaskFile, HistoryFile, PrunedFile, TestFile, LayersFile, NeighboursFile]
-    for file in (*files, VotesFile, ReferenceFile, Front):
+    for file in WRITTEN:
         path = run / file.file_name
         if path.exists():
             before = path.read_text(encoding="utf-8").replace(

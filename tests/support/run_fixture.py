@@ -238,7 +238,12 @@ def _votes(recipe: Recipe, groups: list[Group], random: np.random.Generator) -> 
         kept = np.sort(np.argsort(-(votes / 0.2 + random.gumbel(size=size)))[:m])
         drawn = tuple(int(unit) for unit in kept if votes[unit] == 0)
         group = GroupVotes(
-            name=name, kind=kind, size=size, kept=kept.tolist(), votes=votes.tolist(), drawn=drawn
+            name=name,
+            kind=kind,
+            size=size,
+            kept=tuple(kept.tolist()),
+            votes=tuple(votes.tolist()),
+            drawn=drawn,
         )
         found.append(group)
     names = tuple(ZOO[index % len(ZOO)] for index in range(recipe.neighbours))
