@@ -38,6 +38,8 @@ class JsonFile(Part):
 
     kind: ClassVar[str] = "file"
     """What the file belongs to, as error messages call it: run, zoo, …"""
+    omits_null: ClassVar[bool] = False
+    """Whether keys without a value are left out of the file."""
 
     schema_: Literal[1] = Field(default=1, alias="schema")
 
@@ -58,4 +60,5 @@ class JsonFile(Part):
 
     def write(self, path: Path) -> None:
         """Write the file to ``path``, whole or not at all."""
-        write_json(path, self.model_dump(mode="json", by_alias=True))
+        content = self.model_dump(mode="json", by_alias=True, exclude_none=self.omits_null)
+        write_json(path, content)

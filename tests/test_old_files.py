@@ -31,10 +31,12 @@ from mvp_edge.runs.files import (
 )
 from mvp_edge.runs.run import Run
 from mvp_edge.runs.run_file import BegunRun, RunFile, RunJson
+from mvp_edge.schema import JsonFile
 from mvp_edge.subnetwork.backbone import load_backbone
-from mvp_edge.subnetwork.network import Network
+from mvp_edge.subnetwork.network import Network, NetworkFile
 from mvp_edge.tasks.task import Task
 from mvp_edge.zoo.entries import Zoo, origin
+from mvp_edge.zoo.files import EntryFile, ZooFile
 from mvp_edge_export.bundle import load_bundle
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.manifest import read_manifest
@@ -95,6 +97,19 @@ def test_an_old_file_is_written_again_as_it_was(name: str, old: Path) -> None:
             )
             file.load(run).save(run)
             assert path.read_text(encoding="utf-8") == before
+
+
+def test_the_files_of_an_old_zoo_are_written_again_as_they_were(old: Path) -> None:
+    files: dict[str, type[JsonFile]] = {
+        "zoo.json": ZooFile,
+        "entry.json": EntryFile,
+        "network.json": NetworkFile,
+    }
+    for name, file in files.items():
+        for path in old.rglob(name):
+            before = json.loads(path.read_text(encoding="utf-8").replace('"taught"', '"distill"'))
+            file.read(path).write(path)
+            assert json.loads(path.read_text(encoding="utf-8")) == before
 
 
 def test_an_unfinished_old_run_is_recognised_by_its_new_method(old: Path) -> None:

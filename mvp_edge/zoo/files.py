@@ -25,6 +25,7 @@ class ZooFile(JsonFile):
     """zoo.json: the zoo's backbone, and how it was pruned."""
 
     kind: ClassVar[str] = "zoo"
+    omits_null: ClassVar[bool] = True
 
     backbone: ZooBackbone
     policy: str
@@ -55,6 +56,7 @@ class EntryFile(JsonFile):
     """entry.json: what is known of an entry without reading its tensors."""
 
     kind: ClassVar[str] = "entry"
+    omits_null: ClassVar[bool] = True
 
     name: str = ""
     created: str = ""
