@@ -182,7 +182,7 @@ class WordNet:
         first = 1 if noun == folded else 0  # the whole name is not known, as the caller found
         for start in range(first, len(words)):
             tail = "_".join(words[start:])
-            # class_7 and type_a end in what WordNet knows (seven, the ångström) but nobody meant.
+            # The "7" of class_7 and the "a" of type_a are in WordNet (seven, ångström), but are not meant.
             if re.fullmatch(r"[a-z]{3}.*", tail) and (senses := self._senses(tail)):
                 return senses[0]
         return None
@@ -200,7 +200,7 @@ class WordNet:
             return self._reader.synset_from_pos_and_offset("n", int(imagenet_id[1:]))
         except BadInput as error:
             raise BadInput(
-                f"class {class_name!r}: {imagenet_id} is no noun of WordNet {VERSION}"
+                f"class {class_name!r}: {imagenet_id} is not a noun of WordNet {VERSION}"
             ) from error
 
     def _synset(self, name: str) -> Any:

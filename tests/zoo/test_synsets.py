@@ -246,7 +246,7 @@ def test_imagenet_ids_are_offsets(mini: WordNet, tmp_path: Path) -> None:
     assert plain.how == named.how == "ImageNet id"
     with pytest.raises(BadInput, match="class 'n99999999'"):
         mini.synset_of("n99999999")
-    with pytest.raises(BadInput, match="no noun of WordNet"):  # between two synsets
+    with pytest.raises(BadInput, match="not a noun of WordNet"):  # between two synsets
         mini.synset_of(f"n{offsets['cat.1'] + 1:08d}")
 
 
