@@ -17,45 +17,20 @@ import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from torch import nn
-
 from mvp_edge.pruning.finetune import Ledger
 from mvp_edge.pruning.methods import method_for
 from mvp_edge.pruning.mvp import Voting, mvp
 from mvp_edge.pruning.problem import Problem, Progress, Pruned
 from mvp_edge.pruning.votes import Voter
-from mvp_edge.runs.files import (
-    GroupVotes,
-    HistoryFile,
-    LayerFlops,
-    LayersFile,
-    Neighbour,
-    NeighboursFile,
-    PrunedFile,
-    RankedTask,
-    ReferenceFile,
-    SharedMeaning,
-    TaskFile,
-    VotesFile,
-)
+from mvp_edge.runs.files import HistoryFile, NeighboursFile, PrunedFile, ReferenceFile, TaskFile
+from mvp_edge.runs.record import layers_file, neighbours_file, outcome_of, votes_file
 from mvp_edge.runs.reference import tuned_reference
-from mvp_edge.runs.run_file import (
-    BackboneFacts,
-    Keep,
-    Outcome,
-    ProfileFacts,
-    Room,
-    RunFile,
-    Skipped,
-    TaskFacts,
-    TrainingFacts,
-    Width,
-)
+from mvp_edge.runs.run_file import Outcome, RunFile, TrainingFacts
 from mvp_edge.runs.rundir import RunDirectory
 from mvp_edge.runs.settle import Settled
 from mvp_edge.runs.sizing import chosen_cell, sized
 from mvp_edge.runs.verify import Verification
-from mvp_edge.subnetwork.cost import forward_macs, layers, paper_cost
+from mvp_edge.subnetwork.cost import forward_macs, paper_cost
 from mvp_edge.subnetwork.network import TENSORS, Network
 from mvp_edge.subnetwork.subnet import SubNetwork
 from mvp_edge.tasks.task import Images
@@ -129,7 +104,7 @@ def execute(settled: Settled, run: RunDirectory, progress: Progress) -> Run:
         module = network.module()
         verified, test = against.verify(module, sha256_file(path / TENSORS))
         run.write(test)
-        run.write(_layers(settled, module))
+        run.write(layers_file(settled, module))
         verified.save(path / "verified.json")
         progress("verification", 1, 1)
     return conclude(settled, run)
@@ -189,7 +164,7 @@ def conclude(settled: Settled, run: RunDirectory) -> Run:
     """Add the verified network to the zoo, if that is asked for, and finish the run."""
     network = Network.load(run.path)
     verified = Verified.load(run.path / "verified.json", run.path / TENSORS)
-    outcome = _outcome(settled, run, network)
+    outcome = outcome_of(settled, run.read(PrunedFile).training, network)
     if settled.request.add_to_zoo and settled.zoo is not None and verified.passed:
         _add(settled.zoo, run, outcome)
     run.finish(outcome)
@@ -227,25 +202,7 @@ def _neighbours(settled: Settled, problem: Problem) -> NeighboursFile:
         ledger,
         problem.progress,
     )
-    weights = {entry.name: entry.weights_sha256 for entry in settled.entries}
-    return NeighboursFile(
-        similarity=found.similarity,
-        neighbours=tuple(
-            Neighbour(
-                task=one.task,
-                score=one.score,
-                classes=one.classes,
-                shared=tuple(
-                    SharedMeaning(ours=match.ours, theirs=match.theirs, wup=match.wup)
-                    for match in one.shared
-                ),
-            )
-            for one in found.chosen
-        ),
-        candidates=tuple(RankedTask(task=one.task, score=one.score) for one in found.candidates),
-        weights={one.task: weights[one.task] for one in found.chosen},
-        flops=ledger.similarity_flops,
-    )
+    return neighbours_file(found, settled.entries, ledger.similarity_flops)
 
 
 def _voters(settled: Settled, run: RunDirectory) -> list[Voter]:
@@ -284,7 +241,7 @@ def _keep(settled: Settled, run: RunDirectory, pruned: Pruned) -> None:
     if settled.voting and pruned.ballots:
         neighbours = run.read(NeighboursFile)
         similarity = neighbours.flops
-        run.write(_votes(neighbours, pruned, _voting(settled).tau))
+        run.write(votes_file(neighbours, pruned, _voting(settled).tau))
     run.write(HistoryFile.model_validate(asdict(pruned.history)))
     to_network(backbone, settled.policy, task.classes, pruned).save(run.path)
     dense = forward_macs(backbone.outline(len(task.classes)), backbone.shape)
@@ -314,22 +271,6 @@ def _keep(settled: Settled, run: RunDirectory, pruned: Pruned) -> None:
     )
 
 
-def _votes(neighbours: NeighboursFile, pruned: Pruned, tau: float) -> VotesFile:
-    groups = [
-        GroupVotes(
-            name=ballot.group.name,
-            kind=ballot.group.kind,
-            size=ballot.group.size,
-            kept=tuple(ballot.kept.tolist()),
-            votes=tuple(ballot.votes.tolist()),
-            drawn=tuple(ballot.drawn.tolist()),
-        )
-        for ballot in pruned.ballots
-    ]
-    names = tuple(one.task for one in neighbours.neighbours)
-    return VotesFile(neighbours=names, tau=tau, groups=tuple(groups))
-
-
 def _add(zoo: Zoo, run: RunDirectory, outcome: Outcome, *, force: bool = False) -> Entry:
     """Make a run's network an entry; one that was added before the run was interrupted is left alone."""
     name, network = outcome.task.name, Network.load(run.path)
@@ -348,63 +289,4 @@ def _add(zoo: Zoo, run: RunDirectory, outcome: Outcome, *, force: bool = False) 
         recipe={"method": outcome.method, **training, "seed": outcome.seed},
         keep=outcome.keep.chosen,
         force=force,
-    )
-
-
-def _layers(settled: Settled, module: nn.Module) -> LayersFile:
-    """The cost of each layer, and of the same layer of the unpruned network."""
-    backbone = settled.backbone
-    unpruned = layers(backbone.outline(len(settled.task.classes)), backbone.shape)
-    whole = {layer.name: layer.flops for layer in unpruned}
-    found = [
-        LayerFlops(
-            name=layer.name,
-            kind=layer.kind,
-            flops=layer.flops,
-            params=layer.params,
-            output_shape=tuple(layer.output_shape),
-            flops_baseline=whole.get(layer.name),
-        )
-        for layer in layers(module, backbone.shape)
-    ]
-    return LayersFile(layers=tuple(found))
-
-
-def _outcome(settled: Settled, run: RunDirectory, network: Network) -> Outcome:
-    """What run.json says of a finished run."""
-    request, backbone, task, plan = settled.request, settled.backbone, settled.task, settled.plan
-    profile, kept = settled.profile, network.subnetwork
-    return Outcome(
-        seed=request.seed,
-        backbone=BackboneFacts(
-            name=backbone.name,
-            architecture=backbone.architecture.name,
-            source=backbone.source,
-            sha256=backbone.sha256,
-            family=backbone.family,
-            policy=settled.policy,
-            input_size=backbone.preprocess.size,
-            num_classes=len(backbone.classes),
-        ),
-        task=TaskFacts(
-            name=task.name,
-            source=task.source,
-            classes=tuple(task.classes),
-            images={name: len(examples) for name, examples in task.splits.items()},
-            skipped=tuple(Skipped(file=one.file, why=one.why) for one in task.skipped),
-        ),
-        profile=ProfileFacts(id=profile.id, name=profile.name, sha256=profile.sha256),
-        method=settled.method,
-        method_reason=settled.reason,
-        keep=Keep(
-            asked=request.keep,
-            zoo=settled.zoo.keep if settled.zoo else None,
-            chosen=plan.keep,
-            binding=plan.binding,
-            room=Room.model_validate(plan.room.to_json()) if plan.room else None,
-        ),
-        widths={
-            name: Width(size=size, kept=kept.widths[name]) for name, size in kept.sizes.items()
-        },
-        training=run.read(PrunedFile).training,
     )

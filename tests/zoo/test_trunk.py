@@ -132,7 +132,10 @@ def test_new_tasks_start_from_it(place: Path) -> None:
     page = command("report", "runs/002", cwd=place)
     assert page.code == 0, page.err
     written = (run / "report.html").read_text()
-    assert "fine-tunes a network that was trained on many tasks (from the zoo&#39;s trunk of 5 classes)" in written
+    assert (
+        "fine-tunes a network that was trained on many tasks (from the zoo&#39;s trunk of 5 classes)"
+        in written
+    )
     assert "from scratch" not in written
 
     narrow = prune(place, *PRUNE, keep="0.25")
