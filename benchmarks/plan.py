@@ -24,7 +24,7 @@ from mvp_edge.subnetwork.network import Network
 from mvp_edge.subnetwork.units import unit_groups
 from mvp_edge.tasks.task import Task, sample_tasks
 from mvp_edge.zoo.entries import Entry, Zoo
-from mvp_edge.zoo.neighbours import LEEP_IMAGES, Similarity, find_neighbours
+from mvp_edge.zoo.neighbours import LEEP_IMAGES, NeighbourSearch, Similarity, Target
 from mvp_edge_export.storage import read_json, sha256_file, sha256_json
 
 HERE = Path(__file__).parent
@@ -111,15 +111,9 @@ class Study:
         if key not in self.rankings:
             began, ledger = time.perf_counter(), Ledger()
             images = task.images("train", self.backbone.preprocess)
-            found = find_neighbours(
-                entries,
-                self.backbone,
-                images.take(task.subsample("train", LEEP_IMAGES, 0)),
-                task.classes,
-                1,
-                ledger,
-                similarity=measure,
-            )
+            subset = images.take(task.subsample("train", LEEP_IMAGES, 0))
+            search = NeighbourSearch(entries, self.backbone, measure)
+            found = search.find(Target(subset, task.classes), 1, ledger)
             seconds = time.perf_counter() - began
             self.rankings[key] = Ranking(found.candidates, ledger.similarity_flops, seconds)
         return self.rankings[key]

@@ -26,7 +26,7 @@ from mvp_edge.machine import this_computer, versions
 from mvp_edge.pruning.finetune import Ledger
 from mvp_edge.subnetwork.units import unit_groups
 from mvp_edge.tasks.task import Task
-from mvp_edge.zoo.neighbours import find_neighbours
+from mvp_edge.zoo.neighbours import NeighbourSearch, Target
 from mvp_edge_export.storage import write_json
 
 CHOSEN = ("mvp@20", *(f"mvp@20-fifth-{n}" for n in range(2, 6)), "mvp@20-by-lot")
@@ -129,7 +129,8 @@ def _ranking(study: Study, task: Task, count: int) -> dict[str, Any]:
     whole = task.images("train", study.backbone.preprocess)
     subset = whole.take(task.subsample("train", count, 0))
     start = time.perf_counter()
-    found = find_neighbours(study.entries(task), study.backbone, subset, task.classes, 3, Ledger())
+    search = NeighbourSearch(study.entries(task), study.backbone)
+    found = search.find(Target(subset, task.classes), 3, Ledger())
     return {
         "seconds": time.perf_counter() - start,
         "scores": {one.task: one.score for one in found.candidates},

@@ -9,14 +9,14 @@ import numpy as np
 from mvp_edge.methods.catalogue import METHODS
 from mvp_edge.runs.settle import DEFAULT_NEIGHBOURS
 from mvp_edge.zoo.entries import Entry
-from mvp_edge.zoo.similarity import Candidate
+from mvp_edge.zoo.similarity import SimilarTask
 
 
 @dataclass(frozen=True)
 class Ranking:
     """A zoo's entries by similarity to a target, and what that cost."""
 
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[SimilarTask, ...]
     flops: int
     seconds: float
 
@@ -39,7 +39,9 @@ def some_of(entries: Sequence[Entry], count: int | None, target: int) -> Sequenc
     return [entries[i] for i in sorted(drawn[:count])]
 
 
-def asked(ranked: Sequence[Candidate], variant: dict[str, Any], seed: int) -> Sequence[Candidate]:
+def asked(
+    ranked: Sequence[SimilarTask], variant: dict[str, Any], seed: int
+) -> Sequence[SimilarTask]:
     """Those of the ranked entries, the nearest first, whose networks a variant uses."""
     whole = METHODS[variant["method"]].asks == "zoo"
     count = variant.get("neighbours", len(ranked) if whole else DEFAULT_NEIGHBOURS)

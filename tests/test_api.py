@@ -93,7 +93,7 @@ def _refuses(profile: Any, task: Any, zoo: Any) -> None:
     from mvp_edge_export.errors import BadInput, BudgetMissed
 
     wrong: list[tuple[dict[str, Any], str]] = [
-        ({"keep": 0}, "keep 0"),
+        ({"keep": 0}, "^keep 0"),
         ({"keep": float("nan")}, "^keep nan"),
         ({"keep": "half"}, "^keep half"),
         ({"tau": -1}, "^tau"),

@@ -12,10 +12,10 @@ from benchmarks import plan
 from benchmarks.plan import Study, fault
 from benchmarks.study import is_current, keep_row
 from benchmarks.voters import asked, asks_zoo, some_of
-from mvp_edge.zoo.similarity import Candidate
+from mvp_edge.zoo.similarity import SimilarTask
 from mvp_edge_export.storage import write_json
 
-RANKED = [Candidate(f"task-{number}", -float(number), ("a", "b")) for number in range(20)]
+RANKED = [SimilarTask(f"task-{number}", -float(number), ("a", "b")) for number in range(20)]
 
 
 def names(**variant: Any) -> list[int]:

@@ -32,7 +32,7 @@ from mvp_edge.subnetwork.budget import GRID, Sizer, largest
 from mvp_edge.subnetwork.units import UnitGroup
 from mvp_edge.tasks.task import Task, sample_tasks
 from mvp_edge.zoo.entries import Entry, Zoo
-from mvp_edge.zoo.neighbours import LEEP_IMAGES, find_neighbours
+from mvp_edge.zoo.neighbours import LEEP_IMAGES, NeighbourSearch, Target
 from mvp_edge_export.profile import DeviceProfile, load_profile
 from mvp_edge_export.storage import read_json, write_json
 
@@ -173,7 +173,8 @@ def main() -> None:
 def _neighbours(entries: Sequence[Entry], backbone: Backbone, task: Task) -> list[Entry]:
     images = task.images("train", backbone.preprocess)
     subset = images.take(task.subsample("train", LEEP_IMAGES, 0))
-    found = find_neighbours(entries, backbone, subset, task.classes, 3, Ledger())
+    search = NeighbourSearch(entries, backbone)
+    found = search.find(Target(subset, task.classes), 3, Ledger())
     by_name = {entry.name: entry for entry in entries}
     return [by_name[one.task] for one in found.chosen]
 

@@ -13,7 +13,7 @@ from mvp_edge.runs.request import POLICIES
 from mvp_edge_export.errors import BadInput
 
 if TYPE_CHECKING:
-    from mvp_edge.zoo.entries import Entry
+    from mvp_edge.zoo.entries import Entry, Zoo
 
 
 @click.group(cls=Group, epilog=example("mvp-edge zoo list zoo/"))
@@ -168,7 +168,7 @@ def zoo_list(console: Console, path: Path) -> None:
         },
         "\n".join(
             [
-                _zoo_line(opened.facts, len(entries)),
+                _zoo_line(opened, len(entries)),
                 *map(_entry_line, entries),
                 *map(_trunk_line, trunks),
             ]
@@ -207,7 +207,7 @@ def zoo_verify(console: Console, path: Path, backbone: str | None) -> None:
 
     opened = Zoo.open(path)
     source = backbone or opened.backbone_source
-    broken = opened.verify(load_backbone(source, opened.facts["backbone"]["input_size"]))
+    broken = opened.verify(load_backbone(source, opened.input_size))
     sound = len(set(opened.names()) - broken.keys())
     console.result(
         {"zoo": str(path), "sound": sound, "broken": broken}, f"{path}: {sound} entries are sound"
@@ -274,9 +274,8 @@ def _trunk_line(trunk: "Entry") -> str:
     return f"{f'trunk, keep {trunk.name}':<28} {top1:5.1f} %  {made:<14} {origin(trunk)}"
 
 
-def _zoo_line(facts: Any, count: int) -> str:
-    backbone = facts["backbone"]
+def _zoo_line(zoo: "Zoo", count: int) -> str:
     return (
-        f"{count} entries of {backbone['name']} ({backbone['input_size']} px), "
-        f"policy {facts['policy']}, keep {facts['keep']:g}"
+        f"{count} entries of {zoo.facts.backbone.name} ({zoo.input_size} px), "
+        f"policy {zoo.policy}, keep {zoo.keep:g}"
     )

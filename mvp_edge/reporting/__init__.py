@@ -1,6 +1,6 @@
 """The page that explains a run, and the page that compares several: `mvp-edge report`.
 
-run directory → run_files → results → measures, findings, comparison → charts → page
+run directory → results → measures, findings, comparison → charts → page
 """
 
 from mvp_edge.reporting.page import report

@@ -1,4 +1,4 @@
-"""The forms that the network could be shipped in: what each costs and loses, and what became of it."""
+"""The formats that the network could be shipped in: cost and accuracy of each, and whether it is shipped."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ ABSENT = "–"
 
 @dataclass(frozen=True)
 class CandidateRow:
-    """One form of the network, ready to be printed."""
+    """One format of the network, ready to be printed."""
 
     label: str
     runtime: str
@@ -32,7 +32,7 @@ class CandidateRow:
 
 @dataclass(frozen=True)
 class TrialRow:
-    """One scheme of quantisation that was tried."""
+    """One quantisation scheme that was tried."""
 
     runtime: str
     about: str
@@ -44,7 +44,7 @@ class TrialRow:
 
 
 def candidate_rows(result: RunResult) -> Iterator[CandidateRow]:
-    """A row a candidate; empty before the export."""
+    """One row for each candidate; empty before the export."""
     manifest = result.manifest
     if manifest is None:
         return
@@ -71,7 +71,7 @@ def candidate_rows(result: RunResult) -> Iterator[CandidateRow]:
 
 
 def trial_rows(result: RunResult) -> Iterator[TrialRow]:
-    """A row a scheme of quantisation, for each runtime; empty without int8."""
+    """One row for each quantisation scheme and runtime; empty without int8."""
     for one in result.manifest.candidates if result.manifest else ():
         for trial in one.trials:
             yield _trial(one, trial)
@@ -91,7 +91,7 @@ def _trial(candidate: Candidate, trial: Trial) -> TrialRow:
 
 
 def _timed(candidate: Candidate, result: RunResult) -> tuple[str, str]:
-    """Latency with its thread count and memory: of the choice's measurement, else of the last one."""
+    """Latency with its thread count, and peak memory: measured for the choice, or else by the last `bench`."""
     timed = [(t.p50, t.p50_interval, t.threads, t.peak_over_import) for t in candidate.timings]
     if not timed and result.bench is not None:
         timed = [

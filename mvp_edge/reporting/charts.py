@@ -35,7 +35,7 @@ class Axis:
     show: Callable[[float], str] = lambda value: f"{value:g}"
 
     def __call__(self, value: float) -> float:
-        """Where ``value`` lies, 0 at ``low`` and 1 at ``high``."""
+        """The position of ``value``: 0 at ``low``, 1 at ``high``."""
         if self.log:
             return math.log(value / self.low) / math.log(self.high / self.low)
         return (value - self.low) / (self.high - self.low)
@@ -73,7 +73,7 @@ class Series:
 
 
 def span_axis(label: str, values: Iterable[float], show: Callable[[float], str]) -> Axis:
-    """A logarithmic axis with air around ``values``, all positive, and at least a factor of four long."""
+    """A logarithmic axis around ``values``, all positive, that spans at least a factor of four."""
     found = list(values)
     low, high = min(found) / 1.25, max(found) * 1.25
     if high < 4 * low:
@@ -83,7 +83,7 @@ def span_axis(label: str, values: Iterable[float], show: Callable[[float], str])
 
 
 def plot(title: str, x: Axis, y: Axis, series: Sequence[Series], height: int = 200) -> Markup:
-    """Series on two axes. ``title`` is for those who cannot see the drawing."""
+    """Series on two axes. ``title`` is the text for screen readers."""
     left, right, top, bottom = 40.0, WIDTH - 10.0, 22.0, height - 36.0
 
     def at(point: tuple[float, float]) -> tuple[float, float]:
@@ -109,7 +109,7 @@ def plot(title: str, x: Axis, y: Axis, series: Sequence[Series], height: int = 2
 
 @dataclass(frozen=True)
 class Mark:
-    """A value, how sure it is, and how far its slow tail goes."""
+    """A median with its interval and its 90th percentile."""
 
     style: str
     value: float
@@ -120,7 +120,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Range:
-    """One row of `ranges`: marks on one line, joined."""
+    """One row of `ranges`: marks joined by a line."""
 
     label: str
     text: str
@@ -170,7 +170,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class BarRow:
-    """One row of `bars`: a bar under the other."""
+    """One row of `bars`: bars one below the other."""
 
     label: str
     text: str
@@ -208,7 +208,7 @@ def bars(title: str, label: str, rows: Sequence[BarRow]) -> Markup:
 
 @dataclass(frozen=True)
 class Cells:
-    """Units of one group that fared alike."""
+    """Units of one group with the same votes and the same outcome."""
 
     style: str
     """Class of the style sheet."""
@@ -216,17 +216,17 @@ class Cells:
     """Kept units are full squares, the others small ones."""
     units: Sequence[int]
     told: str
-    """What the reader is told who points at them; the units' indices follow."""
+    """The text that is shown on hover; the units' indices follow it."""
 
 
 def columns_for(sizes: Iterable[int]) -> int:
-    """Cells in a row, the same for all strips of a page, so that a cell has one size everywhere."""
+    """Cells in a row; the same for all strips of a page, so that all cells have one size."""
     largest = max(sizes)
     return 32 if largest <= 32 else 64 if largest <= 512 else 128
 
 
 def votes(title: str, runs: Sequence[Cells], columns: int) -> Markup:
-    """A strip of one cell a unit, the runs one after another, row by row.
+    """A strip with one cell for each unit, the runs one after another, row by row.
 
     A row of like cells is one dashed stroke, so that a layer of 2,048 units costs a kilobyte.
     """
@@ -253,7 +253,7 @@ def votes(title: str, runs: Sequence[Cells], columns: int) -> Markup:
 
 
 def heat(title: str, rows: Sequence[Sequence[float]], tell: Callable[[int, int], str]) -> Markup:
-    """A square of cells by value 0..1; ``tell(row, column)`` is shown to who points at one."""
+    """A square of cells coloured by value, 0..1; ``tell(row, column)`` gives the text shown on hover."""
     parts = [
         Markup(
             '<rect x="{}" y="{}" width="10" height="10" style="opacity:{:.2f}"><title>{}</title></rect>'
@@ -282,7 +282,7 @@ def _series(one: Series, at: Callable[[tuple[float, float]], tuple[float, float]
 
 
 def _names(named: Sequence[tuple[tuple[float, float], str]]) -> Markup:
-    """Names beside their points, moved apart where two would lie on each other."""
+    """Names beside their points, moved apart where two would overlap."""
     parts, taken = [], list[tuple[float, float, float]]()
     for (x, y), name in sorted(named):
         width = GLYPH * len(name)
@@ -300,7 +300,7 @@ def _names(named: Sequence[tuple[tuple[float, float], str]]) -> Markup:
 
 
 def _indices(units: Sequence[int]) -> str:
-    """Indices in ascending order, neighbours joined: "3, 7–12, 40"."""
+    """Indices in ascending order, consecutive ones joined: "3, 7–12, 40"."""
     parts = []
     for _, run in groupby(enumerate(sorted(units)), key=lambda pair: pair[1] - pair[0]):
         found = [unit for _, unit in run]

@@ -1,4 +1,4 @@
-"""Several runs in one table: what they have in common, what speaks against comparing them, their figures."""
+"""Several runs in one table: what they have in common, reasons not to compare them, their figures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ CHOSEN = ("Task", "Device", "Backbone", "Method", "Keep ratio", "Seed", "Test im
 
 @dataclass(frozen=True)
 class Comparison:
-    """What there is to tell about several runs together."""
+    """What the report says of several runs together."""
 
     runs: Sequence[Findings]
 
     @property
     def headline(self) -> str:
-        """How many meet their budgets."""
+        """How many runs meet all their budgets."""
         met = sum(run.verdict == "PASS" for run in self.runs)
         tasks, devices = self._distinct("task"), self._distinct("device")
         where = f" of {tasks[0]}" if len(tasks) == 1 else ""
@@ -29,11 +29,11 @@ class Comparison:
 
     @property
     def cautions(self) -> tuple[str, ...]:
-        """What makes the runs hard to compare."""
+        """Reasons why the runs are hard to compare."""
         lines = []
         if len(self._distinct("task")) > 1:
             lines.append(
-                "The runs are of different tasks: their accuracies are not of the same images."
+                "The runs have different tasks: their accuracies were not measured on the same images."
             )
         if len({run.result.run.profile.sha256 for run in self.runs}) > 1:
             lines.append("The runs were made for different devices or budgets.")
@@ -41,13 +41,13 @@ class Comparison:
 
     @property
     def common(self) -> tuple[tuple[str, str], ...]:
-        """What is the same in all runs, of what was chosen and not measured."""
+        """Settings that are the same in all runs: label and text."""
         same = [(label, texts) for label, texts in self._facts if len(set(texts)) == 1]
         return tuple((label, texts[0]) for label, texts in same if label in CHOSEN)
 
     @property
     def rows(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
-        """What differs, or was measured: a label, and a text for each run."""
+        """Settings that differ, and measured figures: a label, and a text for each run."""
         alike = {label for label, _ in self.common}
         return tuple((label, texts) for label, texts in self._facts if label not in alike)
 

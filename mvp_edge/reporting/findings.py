@@ -1,9 +1,7 @@
-"""From what a run directory says to what its reader wants to know.
+"""What the report says of one run: verdict, budgets, votes, training.
 
-    RunResult → Findings   one run: verdict, budgets, unpruned beside pruned, votes, training
-
-Everything here is a figure of the run's files or follows from them by arithmetic that is stated here;
-every text is ready to be printed, with its unit. How it looks is the templates' business.
+Every figure here is in the run's files or is computed from them; every text is ready to be printed, with its
+unit. The templates decide how it looks.
 """
 
 import math
@@ -13,7 +11,7 @@ from functools import cached_property
 from mvp_edge.reporting.measures import Accuracy, accuracy
 from mvp_edge.reporting.printed import count, percent, shown, size, times
 from mvp_edge.reporting.results import RunResult
-from mvp_edge.reporting.run_files import Candidate, GroupVotes
+from mvp_edge.runs.files import GroupVotes, RankedTask
 from mvp_edge_export.verified import Verdict
 
 BUDGETS = {
@@ -37,7 +35,7 @@ PHRASES = {
 
 @dataclass(frozen=True)
 class Budget:
-    """One budget of the device, against what was reached."""
+    """One budget of the device, and what the network reached."""
 
     label: str
     verdict: Verdict
@@ -54,7 +52,7 @@ class Budget:
 
     @property
     def basis(self) -> str:
-        """How the figure came about."""
+        """How the figure was obtained, e.g. counted or measured."""
         return PHRASES[self.verdict.basis]
 
     @property
@@ -66,7 +64,7 @@ class Budget:
 
     @property
     def sentence(self) -> str:
-        """In words, for a budget that is not simply met."""
+        """The verdict in words, for a budget that is missed or undecided."""
         known = self.verdict.reached is not None
         text = (
             f"{self.label}: {self.reached} of {self.limit}"
@@ -107,7 +105,7 @@ class VotedGroup:
 
 @dataclass(frozen=True)
 class Findings:
-    """What there is to tell about one run."""
+    """What the report says of one run."""
 
     result: RunResult
 
@@ -118,12 +116,12 @@ class Findings:
 
     @property
     def accuracy(self) -> Accuracy:
-        """Of the pruned network, on the test images."""
+        """Accuracy of the pruned network on the test images."""
         return accuracy(self.result)
 
     @cached_property
     def budgets(self) -> tuple[Budget, ...]:
-        """The latest word on every budget: what was measured later stands in for what was predicted."""
+        """The latest verdict on every budget: a later measurement replaces a prediction."""
         latest = {verdict.budget: verdict for verdict in self.result.verified.verdicts}
         manifest = self.result.manifest
         for later in (manifest, self.result.bench if self.benched_for_device else None):
@@ -151,7 +149,7 @@ class Findings:
 
     @property
     def verdict(self) -> str:
-        """The run's verdict: the worst of its budgets'."""
+        """The run's verdict: the worst verdict of its budgets."""
         return next((w for w in ("FAIL", "INCONCLUSIVE", "PASS") if self.having(w)), "UNCHECKED")
 
     @property
@@ -183,15 +181,15 @@ class Findings:
 
     @property
     def kept_whole(self) -> str:
-        """The groups of which every unit was kept, in words; a strip would show nothing of them."""
+        """Which groups kept all their units, in words; they are not drawn."""
         widths = self.result.run.widths
         whole = [name for name, width in widths.items() if width.kept == width.size]
         if not whole:
             return ""
         some = ", ".join(whole[:3]) + (" …" if len(whole) > 3 else "")
         if len(whole) == 1:
-            return f"The group {some} was kept whole and is not drawn."
-        return f"{len(whole)} groups were kept whole and are not drawn: {some}"
+            return f"The group {some} kept all its units and is not drawn."
+        return f"{len(whole)} groups kept all their units and are not drawn: {some}"
 
     @property
     def voters(self) -> int:
@@ -205,7 +203,7 @@ class Findings:
 
     @property
     def leep_floor(self) -> str:
-        """LEEP of a model that knows nothing, for equally frequent classes: −ln C."""
+        """LEEP of a model whose predictions say nothing of the labels, for C equally frequent classes: −ln C."""
         return self.score(-math.log(len(self.result.run.task.classes)))
 
     @staticmethod
@@ -214,7 +212,7 @@ class Findings:
         return f"{value:.3f}".replace("-", "−")
 
     @property
-    def passed_over(self) -> tuple[Candidate, ...]:
+    def passed_over(self) -> tuple[RankedTask, ...]:
         """The tasks that were compared and not chosen, the most similar first."""
         asked = self.result.neighbours
         chosen = {one.task for one in asked.neighbours} if asked else set()
@@ -229,18 +227,18 @@ class Findings:
 
     @property
     def keep_sentence(self) -> str:
-        """Which keep ratio was used, and why."""
+        """The keep ratio that was used, and why."""
         keep = self.result.run.keep
         asked = keep.asked if isinstance(keep.asked, str) else f"{keep.asked:g}"
         text = f"Keep ratio {keep.chosen:.3g}"
         if self.result.front is not None:
             return f"{text}, picked from a front of {len(self.result.front.members)}."
         if asked != "auto":
-            text += f", asked for {asked}"
+            text += f" (requested: {asked})"
         elif keep.zoo is not None:
             text += f"; the zoo's is {keep.zoo:.3g}"
         if keep.binding is not None:
-            text += f"; the {BUDGETS.get(keep.binding, keep.binding).lower()} budget asked for less"
+            text += f"; limited by the budget {BUDGETS.get(keep.binding, keep.binding).lower()}"
         return f"{text}."
 
     @property
@@ -251,7 +249,7 @@ class Findings:
 
     @property
     def bench_lines(self) -> tuple[str, ...]:
-        """How and where the times were measured, and what makes them doubtful."""
+        """How and where the latencies were measured, and reasons to doubt them."""
         bench = self.result.bench
         if bench is None:
             return ()
@@ -260,7 +258,7 @@ class Findings:
             lines.append(f"Not the device itself: {'; '.join(bench.differences)}.")
         if not self.benched_for_device:
             lines.append(
-                f"Judged by another profile, {bench.profile}: its verdicts are left out here."
+                f"Measured for another profile, {bench.profile}: its verdicts are left out here."
             )
         noisy = sum(cell.status == "NOISY" for cell in bench.cells)
         if noisy:
@@ -268,31 +266,31 @@ class Findings:
                 f"NOISY: another load ran during {noisy} of {len(bench.cells)} cells, so the times may "
                 "be too long."
             )
-        # One line a disturbed cell would drown the others; they stand in bench.json.
+        # One line for each disturbed cell would hide the others; bench.json has them all.
         others = [warning for warning in bench.warnings if "NOISY" not in warning]
         return (*lines, *(f"{warning}." for warning in others))
 
     @property
     def parity(self) -> str | None:
-        """How near the exported model comes to the network that was verified."""
+        """How closely the exported model reproduces the logits of the verified network."""
         manifest = self.result.manifest
         if manifest is None or not manifest.parity:
             return None
         worst = max(manifest.parity, key=lambda one: one.max_difference / one.tolerance)
         images = f"{worst.real_images} real and {worst.random_images} random images"
         return (
-            f"On {images} no logit is further from PyTorch's than {worst.max_difference:.1e} "
+            f"On {images} the largest difference from PyTorch's logits is {worst.max_difference:.1e} "
             f"({worst.runtime}, {worst.setting}; allowed: {worst.tolerance:.1e})."
         )
 
     @property
     def created(self) -> str:
-        """When the run was begun, to the minute."""
+        """When the run began, to the minute."""
         return self.result.run.created[:16].replace("T", " ")
 
     @property
     def machine(self) -> str:
-        """What the run ran on."""
+        """The machine that the run was computed on."""
         machine = self.result.run.machine
         cores = machine.get("cores")
         found = [machine.get("cpu"), f"{cores} cores" if cores else None, machine.get("os")]
@@ -300,7 +298,7 @@ class Findings:
 
     @property
     def hashes(self) -> tuple[tuple[str, str], ...]:
-        """What identifies the inputs and the result."""
+        """Hashes that identify the inputs and the result."""
         run = self.result.run
         return (
             ("backbone", run.backbone.sha256),
@@ -310,16 +308,16 @@ class Findings:
 
     @property
     def room(self) -> str | None:
-        """What a larger keep ratio would use, when the budgets leave room."""
+        """What a larger keep ratio would use; None if the budgets allow none."""
         room = self.result.run.keep.room
-        if not room or "keep" not in room:
+        if room is None:
             return None
         formats = {"flops": count, "params": count, "file": size, "memory": size}
-        predicted, limits = room.get("predicted", {}), room.get("limits", {})
         uses = [
-            f"{show(predicted[name])} of {show(limits[name])} {BUDGETS[name].lower()}"
+            f"{show(reached)} of {show(limit)} {BUDGETS[name].lower()}"
             for name, show in formats.items()
-            if name in predicted and name in limits
+            if (reached := room.predicted.get(name)) is not None
+            and (limit := room.limits.get(name)) is not None
         ]
-        text = f"The budgets leave room: a keep ratio of {room['keep']:.3g}"
+        text = f"The budgets allow a larger network: a keep ratio of {room.keep:.3g}"
         return f"{text} would use {', '.join(uses)}." if uses else f"{text} would fit."

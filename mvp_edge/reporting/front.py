@@ -1,6 +1,6 @@
 """A front in the report: its members as a table, and accuracy against time and against size.
 
-The picked member is the run that the page is about; the others lie in the run's folder front/.
+The page describes the picked member; the others are run directories in the run's folder front/.
 """
 
 import math
@@ -12,7 +12,7 @@ from markupsafe import Markup
 from mvp_edge.reporting import charts, printed
 from mvp_edge.reporting.charts import Axis, Series
 from mvp_edge.reporting.measures import RUNTIMES
-from mvp_edge.runs.choice import Front, Member, Timing, undominated
+from mvp_edge.runs.choice import Front, Member, MemberLatency, undominated
 
 
 @dataclass(frozen=True)
@@ -22,24 +22,24 @@ class FrontRow:
     member: Member
     picked: bool
     beaten: bool
-    """Whether another is at least as accurate and as fast, and better in one."""
+    """Whether another member is at least as accurate and as fast, and better in one of the two."""
     flops: str
     file: str
     latency: tuple[str, ...]
-    """In each of the front's runtimes."""
+    """Latency in each of the front's runtimes."""
 
 
 @dataclass(frozen=True)
 class FrontPart:
-    """Everything that the report says of a front."""
+    """What the report says of a front."""
 
     front: Front
     rows: tuple[FrontRow, ...]
     runtimes: tuple[str, ...]
     doubts: str
-    """Why times with an asterisk are not sure."""
+    """The status of the latencies that are marked with an asterisk."""
     latency: Markup | None
-    """None where nothing was timed."""
+    """None if nothing was timed."""
     size: Markup
 
 
@@ -75,11 +75,11 @@ def _bad(front: Front) -> set[str]:
     return {timing.status for member in front.members for timing in member.timings} - {"OK"}
 
 
-def _timing(member: Member, runtime: str) -> Timing | None:
+def _timing(member: Member, runtime: str) -> MemberLatency | None:
     return next((timing for timing in member.timings if timing.runtime == runtime), None)
 
 
-def _time(timing: Timing | None) -> str:
+def _time(timing: MemberLatency | None) -> str:
     if timing is None:
         return "–"
     return printed.duration(timing.p50) + ("" if timing.status == "OK" else "*")
@@ -88,8 +88,8 @@ def _time(timing: Timing | None) -> str:
 def _drawn(
     front: Front, label: str, cost: Callable[[Member], float], show: Callable[[float], str]
 ) -> Markup:
-    """Validation accuracy against a cost: the picked member filled in, the least accuracy that counts dashed."""
-    members, n = front.members, front.images["validation"]
+    """Validation accuracy against a cost: the picked member is filled, the required accuracy is a dashed line."""
+    members, n = front.members, front.images.validation
     x = charts.span_axis(f"{label}, logarithmic", [cost(member) for member in members], show)
     spans = {member.number: printed.wilson(member.validation, n) for member in members}
     low = min([front.limit.least, *(low for low, _ in spans.values())])

@@ -1,8 +1,7 @@
-"""Where the milliseconds go in the report: the pruned network's layers beside the unpruned one's.
+"""The latency of each layer in the report, for the pruned and the unpruned network.
 
-A bar is a share of its own network's time, so that both can be seen on one page whatever lies between
-them; the filled part is what the machine needs at least. One drawing a runtime, for as many threads
-as the headline figure's.
+A bar is a layer's share of its own network's latency, so that networks of very different speed can be compared;
+the filled part is the least time that the machine needs. There is one drawing for each runtime.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,18 +17,18 @@ from mvp_edge_export.measuring.layers import LayerProfile, LayerTime
 from mvp_edge_export.measuring.result import BenchResult
 
 SHOWN = 10
-"""Layers of each network that get a row of their own."""
+"""Layers of each network that have a row of their own."""
 
 
 @dataclass(frozen=True)
 class LayerPart:
-    """What the report says of a runtime's layers."""
+    """What the report says of the layers in one runtime."""
 
     title: str
     drawing: Markup
     sentences: tuple[str, ...]
     watching: str
-    """What the profile cost, and what it left unsure."""
+    """How much profiling slowed the network down, and whether another load disturbed it."""
 
 
 def layer_parts(bench: BenchResult | None) -> Iterator[LayerPart]:
@@ -53,7 +52,7 @@ def layer_parts(bench: BenchResult | None) -> Iterator[LayerPart]:
 
 
 def draw_layers(pruned: LayerProfile, unpruned: LayerProfile | None) -> Markup:
-    """A row for each heavy layer of either network, in the order in which they run."""
+    """One row for each slow layer of either network, in the order in which they run."""
     networks = {"unpruned": unpruned, "pruned": pruned} if unpruned else {"pruned": pruned}
     layers = {style: _by_name(one) for style, one in networks.items()}
     heavy = {
@@ -117,5 +116,9 @@ def _duration(milliseconds: float) -> str:
 def _watching(profile: LayerProfile) -> str:
     longer = profile.profiled_ms / profile.whole_ms - 1
     cost = f"{percent(abs(longer), 0)} {'longer' if longer >= 0 else 'shorter'}"
-    noisy = " Another load ran meanwhile, so the shares are rough." if profile.disturbed else ""
-    return f"Watching its layers made a run {cost}; the shares are of a run that is not watched.{noisy}"
+    noisy = (
+        " Another load ran at the same time, so the shares are inaccurate."
+        if profile.disturbed
+        else ""
+    )
+    return f"Profiling made an inference {cost}; the shares are scaled to an inference without profiling.{noisy}"

@@ -1,7 +1,7 @@
-"""The unpruned network beside the pruned one, figure by figure.
+"""The unpruned and the pruned network compared, figure by figure.
 
-What is counted stands in verified.json, what an export weighs in the bundle's manifest, what was
-timed in bench.json; a line whose other half was never measured says so.
+Counted costs come from verified.json, file sizes from the bundle's manifest, latencies from bench.json. A
+line says "not measured" where there is no figure of one of the two networks.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,15 +26,38 @@ ABSENT = "not measured"
 
 @dataclass(frozen=True)
 class Measure:
-    """One line of unpruned beside pruned."""
+    """One line of the comparison."""
 
     label: str
     unpruned: str
     pruned: str
     left: float | None = None
-    """Pruned as a share of unpruned, where less is better."""
+    """Pruned as a share of unpruned; None for accuracy."""
     gain: str = ""
     note: str = ""
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A cost of which less is better, and how it is printed."""
+
+    label: str
+    show: Callable[[float], str]
+    note: str = ""
+    better: str = "smaller"
+    worse: str = "larger"
+
+    def compared(self, before: float | None, after: float) -> Measure:
+        """The line of the comparison; ``before`` is None if the unpruned network was not measured."""
+        unpruned = ABSENT if before is None else self.show(before)
+        if before is None or before <= 0 or after <= 0:
+            return Measure(self.label, unpruned, self.show(after), note=self.note)
+        gain = (
+            f"{times(before / after)} {self.better}"
+            if before >= after
+            else f"{times(after / before)} {self.worse}"
+        )
+        return Measure(self.label, unpruned, self.show(after), after / before, gain, self.note)
 
 
 @dataclass(frozen=True)
@@ -48,7 +71,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class LayerShare:
-    """A layer's part of the multiply-adds."""
+    """A layer's share of the multiply-adds."""
 
     name: str
     kind: str
@@ -58,7 +81,7 @@ class LayerShare:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """A share of test images that were right, and its 95 % interval."""
+    """The share of test images that were classified correctly, and its 95 % interval."""
 
     top1: float
     n: int
@@ -68,23 +91,23 @@ class Accuracy:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Low and high end."""
+        """Low and high end of the 95 % Wilson interval, 0..1."""
         return wilson(self.top1, self.n)
 
     @property
     def spread(self) -> str:
-        """The interval, for people: "87.1 – 94.1 %"."""
+        """The interval as text: "87.1 – 94.1 %"."""
         low, high = self.interval
         return f"{100 * low:.1f}{NNBSP}–{NNBSP}{percent(high)}"
 
 
 def accuracy(result: RunResult) -> Accuracy:
-    """Of the pruned network, on the test images."""
+    """Accuracy of the pruned network on the test images."""
     return Accuracy(result.test.top1, result.test.n)
 
 
 def reference(result: RunResult) -> Accuracy | None:
-    """Of the fine-tuned unpruned backbone, on the same images."""
+    """Accuracy of the fine-tuned unpruned backbone on the same images."""
     return Accuracy(result.reference.top1, result.test.n) if result.reference else None
 
 
@@ -96,23 +119,23 @@ def measures(result: RunResult) -> Iterator[Measure]:
     else:
         yield Measure("Accuracy", str(before), str(after), gain=points(after.top1 - before.top1))
     cost, base = result.verified.cost, result.verified.cost_baseline
-    yield _shrunk("Multiply-adds", base.flops, cost.flops, count)
-    yield _shrunk("Parameters", base.params, cost.params, count)
-    yield _shrunk("Memory, predicted", base.memory_bytes, cost.memory_bytes, size)
+    yield Quantity("Multiply-adds", count).compared(base.flops, cost.flops)
+    yield Quantity("Parameters", count).compared(base.params, cost.params)
+    yield Quantity("Memory, predicted", size).compared(base.memory_bytes, cost.memory_bytes)
     if (manifest := result.manifest) is not None:
         for form, name in manifest.models.items():
             other = manifest.baseline.get(form.partition("-")[0])  # which is in fp32 alone
             unpruned = None if other is None else _file_bytes(manifest, other)
-            label = f"File, {FORMATS.get(form, form)}"
-            yield _shrunk(label, unpruned, _file_bytes(manifest, name), size)
+            file = Quantity(f"File, {FORMATS.get(form, form)}", size)
+            yield file.compared(unpruned, _file_bytes(manifest, name))
     for cell in pruned_cells(result):
         other_p50 = base_cell.latency.p50 if (base_cell := counterpart(result, cell)) else None
-        label = f"Latency, {place(cell)}"
-        yield _shrunk(label, other_p50, cell.latency.p50, duration, "median", "faster", "slower")
+        latency = Quantity(f"Latency, {place(cell)}", duration, "median", "faster", "slower")
+        yield latency.compared(other_p50, cell.latency.p50)
     for name in dict.fromkeys(cell.runtime for cell in pruned_cells(result)):
-        label = f"Peak memory, {RUNTIMES.get(name, name)}"
+        memory = Quantity(f"Peak memory, {RUNTIMES.get(name, name)}", size, "measured")
         before_peak, peak = _peak(result, "baseline", name), _peak(result, "pruned", name)
-        yield _shrunk(label, before_peak, peak or 0, size, "measured")
+        yield memory.compared(before_peak, peak or 0)
 
 
 def headline_figures(result: RunResult) -> tuple[Figure, ...]:
@@ -166,14 +189,14 @@ def counterpart(result: RunResult, cell: Cell) -> Cell | None:
 
 
 def place(cell: Cell) -> str:
-    """Where a cell was measured: "ONNX Runtime, int8, 1 thread"; fp32 goes without saying."""
+    """Where a cell was measured: "ONNX Runtime, int8, 1 thread"; fp32 is not named."""
     threads = f"{cell.threads}{NNBSP}thread" + ("" if cell.threads == 1 else "s")
     precision = "" if cell.precision == "fp32" else f"{cell.precision}, "
     return f"{RUNTIMES.get(cell.runtime, cell.runtime)}, {precision}{threads}"
 
 
 def _shown(cells: Sequence[Cell], shipped: Shipped | None) -> Cell:
-    """The cell of what is shipped; the fastest while that is open, or was not measured."""
+    """The cell of the shipped model; the fastest one if that is undecided or was not measured."""
     if shipped is not None:
         chosen = (shipped.runtime, shipped.precision, shipped.threads)
         for cell in cells:
@@ -184,25 +207,6 @@ def _shown(cells: Sequence[Cell], shipped: Shipped | None) -> Cell:
 
 def _of(label: str, left: float, whole: float) -> Figure:
     return Figure(label, count(left), f"{percent(left / whole)} of {count(whole)}")
-
-
-def _shrunk(
-    label: str,
-    before: float | None,
-    after: float,
-    show: Callable[[float], str],
-    note: str = "",
-    better: str = "smaller",
-    worse: str = "larger",
-) -> Measure:
-    if before is None or before <= 0 or after <= 0:
-        return Measure(label, ABSENT if before is None else show(before), show(after), note=note)
-    gain = (
-        f"{times(before / after)} {better}"
-        if before >= after
-        else f"{times(after / before)} {worse}"
-    )
-    return Measure(label, show(before), show(after), after / before, gain, note)
 
 
 def _peak(result: RunResult, network: str, runtime: str) -> int | None:

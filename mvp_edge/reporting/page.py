@@ -1,4 +1,4 @@
-"""The page that explains how a network came about, and the page that compares several.
+"""The page that explains how a network was made, and the page that compares several.
 
     run directory → RunResult → Findings → drawings ┐
                                                     ├→ templates → one HTML file, which needs nothing else
@@ -37,7 +37,7 @@ from mvp_edge.reporting.measures import (
 )
 from mvp_edge.reporting.printed import duration
 from mvp_edge.reporting.results import RunResult, read_run
-from mvp_edge.reporting.run_files import Example, HistoryFile
+from mvp_edge.runs.files import Example, HistoryFile
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.measuring.result import Cell
 from mvp_edge_export.storage import write_text
@@ -46,9 +46,9 @@ MOST_CLASSES_IN_TABLE = 12
 """A confusion matrix of more classes is drawn, not tabulated."""
 MOST_COMPARED = 12
 FAR = 5
-"""A latency budget further than this factor from all times would squeeze them: it is left out."""
+"""A latency budget this factor away from all latencies is not drawn: it would squeeze them together."""
 THUMBNAILS = 800_000
-"""Characters of base64 that the example images may take; what is beyond is left out, and counted."""
+"""Characters of base64 that the example images may take; further images are left out, and counted."""
 
 
 def report(runs: Sequence[Path], out: Path | None = None) -> Path:
@@ -56,14 +56,14 @@ def report(runs: Sequence[Path], out: Path | None = None) -> Path:
 
     Args:
         runs: finished run directories; not exported or not benchmarked ones say so.
-        out: the HTML file; default ``report.html`` in the run directory, or ``comparison.html`` beside
-            the first of several.
+        out: the HTML file; by default ``report.html`` in the run directory, or ``comparison.html`` beside
+            the first of several run directories.
 
     Returns:
         Where it was written.
 
     Raises:
-        BadInput: no run, one that is no finished run directory, a damaged file, or no place to write.
+        BadInput: no run, a run that is not finished, a damaged file, or an output that cannot be written.
     """
     if not runs:
         raise BadInput("report: no run was given; name a run directory, as in runs/001")
@@ -96,7 +96,7 @@ def report(runs: Sequence[Path], out: Path | None = None) -> Path:
 
 @dataclass(frozen=True)
 class RunDrawings:
-    """The drawings of one run; what there is nothing to draw for is None or empty."""
+    """The drawings of one run; a drawing without data is None or empty."""
 
     strips: tuple[tuple[VotedGroup, Markup], ...]
     widths: tuple[tuple[str, int, int, Markup], ...]
@@ -143,8 +143,8 @@ def draw_votes(voted: VotedGroup, columns: int) -> Markup:
 
 def _draw_width(name: str, kept: int, size: int, columns: int) -> Markup:
     cells = [
-        Cells("pruned", True, range(kept), "kept, any order"),
-        Cells("v0", False, range(kept, size), "removed, any order"),
+        Cells("pruned", True, range(kept), "kept; the order has no meaning"),
+        Cells("v0", False, range(kept, size), "removed; the order has no meaning"),
     ]
     return charts.votes(f"{name}: {kept} of {size} units kept", cells, columns)
 
@@ -221,7 +221,7 @@ class ComparisonDrawings:
 
     flops: Markup
     latency: tuple[tuple[str, Markup], ...]
-    """For each runtime and thread count that at least two runs were timed in."""
+    """One for each combination of runtime and threads that at least two runs were timed with."""
 
 
 def draw_comparison(runs: Sequence[Findings]) -> ComparisonDrawings:
@@ -259,7 +259,7 @@ def _against(
 
 
 def _run_facts(found: Findings) -> dict[str, object]:
-    """What the run's template needs beside the findings and the drawings."""
+    """What the run's template needs in addition to the findings and the drawings."""
     result = found.result
     examples, layers = _examples(result), layer_shares(result)
     return {
@@ -313,7 +313,7 @@ def _worst(result: RunResult) -> list[tuple[int, str, str]]:
 
 
 def _names(runs: Sequence[Findings]) -> list[str]:
-    """A name for each run: its directory's, with the parent's where two would be the same."""
+    """A name for each run: its directory's, preceded by the parent's if two would be the same."""
     paths = [run.result.path.resolve() for run in runs]
     for parts in (1, 2):
         names = ["/".join(path.parts[-parts:]) for path in paths]

@@ -23,7 +23,7 @@ def size(value: float) -> str:
 
 
 def duration(milliseconds: float) -> str:
-    """Milliseconds, or what suits: "0.35 ms", "12.1 s"."""
+    """Milliseconds in a suitable unit: "0.35 ms", "12.1 s"."""
     if 0 < milliseconds < 1:
         return f"{milliseconds:.2g}{NNBSP}ms"
     return format_duration(milliseconds).replace(" ", NNBSP)
@@ -38,7 +38,7 @@ def seconds(value: float) -> str:
 
 
 def percent(fraction: float, digits: int = 1) -> str:
-    """A share of 1: "93.2 %"; never rounded up to 100 nor down to 0."""
+    """A share as a percentage: "93.2 %"; never rounded up to 100 nor down to 0."""
     text = f"{100 * fraction:.{digits}f}"
     if fraction > 0 and float(text) == 0:
         text = f"{100 * fraction:.2g}"

@@ -1,38 +1,32 @@
-"""What a run directory says: its files, read once and held against one another.
+"""The content of a run directory: its files, read once and checked against one another.
 
-A run directory is the contract between the commands. `prune` makes it, `export` and `bench` add to it,
-and nothing outside it is needed to explain the run.
+`prune` makes a run directory, `export` and `bench` add to it, and the report needs nothing else.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
-from pydantic import BaseModel
-
-from mvp_edge.reporting.run_files import (
+from mvp_edge.runs.choice import Front
+from mvp_edge.runs.files import (
     HistoryFile,
     LayersFile,
     NeighboursFile,
     ReferenceFile,
-    RunFile,
     TestFile,
     VotesFile,
 )
-from mvp_edge.runs.choice import FILE, Front
+from mvp_edge.runs.run_file import BegunRun, RunFile
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.manifest import MANIFEST, Manifest, read_manifest
 from mvp_edge_export.measuring.result import BenchResult
 from mvp_edge_export.storage import read_json
 from mvp_edge_export.verified import Verified, parse
 
-_Model = TypeVar("_Model", bound=BaseModel)
-
 
 @dataclass(frozen=True)
 class RunResult:
-    """Everything that a finished run directory says. What was not done yet is None."""
+    """Everything in a finished run directory. What was not done yet is None."""
 
     path: Path
     run: RunFile
@@ -64,25 +58,22 @@ def read_run(path: Path) -> RunResult:
         raise BadInput(
             f"{path} is not a run directory: run.json is missing; `mvp-edge prune` makes one"
         )
-    facts = read_json(path / "run.json", "run")
-    if isinstance(facts, dict) and facts.get("finished") is False:
-        # Most of its keys are written last, so this comes before they are asked for.
-        raise BadInput(
-            f"run {path} is not finished: give the same prune command again and it goes on"
-        )
+    if not BegunRun.load(path).finished:
+        raise BadInput(f"run {path} is not finished: repeat its prune command to resume it")
+    bench = path / "bench.json"
     result = RunResult(
         path=path,
-        run=parse(RunFile, facts, "run", path / "run.json"),
+        run=RunFile.load(path),
         verified=Verified.load(path / "verified.json", path / "network.safetensors"),
-        test=_read(path, "test.json", TestFile),
-        neighbours=_optional(path, "neighbours.json", NeighboursFile),
-        votes=_optional(path, "votes.json", VotesFile),
-        history=_optional(path, "history.json", HistoryFile),
-        reference=_optional(path, "reference.json", ReferenceFile),
-        layers=_optional(path, "layers.json", LayersFile),
+        test=TestFile.load(path),
+        neighbours=NeighboursFile.load_if_there(path),
+        votes=VotesFile.load_if_there(path),
+        history=HistoryFile.load_if_there(path),
+        reference=ReferenceFile.load_if_there(path),
+        layers=LayersFile.load_if_there(path),
         manifest=read_manifest(path / "bundle") if (path / "bundle" / MANIFEST).exists() else None,
-        front=_optional(path, FILE, Front),
-        bench=_optional(path, "bench.json", BenchResult),
+        front=Front.load_if_there(path),
+        bench=parse(BenchResult, read_json(bench, "run"), "run", bench) if bench.exists() else None,
     )
     for name, mistake in _contradictions(result):
         raise BadInput(f"run: {path / name}: {mistake}")
@@ -90,7 +81,7 @@ def read_run(path: Path) -> RunResult:
 
 
 def _contradictions(result: RunResult) -> Iterator[tuple[str, str]]:
-    """Files that are sound but do not belong together, with what to do."""
+    """Files that are valid but contradict one another: file, what is wrong and what to do."""
     verified, test, manifest, bench = result.verified, result.test, result.manifest, result.bench
     classes = len(result.run.task.classes)
     if len(test.per_class) != classes:
@@ -119,11 +110,3 @@ def _contradictions(result: RunResult) -> Iterator[tuple[str, str]]:
                 "bench.json",
                 "fingerprint.models: other files than the bundle's were timed; bench again",
             )
-
-
-def _read(folder: Path, name: str, model: type[_Model]) -> _Model:
-    return parse(model, read_json(folder / name, "run"), "run", folder / name)
-
-
-def _optional(folder: Path, name: str, model: type[_Model]) -> _Model | None:
-    return _read(folder, name, model) if (folder / name).exists() else None

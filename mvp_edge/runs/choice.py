@@ -1,19 +1,18 @@
-"""What the members of a front are like, and which of them is picked: front.json.
+"""front.json: the cost and accuracy of a front's members, and which member is picked.
 
-The choice is made on validation images and, for the fastest, on measured time; figures on test images
-stand beside it and decide nothing.
+A member is picked by its accuracy on validation images and, for the fastest, by its measured latency. The
+accuracy on test images is reported only.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from mvp_edge.runs.run_file import RunJson
+from mvp_edge.schema import Part
 from mvp_edge_export.profile import DeviceProfile
 from mvp_edge_export.quantities import format_bytes, format_count, format_duration
-from mvp_edge_export.storage import read_json, write_json
-from mvp_edge_export.verified import parse
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,83 +21,92 @@ FILE = "front.json"
 Pick = Literal["smallest", "fastest", "best"]
 
 NEAR_BEST = 1.0
-"""Points of validation accuracy under the best member that count as no loss, where a profile says nothing."""
+"""A member is accurate enough within this many percentage points of the best, if the profile sets no limit."""
 
 
 SLACK = 1e-9
-"""For the last bit of a difference of two accuracies."""
+"""Tolerance for rounding in the difference of two accuracies."""
 
 
-class _Fact(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Timing(_Fact):
-    """One member's time for an image in one runtime, measured on the machine that made the front."""
+class MemberLatency(Part):
+    """The latency of one member in one runtime, measured on the machine that made the front."""
 
     runtime: str
     version: str
     threads: int
     p50: float = Field(gt=0)
-    """Milliseconds, as all times here."""
+    """Median in milliseconds for one image."""
     p50_interval: tuple[float, float]
+    """95 % interval of the median, in milliseconds."""
     p90: float
+    """90th percentile in milliseconds."""
     status: str
-    """OK, NOISY or INVALID, as `mvp-edge bench` says."""
+    """OK, NOISY or INVALID, with the same meaning as in `mvp-edge bench`."""
 
 
-class Member(_Fact):
-    """One network of a front; its run lies in the folder of its number."""
+class Member(Part):
+    """One network of a front. Its run directory is front/<number>."""
 
     number: int
     keep: float
     flops: int
     params: int
     file: int
-    """Bytes of the exported model, predicted."""
+    """Predicted size of the exported model in bytes."""
     validation: float = Field(ge=0, le=1)
+    """Top-1 on the validation images."""
     test: float = Field(ge=0, le=1)
-    timings: tuple[Timing, ...] = ()
+    """Top-1 on the test images."""
+    timings: tuple[MemberLatency, ...] = ()
     missed: tuple[str, ...] = ()
-    """Budgets that it does not meet, its accuracy on test images aside."""
+    """Budgets that it does not meet, except the accuracy budget."""
 
     @property
-    def fastest(self) -> Timing | None:
-        """Its time in the runtime that is fastest for it."""
+    def fastest(self) -> MemberLatency | None:
+        """Its latency in the runtime where the median is lowest; None if it was not timed."""
         return min(self.timings, key=lambda timing: timing.p50, default=None)
 
     @property
     def price(self) -> float:
-        """What its accuracy is weighed against: milliseconds, or multiply-adds where nothing was timed."""
+        """Its cost: the lowest median latency in milliseconds, or multiply-adds if nothing was timed."""
         return self.fastest.p50 if self.fastest else float(self.flops)
 
 
-class Limit(_Fact):
+class Images(Part):
+    """Numbers of images that the accuracies were measured on."""
+
+    validation: int = Field(ge=1)
+    test: int
+
+
+class Limit(Part):
     """The validation accuracy that a picked member has to reach."""
 
     least: float
     rule: str
-    """In words, as in "is within …"."""
+    """The same in words, to follow "the smallest that is …"."""
 
 
-class Front(_Fact):
+class Front(RunJson):
     """front.json: the members from small to large, and the picked one."""
 
-    schema_: Literal[1] = Field(default=1, alias="schema")
+    kind: ClassVar[str] = "front"
+    file_name: ClassVar[str] = FILE
+
     asked: int | None
-    """Members that were asked for; rounding leaves fewer where two would have the same widths. None: sizes
+    """Members that were asked for; there are fewer if two would have had the same widths. None: sizes
     were tried from small to large, up to the first that is accurate enough."""
     pick: Pick
     picked: int
-    """Its number."""
+    """Number of the picked member."""
     why: str
+    """Why it was picked, in words."""
     limit: Limit
     reference: float | None
-    """The fine-tuned unpruned network's accuracy on validation images."""
-    images: dict[str, int]
-    """Images that the accuracies are of: validation and test."""
+    """Top-1 of the fine-tuned unpruned network on validation images."""
+    images: Images
     timed: str
-    """Where the times were measured, or why there are none."""
+    """Where the latencies were measured, or why there are none."""
     members: tuple[Member, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -114,20 +122,11 @@ class Front(_Fact):
 
     @property
     def caption(self) -> str:
-        """What to know about the figures."""
+        """How to read the table of members."""
         bad = {t.status for m in self.members for t in m.timings} - {"OK"}
         noisy = " Another load ran meanwhile: NOISY." if "NOISY" in bad else ""
         slow = " The machine was throttled: INVALID." if "INVALID" in bad else ""
         return f"▶ picked, · worse and slower than another. {self.timed}{noisy}{slow}"
-
-    def save(self, run: Path) -> None:
-        """Write it into a run directory."""
-        write_json(run / FILE, self.model_dump(mode="json", by_alias=True))
-
-    @classmethod
-    def load(cls, run: Path) -> Self:
-        """The front of a run directory; BadInput where it is missing or damaged."""
-        return parse(cls, read_json(run / FILE, "front"), "front", run / FILE)
 
     def table(self) -> "Table":
         """The members for people, at most 80 columns wide."""
@@ -154,7 +153,7 @@ class Front(_Fact):
 
 
 def limit_for(profile: DeviceProfile, members: Sequence[Member], reference: float | None) -> Limit:
-    """What counts as accurate enough: the profile's max_drop, or nearly as good as the best member."""
+    """Which accuracy is enough: the profile's max_drop, or within `NEAR_BEST` points of the best member."""
     drop = profile.accuracy.max_drop
     if drop is not None and reference is not None:
         rule = (
@@ -171,9 +170,9 @@ def limit_for(profile: DeviceProfile, members: Sequence[Member], reference: floa
 
 
 def choose(members: Sequence[Member], pick: Pick, limit: Limit) -> tuple[Member, str]:
-    """The picked member, and why it is.
+    """The picked member, and why it was picked.
 
-    Members that miss a budget are passed over, unless all do.
+    Members that miss a budget are left out, unless all of them do.
     """
     fitting = [member for member in members if not member.missed] or list(members)
     enough = [member for member in fitting if member.validation >= limit.least - SLACK]
@@ -188,7 +187,7 @@ def choose(members: Sequence[Member], pick: Pick, limit: Limit) -> tuple[Member,
 
 
 def undominated(members: Sequence[Member]) -> list[Member]:
-    """Those that no other member beats in validation accuracy and time (else multiply-adds) at once."""
+    """The Pareto front: members with no other at least as accurate and as cheap, and better in one."""
     return [
         one
         for one in members

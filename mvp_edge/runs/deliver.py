@@ -10,7 +10,9 @@ from torch import nn
 from mvp_edge.methods.catalogue import recipe_for
 from mvp_edge.pruning.batches import Batches
 from mvp_edge.pruning.finetune import Ledger, initialise_head
+from mvp_edge.runs.files import TaskFile
 from mvp_edge.runs.run import Run
+from mvp_edge.runs.run_file import RunFile
 from mvp_edge.subnetwork.backbone import Backbone, load_backbone
 from mvp_edge.subnetwork.network import TENSORS, Network
 from mvp_edge.subnetwork.operators import operators
@@ -56,11 +58,11 @@ def export(
     done = run if isinstance(run, Run) else Run.load(run)
     done.check()
     path, network = done.path, done.network
-    facts = read_json(path / "run.json", "run")
+    source = RunFile.load(path).backbone.source
     profile = parse(
         DeviceProfile, read_json(path / "profile.json", "run"), "run", path / "profile.json"
     )
-    task = Task.from_json(read_json(path / "task.json", "run"))
+    task = Task.from_json(TaskFile.load(path).model_dump(mode="json", by_alias=True))
     test, validation = (task.images(split, network.preprocess) for split in ("test", "val"))
     if precisions is None:
         # Of the runtimes, OpenVINO alone has files in fp16.
@@ -69,7 +71,7 @@ def export(
     unpruned = None
     if baseline:
         progress("preparing the unpruned network")
-        backbone = load_backbone(facts["backbone"]["source"], network.preprocess.size)
+        backbone = load_backbone(source, network.preprocess.size)
         if backbone.sha256 != network.backbone_sha256:
             raise BadInput(
                 f"--baseline: {backbone.source} is not the backbone that {path} was pruned from any more"

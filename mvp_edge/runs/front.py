@@ -19,7 +19,8 @@ from typing import Self
 
 from mvp_edge.methods.catalogue import DEFAULT_KEEP, METHODS
 from mvp_edge.pruning.problem import Progress
-from mvp_edge.runs.choice import FILE, SLACK, Front, Member, Timing, choose, limit_for
+from mvp_edge.runs.choice import SLACK, Front, Images, Member, MemberLatency, choose, limit_for
+from mvp_edge.runs.files import NeighboursFile, PrunedFile, ReferenceFile
 from mvp_edge.runs.run import (
     Run,
     ask_neighbours,
@@ -29,6 +30,7 @@ from mvp_edge.runs.run import (
     execute,
     tune_reference,
 )
+from mvp_edge.runs.run_file import BegunRun, RunFile
 from mvp_edge.runs.rundir import Claim, RunDirectory
 from mvp_edge.runs.settle import Settled
 from mvp_edge.runs.sizing import sized
@@ -45,7 +47,7 @@ RUNGS = 5
 """Sizes that are tried where the profile's max_drop decides."""
 SECONDS = 2.0
 """Timed seconds for each member in each runtime."""
-_SHARED = ("neighbours.json", "reference.json")
+_SHARED = (NeighboursFile, ReferenceFile)
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ def execute_front(plan: FrontPlan, run: RunDirectory, progress: Progress) -> Run
             runs.append(_member(member, run, number, len(plan.members), progress))
             if settled.climbs and _enough(settled, runs[-1], run):
                 break
-    if not run.has(FILE):
+    if not run.has(Front):
         with run.phase("latency"):
             timings = _timed(runs, plan.bench, progress)
         _chosen(plan, runs, timings, run).save(run.path)
@@ -183,24 +185,26 @@ def _member(
         progress(f"{number} of {count}: {phase}", done, total)
 
     with RunDirectory.claim(claim, path, force=False) as member:
-        for name in _SHARED:
-            if run.has(name) and not member.has(name):
-                member.write(name, run.read(name))
+        for file in _SHARED:
+            if run.has(file) and not member.has(file):
+                member.write(run.read(file))
         return execute(settled, member, named)
 
 
 def _enough(settled: Settled, member: Run, run: RunDirectory) -> bool:
     """Whether it loses no more than accuracy.max_drop, on validation images."""
-    reference = run.read("reference.json")["validation"]
+    reference = run.read(ReferenceFile).validation
     limit = limit_for(settled.profile, (), reference)
     return _validation(member) >= limit.least - SLACK
 
 
 def _validation(run: Run) -> float:
-    return float(RunDirectory(run.path).read("pruned.json")["scores"]["val"])
+    return PrunedFile.load(run.path).scores["val"]
 
 
-def _timed(runs: Sequence[Run], bench: Bench, progress: Progress) -> list[tuple[Timing, ...]]:
+def _timed(
+    runs: Sequence[Run], bench: Bench, progress: Progress
+) -> list[tuple[MemberLatency, ...]]:
     """Each member's times, one after another, close together."""
     timings = []
     for done, run in enumerate(runs):
@@ -210,7 +214,7 @@ def _timed(runs: Sequence[Run], bench: Bench, progress: Progress) -> list[tuple[
     return timings
 
 
-def _times(run: Run, bench: Bench) -> tuple[Timing, ...]:
+def _times(run: Run, bench: Bench) -> tuple[MemberLatency, ...]:
     if not bench.runtimes:
         return ()
     size = run.network.preprocess.size
@@ -231,7 +235,7 @@ def _times(run: Run, bench: Bench) -> tuple[Timing, ...]:
             shape = (1, 3, size, size)
             cell = time_model(model, shape, runtime, bench.threads, seconds=SECONDS)
             found.append(
-                Timing(
+                MemberLatency(
                     runtime=runtime,
                     version=cell.version,
                     threads=cell.threads,
@@ -245,7 +249,10 @@ def _times(run: Run, bench: Bench) -> tuple[Timing, ...]:
 
 
 def _chosen(
-    plan: FrontPlan, runs: Sequence[Run], timings: Sequence[tuple[Timing, ...]], run: RunDirectory
+    plan: FrontPlan,
+    runs: Sequence[Run],
+    timings: Sequence[tuple[MemberLatency, ...]],
+    run: RunDirectory,
 ) -> Front:
     """The table, and the choice that follows from it."""
     settled = plan.settled
@@ -254,7 +261,7 @@ def _chosen(
         _figures(number, made, times)
         for number, (made, times) in enumerate(zip(runs, timings, strict=True), 1)
     ]
-    reference = run.read("reference.json")["validation"] if request.reference else None
+    reference = run.read(ReferenceFile).validation if request.reference else None
     limit = limit_for(settled.profile, members, reference)
     pick = request.pick or "smallest"
     picked, why = choose(members, pick, limit)
@@ -265,19 +272,19 @@ def _chosen(
         why=why,
         limit=limit,
         reference=reference,
-        images={"validation": len(splits["val"]), "test": len(splits["test"])},
+        images=Images(validation=len(splits["val"]), test=len(splits["test"])),
         timed=plan.bench.told,
         members=tuple(members),
     )
 
 
-def _figures(number: int, run: Run, timings: tuple[Timing, ...]) -> Member:
+def _figures(number: int, run: Run, timings: tuple[MemberLatency, ...]) -> Member:
     verified = run.verified
     file = next(verdict.reached for verdict in verified.verdicts if verdict.budget == "file")
     missed = [verdict.budget for verdict in verified.failed]
     return Member(
         number=number,
-        keep=RunDirectory(run.path).read("run.json")["keep"]["chosen"],
+        keep=RunFile.load(run.path).keep.chosen,
         flops=verified.cost.flops,
         params=verified.cost.params,
         file=int(file or 0),
@@ -291,6 +298,6 @@ def _figures(number: int, run: Run, timings: tuple[Timing, ...]) -> Member:
 def _adopt(member: Run, run: RunDirectory) -> None:
     """Copy a member's files to the top of the run."""
     for source in sorted(member.path.iterdir()):
-        if source.is_file() and source.name != "run.json":
+        if source.is_file() and source.name != BegunRun.file_name:
             with atomic_file(run.path / source.name) as partial:
                 shutil.copyfile(source, partial)

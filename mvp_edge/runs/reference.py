@@ -1,24 +1,24 @@
-"""The unpruned backbone, fine-tuned as a user would: what a drop in accuracy is measured against."""
+"""The unpruned backbone, fine-tuned on the task: the drop in accuracy is measured against it."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from mvp_edge.methods.catalogue import recipe_for
 from mvp_edge.pruning.problem import Problem
 from mvp_edge.pruning.results import scores
 from mvp_edge.pruning.training import fine_tune
+from mvp_edge.runs.files import ReferenceFile
 from mvp_edge.runs.settle import Settled
-from mvp_edge_export.storage import read_json, sha256_json, write_json
+from mvp_edge_export.storage import sha256_json
 
 FOLDER, CHECKPOINT = ".references", ".reference.safetensors"
 
 
-def tuned_reference(settled: Settled, problem: Problem, run: Path) -> dict[str, Any]:
-    """Its accuracy on the test and on the validation images, and what it cost.
+def tuned_reference(settled: Settled, problem: Problem, run: Path) -> ReferenceFile:
+    """Fine-tune the unpruned backbone on the task, or read the result of an earlier run of the same task.
 
-    Kept per task beside the runs, so that the second run of a task has it at once. ``run`` is the run
-    directory, where a killed one finds its checkpoint.
+    Results are kept beside the run directories. ``run`` is the run directory; the checkpoint of an
+    interrupted fine-tuning lies there.
     """
     task, backbone = settled.task, settled.backbone
     recipe = recipe_for(
@@ -42,16 +42,13 @@ def tuned_reference(settled: Settled, problem: Problem, run: Path) -> dict[str, 
         )
         tuned = fine_tune(whole, backbone.with_head(len(task.classes)), {})
         scored = scores(tuned, task, backbone)
-        facts = {
-            "schema": 1,
-            "top1": scored["test"],
-            "n": len(task.splits["test"]),
-            "validation": scored.get("val"),
-            "steps": recipe.steps,
-            "training_flops": tuned.ledger.total_flops,
-            "seconds": round(tuned.seconds, 1),
-        }
-        write_json(kept, facts)
+        ReferenceFile(
+            top1=scored["test"],
+            n=len(task.splits["test"]),
+            validation=scored.get("val"),
+            steps=recipe.steps,
+            training_flops=tuned.ledger.total_flops,
+            seconds=round(tuned.seconds, 1),
+        ).write(kept)
     checkpoint.unlink(missing_ok=True)
-    result: dict[str, Any] = read_json(kept, "reference")
-    return result
+    return ReferenceFile.read(kept)

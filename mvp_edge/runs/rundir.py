@@ -1,10 +1,10 @@
-"""The run directory: a folder of whole files that commands hand each other.
+"""The run directory: a folder of files that one command writes and the next one reads.
 
-    run.json     there from the first moment, with the arguments; says `finished` when all else is there
-    <file>.json  one or more a phase, each whole when its phase is done
+    run.json     written first, with the arguments; says `finished` when all other files are there
+    <file>.json  one or more for each phase, written when the phase is done (`mvp_edge.runs.files`)
 
-The same arguments find the same unfinished directory again. While a process works on a run it holds a
-lock on the folder, so that two never work on one.
+A command with the same arguments finds its unfinished directory again and resumes it. While a process works
+on a run it holds a lock on the folder, so that no two processes work on the same run.
 """
 
 import errno
@@ -19,28 +19,29 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mvp_edge import __version__
 from mvp_edge.machine import this_computer, versions
+from mvp_edge.runs.run_file import BegunRun, Outcome, Phase, RunFile, RunJson
 from mvp_edge_export.errors import BadInput, BudgetMissed
-from mvp_edge_export.storage import read_json, write_json
 
 RUNS = Path("runs")
-_FACTS = "run.json"
+_FACTS = BegunRun.file_name
+_File = TypeVar("_File", bound=RunJson)
 _WORK = ("neighbours.json", ".checkpoint.safetensors", "pruned.json", "front")
-"""Files that took work: a run that has none of them is no loss."""
+"""What takes long to make: a run directory without any of these is removed after an error."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """Whose run it is: what an unfinished one must agree in to be gone on with."""
+    """What a command asks for: an unfinished run is resumed only if it was begun with the same claim."""
 
     arguments: Mapping[str, Any]
     identity: Mapping[str, str]
-    """What the arguments meant when the run began: hashes of the profile, the images, …"""
+    """Hashes of what the arguments refer to: the profile, the images, …"""
     command: Callable[[Path], list[str]]
-    """The command line for a run at that place."""
+    """Run directory → the command line of this run."""
 
 
 @dataclass(frozen=True)
@@ -52,17 +53,17 @@ class RunDirectory:
     @classmethod
     @contextmanager
     def claim(cls, claim: Claim, out: Path | None, *, force: bool) -> "Iterator[RunDirectory]":
-        """Hold the directory for these arguments: ``out``, the unfinished one of the same, or the next number.
+        """Lock the run directory of this claim: ``out``, the unfinished one of the same claim, or the next number.
 
-        With ``force`` another run at ``out`` is replaced. Bad input that comes to light before anything
-        was computed takes a new directory away again, and puts a replaced one back.
+        ``force`` replaces another run at ``out``. If an error shows before anything was computed, a new
+        directory is removed, and a replaced one is restored.
 
         Raises:
-            BadInput: a finished run, a run of other arguments, one that another process works on, or a
-                folder that is none.
+            BadInput: ``out`` is a finished run, a run with other arguments, a run that another process
+                works on, or not a run directory.
         """
         if force and out is None:
-            raise BadInput("--force replaces the run at --out: say which")
+            raise BadInput("replaces the run at --out: give --out as well", field="force")
         path, aside, made = _place(claim, out, force=force)
         lock = _locked(path)
         if lock is None:
@@ -70,13 +71,13 @@ class RunDirectory:
         run = cls(path)
         try:
             if not (path / _FACTS).exists():
-                write_json(path / _FACTS, _beginning(claim, path))
+                run.write(_beginning(claim, path))
             yield run
         except (BadInput, BudgetMissed):
-            if not any(run.has(name) for name in _WORK):
+            if not any((path / name).exists() for name in _WORK):
                 _empty(path)
                 for folder in made:
-                    with suppress(OSError):  # others may have come to use it
+                    with suppress(OSError):  # another process may use it by now
                         folder.rmdir()
                 if aside is not None:
                     path.rmdir()
@@ -89,59 +90,57 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: Path) -> "RunDirectory":
-        """A finished run; BadInput otherwise."""
+        """Open a finished run; BadInput if there is none."""
         if not (path / _FACTS).exists():
             raise BadInput(
                 f"{path} is not a run directory ({_FACTS} is missing): mvp-edge prune makes one"
             )
-        if not _facts(path).get("finished"):
-            raise BadInput(f"run {path} is not finished: repeat its command to go on")
+        if not BegunRun.load(path).finished:
+            raise BadInput(f"run {path} is not finished: repeat its command to resume it")
         return cls(path)
 
     @staticmethod
     def finished(path: Path) -> bool:
-        """Whether a finished run lies there."""
-        return (path / _FACTS).exists() and bool(_facts(path).get("finished"))
+        """Whether ``path`` is a finished run."""
+        return (path / _FACTS).exists() and BegunRun.load(path).finished
 
-    def has(self, name: str) -> bool:
-        """Whether a phase's file is there."""
-        return (self.path / name).exists()
+    def has(self, file: type[RunJson]) -> bool:
+        """Whether the run has this file."""
+        return (self.path / file.file_name).exists()
 
-    def read(self, name: str) -> Any:
-        """One of its JSON files."""
-        return read_json(self.path / name, "run")
+    def read(self, file: type[_File]) -> _File:
+        """Read one of its files; BadInput says which key is wrong."""
+        return file.load(self.path)
 
-    def write(self, name: str, value: Mapping[str, Any]) -> None:
-        """Write one of its JSON files, whole."""
-        write_json(self.path / name, {"schema": 1, **value})
+    def write(self, content: RunJson) -> None:
+        """Write one of its files, whole."""
+        content.save(self.path)
 
-    def update(self, **facts: Any) -> None:
-        """Add to run.json."""
-        self.write(_FACTS, {**self.read(_FACTS), **facts})
-
-    def finish(self, **facts: Any) -> None:
-        """Add to run.json that all is there, and remove what killed processes left half-written."""
-        self.update(**facts, finished=True)
+    def finish(self, outcome: Outcome) -> None:
+        """Write in run.json that the run is finished, and remove what killed processes left half-written."""
+        self.write(RunFile.of(self.read(BegunRun), outcome))
         for leftover in self.path.glob(".*"):
             if leftover.is_file():
                 leftover.unlink()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Time what is done inside; run.json lists each phase once, with the seconds of all its parts."""
+        """Add the time that is spent inside the ``with`` block to the phase in run.json."""
         start = time.perf_counter()
         yield
         self.spent(name, time.perf_counter() - start)
 
     def spent(self, name: str, seconds: float) -> None:
-        """Add to what a phase has taken."""
-        phases = {phase["name"]: phase["seconds"] for phase in self.read(_FACTS)["phases"]}
+        """Add ``seconds`` to the phase in run.json, which lists each phase once."""
+        begun = self.read(BegunRun)
+        phases = {phase.name: phase.seconds for phase in begun.phases}
         phases[name] = round(phases.get(name, 0.0) + seconds, 3)
-        self.update(phases=[{"name": n, "seconds": s} for n, s in phases.items()])
+        listed = tuple(Phase(name=name, seconds=seconds) for name, seconds in phases.items())
+        self.write(begun.model_copy(update={"phases": listed}))
 
 
 def _place(claim: Claim, out: Path | None, *, force: bool) -> tuple[Path, Path | None, list[Path]]:
-    """The folder to work in, where another run was put aside, and the folders made for it, inmost first."""
+    """The folder to work in, where a replaced run was put, and the folders that were made, innermost first."""
     try:
         if out is None:
             return _next(claim)
@@ -149,14 +148,15 @@ def _place(claim: Claim, out: Path | None, *, force: bool) -> tuple[Path, Path |
         if _occupied(out):
             if not (out / _FACTS).is_file():
                 raise BadInput(
-                    f"--out {out} exists and is not a run directory: choose another place"
+                    f"{out} exists and is not a run directory: choose another place", field="out"
                 )
             differs = _differs(out, claim)
             if differs is None:
                 return out, None, []
             if not force:
                 raise BadInput(
-                    f"--out {out}: that run {differs}; choose another place, or --force replaces it"
+                    f"{out}: that run {differs}; choose another place, or --force replaces it",
+                    field="out",
                 )
             if not _free(out):
                 raise BadInput(f"run {out}: another process is working on it")
@@ -176,7 +176,7 @@ def _next(claim: Claim) -> tuple[Path, None, list[Path]]:
     RUNS.mkdir(exist_ok=True)
     numbered = {int(p.name): p for p in RUNS.iterdir() if re.fullmatch(r"\d{3,}", p.name)}
     for _, path in sorted(numbered.items(), reverse=True):
-        with suppress(BadInput):  # a broken run is nobody's to go on with
+        with suppress(BadInput):  # a damaged run cannot be resumed
             if _differs(path, claim) is None and _free(path):
                 return path, None, []
     number = max(numbered, default=0)
@@ -188,38 +188,34 @@ def _next(claim: Claim) -> tuple[Path, None, list[Path]]:
             return path, None, [path, *made]
 
 
-def _beginning(claim: Claim, path: Path) -> dict[str, Any]:
-    return {
-        "schema": 1,
-        "version": __version__,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": claim.command(path),
-        "arguments": dict(claim.arguments),
-        "identity": dict(claim.identity),
-        "versions": versions(),
-        "machine": this_computer(),
-        "phases": [],
-        "finished": False,
-    }
+def _beginning(claim: Claim, path: Path) -> BegunRun:
+    return BegunRun(
+        version=__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=tuple(claim.command(path)),
+        arguments=dict(claim.arguments),
+        identity=dict(claim.identity),
+        versions=versions(),
+        machine=this_computer(),
+    )
 
 
 def _differs(path: Path, claim: Claim) -> str | None:
-    """Why the run there cannot be gone on with, as in "that run …"; None if it can."""
-    facts = _facts(path)
-    if facts.get("finished"):
+    """Why the run at ``path`` cannot be resumed, as in "that run …"; None if it can be."""
+    begun = BegunRun.load(path)
+    if begun.finished:
         return "is finished"
-    theirs: Any = facts.get("arguments") or {}
+    theirs = begun.arguments
     if theirs != dict(claim.arguments):
         names = sorted({*claim.arguments, *theirs})
         other = [name for name in names if theirs.get(name) != claim.arguments.get(name)]
         return f"has other arguments ({', '.join(other)})"
-    theirs = facts.get("identity", {})
-    changed = [name for name, value in claim.identity.items() if theirs.get(name) != value]
+    changed = [name for name, value in claim.identity.items() if begun.identity.get(name) != value]
     return f"began before this changed: {', '.join(changed)}" if changed else None
 
 
 def _locked(folder: Path) -> int | None:
-    """A descriptor that holds the folder's lock; None while another process does."""
+    """A file descriptor that holds the folder's lock; None while another process holds it."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -249,10 +245,3 @@ def _empty(folder: Path) -> None:
 
 def _occupied(path: Path) -> bool:
     return any(path.iterdir()) if path.is_dir() else path.exists()
-
-
-def _facts(path: Path) -> dict[str, Any]:
-    facts = read_json(path / _FACTS, "run")
-    if not isinstance(facts, dict):
-        raise BadInput(f"run: {path / _FACTS} is not what mvp-edge prune writes")
-    return facts

@@ -11,11 +11,11 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from mvp_edge.pruning.problem import Progress
+from mvp_edge.runs.files import SizingFile, SizingRound
 from mvp_edge.runs.rundir import RunDirectory
 from mvp_edge.runs.settle import Settled
 from mvp_edge.subnetwork.budget import Plan
@@ -30,7 +30,6 @@ from mvp_edge_export.measuring.result import Cell, Protocol
 from mvp_edge_export.profile import DeviceProfile
 from mvp_edge_export.sessions import installed_runtimes
 
-SIZING = "sizing.json"
 ROUNDS = 3
 SECONDS = 2.0
 """Timed for each runtime and number of threads in a round."""
@@ -52,62 +51,60 @@ def sized(settled: Settled, run: RunDirectory, progress: Progress) -> Settled:
     laws = latency_laws(settled.profile)
     if not _limits(settled.profile) or not laws or not _is_here(settled.profile):
         return settled
-    if not run.has(SIZING):
+    if not run.has(SizingFile):
         with run.phase("sizing"):
-            run.write(SIZING, _rounds(settled, laws, progress))
-    found = run.read(SIZING)
-    factors = found["rounds"][found["chosen"]]["factors"]
+            run.write(_rounds(settled, laws, progress))
+    factors = run.read(SizingFile).choice.factors
     sizer = settled.sizer.with_laws(_scaled(laws, factors))
     return replace(settled, plan=sizer.solve(settled.ceiling))
 
 
-def _rounds(settled: Settled, laws: Sequence[LatencyLaw], progress: Progress) -> dict[str, Any]:
+def _rounds(settled: Settled, laws: Sequence[LatencyLaw], progress: Progress) -> SizingFile:
     """sizing.json: every round's widths, what was predicted and measured, and which is taken."""
     limits = _limits(settled.profile)
     plan, factors = settled.plan, {_place(law): 1.0 for law in laws}
-    rounds: list[dict[str, Any]] = []
+    rounds: list[SizingRound] = []
     while len(rounds) < ROUNDS:
         progress("sizing", len(rounds), ROUNDS)
         network, cells = _timed(settled, plan, laws)
         best = min(cells, key=lambda cell: cell.latency.p50)
         used = max(getattr(best.latency, f"{name}_interval")[1] / limit for name, limit in limits)
         rounds.append(
-            {
-                "widths": plan.widths,
-                "keep": plan.keep,
-                "factors": dict(factors),
-                "predicted": {k: v for k, v in plan.reached.items() if k.startswith("latency.")},
-                "measured": [cell.model_dump(mode="json", exclude={"processes"}) for cell in cells],
-                "best": cells.index(best),
-                "used": used,
-            }
+            SizingRound(
+                widths=dict(plan.widths),
+                keep=plan.keep,
+                factors=dict(factors),
+                predicted={k: v for k, v in plan.reached.items() if k.startswith("latency.")},
+                measured=tuple(cells),
+                best=cells.index(best),
+                used=used,
+            )
         )
         bound = plan.binding is not None and plan.binding.startswith("latency.")
         if used <= 1 and (used >= ENOUGH or not bound):
             break
         factors = factors | _corrections(network, laws, cells)
         plan = settled.sizer.with_laws(_scaled(laws, factors)).solve(settled.ceiling)
-        if any(plan.widths == one["widths"] for one in rounds):
+        if any(plan.widths == one.widths for one in rounds):
             break
     progress("sizing", ROUNDS, ROUNDS)
-    fitting = [i for i, one in enumerate(rounds) if one["used"] <= 1]
+    fitting = [i for i, one in enumerate(rounds) if one.used <= 1]
     if not fitting:
-        least = min(rounds, key=lambda one: float(one["used"]))
+        least = min(rounds, key=lambda one: one.used)
         raise BudgetMissed(
             f"profile {settled.profile.id}: latency measured in {len(rounds)} rounds, and the best network "
-            f"still takes {least['used']:.2f} × the budget; raise it, or allow smaller networks "
+            f"still takes {least.used:.2f} × the budget; raise it, or allow smaller networks "
             f"(prune.min_channels is {settled.profile.prune.min_channels})"
         )
-    return {"rounds": rounds, "chosen": max(fitting, key=lambda i: float(rounds[i]["used"]))}
+    return SizingFile(rounds=tuple(rounds), chosen=max(fitting, key=lambda i: rounds[i].used))
 
 
 def chosen_cell(run: RunDirectory) -> Cell | None:
     """What was measured of the widths that were taken; None where nothing was."""
-    if not run.has(SIZING):
+    if not run.has(SizingFile):
         return None
-    found = run.read(SIZING)
-    chosen = found["rounds"][found["chosen"]]
-    return Cell.model_validate({**chosen["measured"][chosen["best"]], "processes": ()})
+    chosen = run.read(SizingFile).choice
+    return chosen.measured[chosen.best]
 
 
 def _timed(

@@ -1,4 +1,4 @@
-"""Verification: what a network costs and how well it does, held against a device's budgets.
+"""Verification: a network's cost and accuracy, compared with the budgets of a device.
 
 Only its result, `Verified`, can be exported.
 """
@@ -6,6 +6,7 @@ Only its result, `Verified`, can be exported.
 import base64
 import io
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 from torch import nn
 
 from mvp_edge.pruning.finetune import accuracy, predict_logits
+from mvp_edge.runs.files import ClassAccuracy, Example, TestFile
 from mvp_edge.runs.sizing import PROTOCOL
 from mvp_edge.subnetwork.backbone import Backbone
 from mvp_edge.subnetwork.cost import cross_check, file_bytes, measure
@@ -27,46 +29,46 @@ from mvp_edge_export.profile import DeviceProfile
 from mvp_edge_export.verified import Cost, Verdict, Verified
 
 
-def verify(
-    module: nn.Module,
-    weights_sha256: str,
-    backbone: Backbone,
-    task: Task,
-    profile: DeviceProfile,
-    reference: float | None,
-    timed: Cell | None = None,
-) -> tuple[Verified, dict[str, Any]]:
-    """Count, cross-check and test ``module``; returns the verdict and test.json's content.
+@dataclass(frozen=True)
+class Verification:
+    """What a network is verified against: the task's test images and the budgets of a profile."""
 
-    ``reference``: top-1 of the fine-tuned unpruned backbone, which the accuracy budget needs.
-    ``timed``: a network of these widths as it was measured on the device, if it was.
-    """
-    shape, batch = backbone.shape, profile.input.batch
-    cost = measure(module, shape, batch)
-    images = task.images("test", backbone.preprocess)
-    logits = predict_logits(module, images.pixels, backbone.preprocess)
-    top1 = accuracy(logits, images.labels)
-    verified = Verified(
-        weights_sha256=weights_sha256,
-        cost=cost,
-        cost_baseline=measure(backbone.outline(len(task.classes)), shape, batch),
-        accuracy=top1,
-        images=len(images.labels),
-        verdicts=(
-            *verdicts(cost, file_bytes(module), top1, reference, profile),
-            *latency_verdicts(operators(module, shape, batch), profile, timed),
-        ),
-        profile=profile.id,
-        profile_sha256=profile.sha256,
-        checks=cross_check(module, shape),
-    )
-    return verified, tested(logits, images, task)
+    backbone: Backbone
+    task: Task
+    profile: DeviceProfile
+    reference: float | None = None
+    """Top-1 of the fine-tuned unpruned backbone, 0..1, which the accuracy budget needs."""
+    timed: Cell | None = None
+    """The latency of a network with the same widths, if it was measured on the device."""
+
+    def verify(self, module: nn.Module, weights_sha256: str) -> tuple[Verified, TestFile]:
+        """Count, cross-check and test ``module``, whose weights have the given hash."""
+        shape, batch = self.backbone.shape, self.profile.input.batch
+        cost = measure(module, shape, batch)
+        images = self.task.images("test", self.backbone.preprocess)
+        logits = predict_logits(module, images.pixels, self.backbone.preprocess)
+        top1 = accuracy(logits, images.labels)
+        verified = Verified(
+            weights_sha256=weights_sha256,
+            cost=cost,
+            cost_baseline=measure(self.backbone.outline(len(self.task.classes)), shape, batch),
+            accuracy=top1,
+            images=len(images.labels),
+            verdicts=(
+                *verdicts(cost, file_bytes(module), top1, self.reference, self.profile),
+                *latency_verdicts(operators(module, shape, batch), self.profile, self.timed),
+            ),
+            profile=self.profile.id,
+            profile_sha256=self.profile.sha256,
+            checks=cross_check(module, shape),
+        )
+        return verified, tested(logits, images, self.task)
 
 
 def verdicts(
     cost: Cost, file: int, top1: float, reference: float | None, profile: DeviceProfile
 ) -> list[Verdict]:
-    """One verdict a budget. What is only predicted or not yet measured is never a plain PASS."""
+    """One verdict for each budget but latency; the accuracy budget is INCONCLUSIVE without a reference."""
     budgets = profile.budgets
     result = [
         _judge("flops", budgets.flops, cost.flops, "multiply-adds", "counted"),
@@ -105,7 +107,7 @@ def verdicts(
 def latency_verdicts(
     network: Operators, profile: DeviceProfile, timed: Cell | None
 ) -> Iterator[Verdict]:
-    """One verdict a latency budget: PASS or FAIL only of what was measured on the device."""
+    """One verdict for each latency budget: PASS or FAIL only if the latency was measured on the device."""
     limits = profile.budgets.latency
     predicted = fastest(latency_laws(profile), network)
     for key in ("p50", "p90"):
@@ -129,43 +131,42 @@ def _judge(
     )
 
 
-def tested(logits: NDArray[np.float32], images: Images, task: Task) -> dict[str, Any]:
-    """test.json: accuracy per class, the confusion matrix, and a few example images."""
+def tested(logits: NDArray[np.float32], images: Images, task: Task) -> TestFile:
+    """Accuracy per class, the confusion matrix, and a few example images."""
     predicted = logits.argmax(1)
     count = len(task.classes)
     confusion = np.zeros((count, count), dtype=np.int64)
     np.add.at(confusion, (images.labels, predicted), 1)
     per_class = [
-        {
-            "class": name,
-            "n": int(row.sum()),
-            "top1": float(row[i] / row.sum()) if row.sum() else None,
-        }
+        ClassAccuracy(name=name, n=int(row.sum()), top1=_share(row[i], row.sum()))
         for i, (name, row) in enumerate(zip(task.classes, confusion, strict=True))
     ]
     probabilities = torch.from_numpy(logits).softmax(1).numpy()
-    return {
-        "schema": 1,
-        "split": "test",
-        "top1": accuracy(logits, images.labels),
-        "n": len(images.labels),
-        "per_class": per_class,
-        "confusion": confusion.tolist(),
-        "examples": [
-            {
-                "file": task.splits["test"][i].file,
-                "true": task.classes[images.labels[i]],
-                "predicted": task.classes[predicted[i]],
-                "probability": float(probabilities[i, predicted[i]]),
-                "jpeg_base64": _thumbnail(images.pixels[i]),
-            }
-            for i in _telling(probabilities, images.labels)
-        ],
-    }
+    examples = [
+        Example(
+            file=task.splits["test"][i].file,
+            true=task.classes[images.labels[i]],
+            predicted=task.classes[predicted[i]],
+            probability=min(1.0, float(probabilities[i, predicted[i]])),
+            jpeg_base64=_thumbnail(images.pixels[i]),
+        )
+        for i in _shown(probabilities, images.labels)
+    ]
+    return TestFile(
+        top1=accuracy(logits, images.labels),
+        n=len(images.labels),
+        per_class=tuple(per_class),
+        confusion=tuple(map(tuple, confusion.tolist())),
+        examples=tuple(examples),
+    )
 
 
-def _telling(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> list[int]:
-    """Indices of up to 16 examples: the surest mistakes first, then one sure hit of each class."""
+def _share(part: Any, whole: Any) -> float | None:
+    return float(part / whole) if whole else None
+
+
+def _shown(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> list[int]:
+    """Indices of up to 16 examples: the most confident mistakes, then one confident hit of each class."""
     predicted, sure = probabilities.argmax(1), probabilities.max(1)
     wrong = np.flatnonzero(predicted != labels)
     mistakes = list(wrong[np.argsort(-sure[wrong], kind="stable")][:8])
@@ -177,7 +178,7 @@ def _telling(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> l
 
 
 def _thumbnail(pixels: NDArray[np.uint8], side: int = 64) -> str:
-    """A small JPEG, base64; pictures below ``side`` are enlarged without smoothing."""
+    """A JPEG of ``side`` × ``side`` pixels in base64; smaller pictures are enlarged without smoothing."""
     image = Image.fromarray(np.ascontiguousarray(pixels))
     smooth = Image.Resampling.NEAREST if image.width < side else Image.Resampling.LANCZOS
     into = io.BytesIO()

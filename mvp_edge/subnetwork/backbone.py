@@ -15,22 +15,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 import timm
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 from timm.models import is_model_in_modules
 from torch import nn
 
+from mvp_edge.schema import JsonFile
 from mvp_edge.subnetwork.cost import blank_copy
 from mvp_edge.subnetwork.units import family_of, unit_groups
 from mvp_edge.subnetwork.weights import classes_in, fill, first_line, read_tensors
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.images import Preprocess
-from mvp_edge_export.storage import read_json, sha256_file, sha256_json
+from mvp_edge_export.storage import sha256_file, sha256_json
 
 _LAYERS = {
     "Conv2d": nn.Conv2d,
@@ -53,18 +54,17 @@ _SIZED = ("deit", "vision_transformer", "vision_transformer_hybrid")
 """timm's modules of networks that are built for one image size."""
 
 
-class BackboneFile(BaseModel):
-    """The JSON beside a backbone's safetensors file."""
+class BackboneFile(JsonFile):
+    """The JSON file that describes a backbone's safetensors file."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    kind: ClassVar[str] = "backbone"
 
-    schema_: Literal[1] = Field(alias="schema")
     name: str
     library: Literal["timm"]
     architecture: str
-    changes: dict[str, str] = {}
+    changes: dict[str, str] = Field(default_factory=dict)
     """Modules that differ from timm's, as constructor calls with literal arguments."""
-    arguments: dict[str, bool | int | float | str | list[int]] = {}
+    arguments: dict[str, bool | int | float | str | list[int]] = Field(default_factory=dict)
     """Keyword arguments of timm.create_model (depth=4, channels=…)."""
     weights: str
     sha256: str
@@ -143,11 +143,6 @@ class Architecture:
             "arguments": dict(self.arguments),
             "input_size": self.input_size,
         }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "Architecture":
-        """The inverse of `to_json`."""
-        return cls(value["architecture"], value["changes"], value["arguments"], value["input_size"])
 
 
 @dataclass(frozen=True)
@@ -266,14 +261,7 @@ def _check_size(backbone: Backbone) -> None:
 
 
 def _from_description(path: Path, input_size: int | None) -> Backbone:
-    try:
-        described = BackboneFile.model_validate(read_json(path, "backbone"))
-    except ValidationError as error:
-        where = "; ".join(
-            ": ".join([".".join(map(str, e["loc"])), e["msg"]]).removeprefix(": ")
-            for e in error.errors()
-        )
-        raise BadInput(f"backbone: {path}: {where}") from error
+    described = BackboneFile.read(path)
     weights = path.parent / described.weights
     tensors = read_tensors(weights)
     found = sha256_file(weights)

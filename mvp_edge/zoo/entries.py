@@ -3,9 +3,9 @@
 zoo/zoo.json                    the backbone's identity, policy and keep ratio
 zoo/entries/<name>/
     entry.json                  labels, synsets, scores, cost, recipe: small, read for listings
-    network.*                   kept indices, the order in which units fell, the weights
+    network.*                   kept indices, the order in which units were pruned, the weights
     0.5/network.*               snapshots at larger keep ratios
-zoo/trunks/<keep>/              networks of all its tasks, as entries (mvp_edge.zoo.trunk)
+zoo/trunks/<keep>/              networks trained on all of its tasks, stored as entries (mvp_edge.zoo.trunk)
 """
 
 import os
@@ -17,8 +17,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, TypeVar, Unpack
 
+from mvp_edge.zoo.files import EntryFile, EntryRecipe, ZooBackbone, ZooFile
 from mvp_edge_export.errors import BadInput
-from mvp_edge_export.storage import atomic_directory, read_json, write_json
+from mvp_edge_export.storage import atomic_directory
 
 if TYPE_CHECKING:  # listing a zoo must not import torch
     from mvp_edge.pruning.votes import Voter
@@ -28,12 +29,10 @@ if TYPE_CHECKING:  # listing a zoo must not import torch
 _ZOO, _ENTRY = "zoo.json", "entry.json"
 _ENTRIES, _TRUNKS = "entries", "trunks"
 _Network = TypeVar("_Network")
-_FACTS = {"policy", "keep", "name", "sha256", "source", "local", "input_size"}
-"""What zoo.json says of the zoo and its backbone."""
 
 
 class EntryFacts(TypedDict):
-    """What is written of an entry beside its networks."""
+    """What is written of an entry in addition to its networks."""
 
     synsets: Sequence[str]
     scores: Mapping[str, float]
@@ -45,7 +44,7 @@ class EntryFacts(TypedDict):
 
 @dataclass(frozen=True)
 class Entry:
-    """One pruned model of the zoo, by its facts; the tensors are read when they are needed."""
+    """One pruned model of the zoo. Its tensors are read only when they are needed."""
 
     name: str
     directory: Path
@@ -59,21 +58,24 @@ class Entry:
 
     @property
     def network(self) -> "Network":
-        """The model itself; BadInput names the entry when its files are broken."""
+        """The model itself; BadInput names the entry if its files are broken."""
         return self._load(self.directory)
 
     @property
     def weights_sha256(self) -> str:
-        """Of its tensors, as its description says."""
-        from mvp_edge.subnetwork.network import DESCRIPTION
+        """The sha256 of its tensors, as its description states it."""
+        from mvp_edge.subnetwork.network import DESCRIPTION, NetworkFile
 
-        return str(read_json(self.directory / DESCRIPTION, f"zoo entry {self.name}")["sha256"])
+        try:
+            return NetworkFile.read(self.directory / DESCRIPTION).sha256
+        except BadInput as error:
+            raise _broken(self.directory, error) from error
 
     def voter(self, keep: float, similarity: float = 0.0) -> "Voter":
-        """The entry, so similar to the new task, as it votes for a network of ``keep``.
+        """The entry as a voter for a network of keep ratio ``keep``.
 
-        It votes by its own ranking, with the weights of its smallest network that is wide enough (of
-        its widest, where none is).
+        It votes by its own ranking. Its weights are those of its narrowest network with at least that
+        keep ratio, or of its widest if none has. ``similarity`` is that of its task to the new one.
         """
         from mvp_edge.pruning.votes import Voter
 
@@ -102,7 +104,7 @@ class Zoo:
     """A folder of entries that share one backbone."""
 
     path: Path
-    facts: Mapping[str, Any] = field(repr=False)
+    facts: ZooFile = field(repr=False)
 
     @classmethod
     def open(cls, path: Path) -> "Zoo":
@@ -111,20 +113,10 @@ class Zoo:
             raise BadInput(
                 f"{path} is not a zoo ({_ZOO} is missing): mvp-edge zoo build --backbone B --tasks DIR --zoo {path}"
             )
-        facts = read_json(path / _ZOO, "zoo")
         try:
-            if facts["schema"] != 1:
-                raise BadInput(
-                    f"{path / _ZOO}: schema {facts['schema']!r} is unknown; this version reads 1"
-                )
-            missing = _FACTS - {*facts, *facts["backbone"]}
-            if missing or not 0 < float(facts["keep"]) <= 1:
-                raise ValueError(f"{min(missing, default='keep')} is missing or wrong")
-        except (KeyError, TypeError, ValueError) as error:
-            raise BadInput(
-                f"{path / _ZOO} is damaged ({error}): restore it, or build anew"
-            ) from error
-        return cls(path, facts)
+            return cls(path, ZooFile.read(path / _ZOO))
+        except BadInput as error:
+            raise BadInput(f"{error}: restore the file, or build the zoo anew") from error
 
     @classmethod
     def create(cls, path: Path, backbone: "Backbone", policy: str, keep: float) -> "Zoo":
@@ -132,18 +124,13 @@ class Zoo:
         if not (path / _ZOO).exists():
             if path.exists() and not _empty(path):
                 raise BadInput(f"{path} is neither empty nor a zoo: choose another folder")
-            facts = {
-                "schema": 1,
-                "backbone": {
-                    "name": backbone.name,
-                    "sha256": backbone.sha256,
-                    **_found_from(path, backbone.source),
-                    "input_size": backbone.preprocess.size,
-                },
-                "policy": policy,
-                "keep": keep,
-            }
-            write_json(path / _ZOO, facts)
+            described = ZooBackbone(
+                name=backbone.name,
+                sha256=backbone.sha256,
+                input_size=backbone.preprocess.size,
+                **_found_from(path, backbone.source),
+            )
+            ZooFile(backbone=described, policy=policy, keep=keep).write(path / _ZOO)
         zoo = cls.open(path)
         zoo.check(backbone, policy)
         if abs(zoo.keep - keep) > 1e-9:
@@ -153,44 +140,42 @@ class Zoo:
         return zoo
 
     def __repr__(self) -> str:
-        backbone, count = self.facts["backbone"]["name"], len(self.names())
+        backbone, count = self.facts.backbone.name, len(self.names())
         return f"Zoo {self.path}: {count} tasks pruned from {backbone}, {self.policy}, keep {self.keep:g}"
 
     @property
     def keep(self) -> float:
         """The keep ratio that the zoo was built at."""
-        return float(self.facts["keep"])
-
-    @property
-    def input_size(self) -> int:
-        """Side of the input images in pixels."""
-        return int(self.facts["backbone"]["input_size"])
+        return self.facts.keep
 
     @property
     def policy(self) -> str:
-        """The policy that the zoo was built with."""
-        return str(self.facts["policy"])
+        """The policy that the zoo was built with: which units are pruned together."""
+        return self.facts.policy
 
     @property
     def backbone_source(self) -> str:
         """What to load the zoo's backbone by."""
-        backbone = self.facts["backbone"]
-        source = str(backbone["source"])
-        if not backbone["local"]:
-            return source
-        file = os.path.normpath(self.path / source)
+        backbone = self.facts.backbone
+        if not backbone.local:
+            return backbone.source
+        file = os.path.normpath(self.path / backbone.source)
         if not Path(file).exists():  # behind a symbolic link, ".." leads elsewhere
-            file = os.path.normpath(self.path.resolve() / source)
-        architecture = backbone.get("architecture")
-        return f"{architecture}@{file}" if architecture else file
+            file = os.path.normpath(self.path.resolve() / backbone.source)
+        return f"{backbone.architecture}@{file}" if backbone.architecture else file
+
+    @property
+    def input_size(self) -> int:
+        """Side in pixels of the square input that the zoo's models take."""
+        return self.facts.backbone.input_size
 
     def check(self, backbone: "Backbone", policy: str | None = None) -> None:
         """Refuse another backbone or policy than the zoo's."""
-        mine = self.facts["backbone"]
-        if mine["sha256"] != backbone.sha256:
+        mine = self.facts.backbone
+        if mine.sha256 != backbone.sha256:
             raise BadInput(
-                f"zoo {self.path} belongs to the backbone {mine['name']} ({mine['sha256'][:12]}, "
-                f"{mine['input_size']} px), not to {backbone.name} ({backbone.sha256[:12]}, "
+                f"zoo {self.path} belongs to the backbone {mine.name} ({mine.sha256[:12]}, "
+                f"{mine.input_size} px), not to {backbone.name} ({backbone.sha256[:12]}, "
                 f"{backbone.preprocess.size} px): use that zoo's backbone, or another zoo"
             )
         if policy is not None and policy != self.policy:
@@ -218,7 +203,7 @@ class Zoo:
         return self._read(self.path / _ENTRIES / name)
 
     def trunks(self) -> list[Entry]:
-        """The networks of all its tasks, the narrowest first; BadInput names a broken one."""
+        """The networks trained on all of its tasks, the narrowest first; BadInput names a broken one."""
         found = [self._read(self.path / _TRUNKS / name) for name in self._folders(_TRUNKS)]
         return sorted(found, key=lambda trunk: trunk.keep)
 
@@ -240,23 +225,22 @@ class Zoo:
 
     def _read(self, directory: Path) -> Entry:
         try:
-            facts = read_json(directory / _ENTRY, "entry")
-            classes, synsets = tuple(facts["classes"]), tuple(facts["synsets"])
-            if facts["schema"] != 1 or len(synsets) not in (0, len(classes)):
-                raise ValueError(f"{_ENTRY} is not of this version, or not whole")
-            return Entry(
-                directory.name,
-                directory,
-                classes,
-                synsets,
-                facts["scores"],
-                facts["cost"],
-                facts["recipe"],
-                float(facts["keep"]),
-                tuple(facts["snapshots"]),
-            )
-        except (BadInput, KeyError, TypeError, ValueError) as error:
+            facts = EntryFile.read(directory / _ENTRY)
+            if directory.parent.name == _TRUNKS and "val" not in facts.scores:
+                raise BadInput(f"entry: {directory / _ENTRY}: scores: val is missing")
+        except BadInput as error:
             raise _broken(directory, error) from error
+        return Entry(
+            directory.name,
+            directory,
+            facts.classes,
+            facts.synsets,
+            facts.scores,
+            facts.cost,
+            facts.recipe.model_dump(mode="json", exclude_none=True),
+            facts.keep,
+            facts.snapshots,
+        )
 
     def add(
         self, name: str, network: "Network", *, force: bool = False, **facts: Unpack[EntryFacts]
@@ -269,11 +253,11 @@ class Zoo:
     def add_trunk(
         self, network: "Network", *, force: bool = False, **facts: Unpack[EntryFacts]
     ) -> Entry:
-        """Write a network of all the zoo's tasks, whole or not at all."""
+        """Write a network trained on all of the zoo's tasks, whole or not at all."""
         return self._write(self.path / _TRUNKS / f"{facts['keep']:g}", network, force, facts)
 
     def _write(self, directory: Path, network: "Network", force: bool, facts: EntryFacts) -> Entry:
-        if network.backbone_sha256 != self.facts["backbone"]["sha256"]:
+        if network.backbone_sha256 != self.facts.backbone.sha256:
             raise BadInput(
                 f"zoo {self.path} belongs to another backbone than this model ({network.backbone})"
             )
@@ -287,19 +271,17 @@ class Zoo:
             for ratio, larger in snapshots.items():
                 (partial / f"{ratio:g}").mkdir()
                 larger.save(partial / f"{ratio:g}")
-            written = {
-                "schema": 1,
-                "name": directory.name,
-                "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                "classes": list(network.classes),
-                "synsets": list(facts["synsets"]),
-                "scores": dict(facts["scores"]),
-                "cost": dict(facts["cost"]),
-                "recipe": dict(facts["recipe"]),
-                "keep": facts["keep"],
-                "snapshots": [f"{ratio:g}" for ratio in snapshots],
-            }
-            write_json(partial / _ENTRY, written)
+            EntryFile(
+                name=directory.name,
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+                classes=tuple(network.classes),
+                synsets=tuple(facts["synsets"]),
+                scores=dict(facts["scores"]),
+                cost=dict(facts["cost"]),
+                recipe=EntryRecipe.model_validate(dict(facts["recipe"])),
+                keep=facts["keep"],
+                snapshots=tuple(f"{ratio:g}" for ratio in snapshots),
+            ).write(partial / _ENTRY)
         return self._read(directory)
 
     def remove(self, name: str) -> None:
@@ -326,8 +308,7 @@ class Zoo:
         return broken
 
 
-def _broken(entry: Path, why: Exception) -> BadInput:
-    reason = f"it lacks {why}" if isinstance(why, KeyError) else str(why)
+def _broken(entry: Path, reason: BadInput) -> BadInput:
     zoo = entry.parent.parent
     if entry.parent.name == _TRUNKS:
         remedy = f"mvp-edge zoo trunk {zoo} --tasks DIR --keep {entry.name} --force makes it anew"
@@ -337,7 +318,7 @@ def _broken(entry: Path, why: Exception) -> BadInput:
 
 
 def is_zoo(path: Path) -> bool:
-    """Whether there is a zoo already, sound or not."""
+    """Whether there is a zoo at ``path``, sound or not."""
     return (path / _ZOO).exists()
 
 
@@ -352,20 +333,20 @@ def origin(trunk: Entry) -> str:
 def wide_enough(
     networks: Sequence[_Network], keep: float, width: Callable[[_Network], float]
 ) -> _Network:
-    """The narrowest of them that is as wide as ``keep``; where none is, the widest."""
+    """The narrowest network with a keep ratio of at least ``keep``; if there is none, the widest."""
     enough = [one for one in networks if width(one) >= keep - 1e-9]
     return min(enough, key=width) if enough else max(networks, key=width)
 
 
 def _empty(path: Path) -> bool:
-    """Whether there is nothing in the folder but what an interrupted write left."""
+    """Whether the folder holds nothing but what an interrupted write left."""
     if not path.is_dir():
         raise BadInput(f"{path} is a file: a zoo is a folder")
     return all(entry.name.startswith(".") for entry in path.iterdir())
 
 
 def _found_from(zoo: Path, source: str) -> dict[str, Any]:
-    """How a zoo says where its backbone is: a file relative to itself, so that both can be moved."""
+    """Where the backbone is, for zoo.json: a file's path is relative to the zoo, so that both can be moved."""
     architecture, at, file = source.partition("@")
     for prefix, path in (("", source), (architecture, file if at else "")):
         if path and Path(path).is_file():

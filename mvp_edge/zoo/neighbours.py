@@ -1,12 +1,12 @@
-"""Who is similar: the zoo's tasks ranked for a new one.
+"""The neighbours of a new task: the most similar tasks of a zoo.
 
 LEEP runs each entry's model once over at most `LEEP_IMAGES` stratified training images of the new task; WordNet
-compares the meanings of the class names alone.
+compares the class names only.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,89 +21,119 @@ from mvp_edge.subnetwork.backbone import Backbone
 from mvp_edge.subnetwork.cost import forward_macs
 from mvp_edge.zoo.entries import Entry
 from mvp_edge.zoo.similarity import (
-    Candidate,
+    SimilarTask,
     nearest,
     rank_by_leep,
     rank_by_wordnet,
     with_shared_meaning,
 )
-from mvp_edge.zoo.synsets import wordnet
+from mvp_edge.zoo.synsets import WordNet, wordnet
 from mvp_edge_export.errors import BadInput
 
 Similarity = Literal["leep", "wordnet"]
 LEEP_IMAGES = 250
-"""Twice as many rank the zoo hardly better, for twice the time (benchmarks/results/leep.json)."""
+"""With twice as many images the ranking is hardly better and takes twice as long (benchmarks/results/leep.json)."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """The new task, as it is compared with the zoo's."""
+
+    images: LabelledImages
+    """Training images, stratified; at most `LEEP_IMAGES` are enough."""
+    classes: Sequence[str]
+    overrides: Mapping[str, str] | None = None
+    """Class name → synset, where the class name alone does not give the right one."""
 
 
 @dataclass(frozen=True)
 class Neighbours:
     """The tasks that vote, and the ranking that they were taken from."""
 
-    similarity: str
-    chosen: tuple[Candidate, ...]
-    candidates: tuple[Candidate, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """As it stands in neighbours.json."""
-        return {
-            "schema": 1,
-            "similarity": self.similarity,
-            "neighbours": [
-                {
-                    "task": c.task,
-                    "score": c.score,
-                    "classes": list(c.classes),
-                    "shared": [
-                        {"ours": m.ours, "theirs": m.theirs, "wup": m.wup} for m in c.shared
-                    ],
-                }
-                for c in self.chosen
-            ],
-            "candidates": [{"task": c.task, "score": c.score} for c in self.candidates],
-        }
+    similarity: Similarity
+    chosen: tuple[SimilarTask, ...]
+    candidates: tuple[SimilarTask, ...]
+    """All tasks of the zoo, the most similar first."""
 
 
-def find_neighbours(
-    entries: Sequence[Entry],
-    backbone: Backbone,
-    images: LabelledImages,
-    classes: Sequence[str],
-    count: int,
-    ledger: Ledger,
-    *,
-    similarity: Similarity = "leep",
-    overrides: Mapping[str, str] | None = None,
-    disjoint: bool = False,
-    progress: Progress = lambda phase, done, total: None,
-) -> Neighbours:
-    """Rank ``entries`` for the task with these training ``images`` and take the ``count`` nearest.
+@dataclass(frozen=True)
+class NeighbourSearch:
+    """Ranks a zoo's entries by their similarity to a new task."""
 
-    ``images`` should be at most `LEEP_IMAGES`, stratified; what the forward passes cost goes to
-    ``ledger``. ``disjoint`` leaves out entries that share a class with the task.
-    Raises BadInput when there are fewer entries than neighbours, or a class name has no synset and
-    WordNet is the measure; the shared meanings are only described where every name has one.
-    """
-    # Too few are refused before the forward passes, which may take a while.
-    unranked = [Candidate(entry.name, 0.0, entry.classes) for entry in entries]
-    nearest(unranked, count, disjoint_from=classes if disjoint else None)
-    if similarity == "leep":
-        predict = _Predictor(entries, backbone, images, ledger)
-        names = {entry.name: entry.classes for entry in entries}
-        candidates = rank_by_leep(
+    entries: Sequence[Entry]
+    backbone: Backbone
+    similarity: Similarity = "leep"
+    disjoint: bool = False
+    """Whether entries that share a class with the task are left out."""
+
+    def find(
+        self,
+        target: Target,
+        count: int,
+        ledger: Ledger,
+        progress: Progress = lambda phase, done, total: None,
+    ) -> Neighbours:
+        """The ``count`` entries nearest to ``target``; the cost of forward passes is added to ``ledger``.
+
+        Each neighbour is described with its shared meanings if every class name has a synset.
+
+        Raises:
+            BadInput: there are fewer entries than neighbours, or a class name has no synset and
+                WordNet is the measure.
+        """
+        forbidden = target.classes if self.disjoint else None
+        # Refuse too few entries before the forward passes, which may take a while.
+        unranked = [SimilarTask(entry.name, 0.0, entry.classes) for entry in self.entries]
+        nearest(unranked, count, disjoint_from=forbidden)
+        if self.similarity == "leep":
+            candidates = self._by_leep(target.images, ledger, progress)
+        meanings = self._meanings(target)
+        if self.similarity == "wordnet":
+            assert meanings is not None
+            candidates = rank_by_wordnet(*meanings)
+        chosen = nearest(candidates, count, disjoint_from=forbidden)
+        if meanings is not None:
+            chosen = with_shared_meaning(chosen, *meanings)
+        return Neighbours(self.similarity, tuple(chosen), tuple(candidates))
+
+    def _by_leep(
+        self, images: LabelledImages, ledger: Ledger, progress: Progress
+    ) -> list[SimilarTask]:
+        predict = _Predictor(self.entries, self.backbone, images, ledger)
+        names = {entry.name: entry.classes for entry in self.entries}
+        return rank_by_leep(
             predict, images.labels, names, lambda done, total: progress("similarity", done, total)
         )
-    meanings = _meanings(entries, classes, overrides, required=similarity == "wordnet")
-    if similarity == "wordnet":
-        assert meanings is not None
-        candidates = rank_by_wordnet(*meanings)
-    chosen = nearest(candidates, count, disjoint_from=classes if disjoint else None)
-    if meanings is not None:
-        chosen = with_shared_meaning(chosen, *meanings)
-    return Neighbours(similarity, tuple(chosen), tuple(candidates))
+
+    def _meanings(
+        self, target: Target
+    ) -> tuple[dict[str, str], dict[str, dict[str, str]], WordNet] | None:
+        """Synsets of the target's classes and of every entry's, and the WordNet that they are from.
+
+        None if a class has no synset; BadInput if WordNet is the measure.
+        """
+        try:
+            known = wordnet()
+            ours = {
+                m.class_name: m.synset for m in known.meanings(target.classes, target.overrides)
+            }
+            theirs = {
+                entry.name: dict(zip(entry.classes, entry.synsets, strict=True))
+                if entry.synsets
+                else {
+                    m.class_name: m.synset for m in known.meanings(entry.classes, target.overrides)
+                }
+                for entry in self.entries
+            }
+        except BadInput:
+            if self.similarity == "wordnet":
+                raise
+            return None
+        return ours, theirs, known
 
 
 class _Predictor:
-    """Entry name → that model's softmax on the images [n, Z]; one module serves all of one shape."""
+    """Entry name → softmax of its model on the images, [n, Z]; models of equal shape share one module."""
 
     def __init__(
         self, entries: Sequence[Entry], backbone: Backbone, images: LabelledImages, ledger: Ledger
@@ -124,26 +154,3 @@ class _Predictor:
         self._ledger.similarity_flops += macs * len(logits)
         probabilities: NDArray[np.float64] = torch.from_numpy(logits).double().softmax(1).numpy()
         return probabilities
-
-
-def _meanings(
-    entries: Sequence[Entry],
-    classes: Sequence[str],
-    overrides: Mapping[str, str] | None,
-    *,
-    required: bool,
-) -> tuple[dict[str, str], dict[str, dict[str, str]], Any] | None:
-    """Synsets of our classes and of every entry's, and the WordNet they are from."""
-    try:
-        ours = {m.class_name: m.synset for m in wordnet().meanings(classes, overrides)}
-        theirs = {
-            entry.name: dict(zip(entry.classes, entry.synsets, strict=True))
-            if entry.synsets
-            else {m.class_name: m.synset for m in wordnet().meanings(entry.classes, overrides)}
-            for entry in entries
-        }
-        return ours, theirs, wordnet()
-    except BadInput:
-        if required:
-            raise
-        return None

@@ -1,8 +1,8 @@
-"""Which earlier tasks are like this one: LEEP by a model's predictions, WordNet by class names.
+"""Similarity of tasks: LEEP from a model's predictions, or WordNet similarity of the class names.
 
-LEEP (Nguyen et al. 2020) needs one pass of every zoo model over some of the target's training
-images; WordNet needs no images. Either way a list of candidates comes out, the most similar
-first, from which ``nearest`` takes the neighbours.
+LEEP (Nguyen et al. 2020) needs one forward pass of every zoo model over some of the target's training
+images; WordNet needs no images. Both give a list of the zoo's tasks, the most similar first, from which
+``nearest`` takes the neighbours.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -17,28 +17,28 @@ from mvp_edge_export.errors import BadInput
 
 @dataclass(frozen=True)
 class Match:
-    """One of our classes, and the class of the other task that is nearest in meaning."""
+    """One class of the target task, and the class of the other task that is nearest in meaning."""
 
     ours: str
     theirs: str
     wup: float
-    """Wu & Palmer's similarity, in (0, 1]; 1 only for the same meaning."""
+    """Wu–Palmer similarity, in (0, 1]; 1 only for the same meaning."""
 
 
 @dataclass(frozen=True)
-class Candidate:
+class SimilarTask:
     """A task of the zoo and how similar it is to the target task."""
 
     task: str
     score: float
-    """LEEP (≤ 0) or the WordNet similarity (in (0, 1]); more is more similar."""
+    """LEEP (≤ 0) or WordNet similarity (in (0, 1]); larger is more similar."""
     classes: tuple[str, ...]
     shared: tuple[Match, ...] = ()
-    """For each class of the target its match here; empty until ``with_shared_meaning``."""
+    """For each class of the target its nearest class here; ``with_shared_meaning`` fills it in."""
 
 
 def leep(source_probabilities: npt.NDArray[np.floating], labels: npt.NDArray[np.integer]) -> float:
-    """The log expected empirical prediction of the target's labels from a source model's.
+    """LEEP, the log expected empirical prediction: how well a source model predicts the target's labels.
 
         P(y, z) = 1/n Σ_{i: y_i = y} θ(x_i)_z,  P(y | z) = P(y, z) / P(z)
         LEEP    = 1/n Σ_i log Σ_z P(y_i | z) θ(x_i)_z
@@ -51,7 +51,7 @@ def leep(source_probabilities: npt.NDArray[np.floating], labels: npt.NDArray[np.
         A score in [−H(Y), 0] in nats, computed in float64; −H(Y) for a constant predictor.
 
     Raises:
-        ValueError: the rows are no probability distributions, or the shapes do not fit.
+        ValueError: a row is not a probability distribution, or the shapes do not fit.
     """
     theta = np.asarray(source_probabilities, dtype=np.float64)
     if theta.ndim != 2 or labels.shape != theta.shape[:1] or theta.size == 0:
@@ -77,10 +77,10 @@ def wup_similarity(
 
     Returns:
         The similarity, in (0, 1], 1 only for equal sets; and for each of ours, in order, its best
-        match (the first of equals).
+        match (the first of several).
     """
     if not ours or not theirs:
-        raise ValueError("a task without classes is not similar to anything")
+        raise ValueError("similarity is not defined for a task without classes")
     wup = np.array([[wordnet.wup(a, b) for b in theirs] for a in ours])
     best = wup.argmax(axis=1)
     matches = [
@@ -95,8 +95,8 @@ def rank_by_leep(
     labels: npt.NDArray[np.integer],
     entries: Mapping[str, Sequence[str]],
     progress: Callable[[int, int], None] | None = None,
-) -> list[Candidate]:
-    """Rank the zoo's entries by LEEP, the most similar first, equals by name.
+) -> list[SimilarTask]:
+    """Rank the zoo's entries by LEEP, the most similar first, ties by name.
 
     Args:
         predict: entry name → that model's softmax on the target's images, [n, Z of the entry].
@@ -105,7 +105,7 @@ def rank_by_leep(
         progress: called with (entries done, entries in all) after each.
 
     Raises:
-        BadInput: an entry's model gives no probabilities, as a damaged one may.
+        BadInput: an entry's model gives no probabilities, which happens if it is damaged.
     """
     candidates = []
     for done, (task, classes) in enumerate(entries.items(), start=1):
@@ -116,7 +116,7 @@ def rank_by_leep(
                 f"zoo entry {task}: no LEEP from its predictions ({error}); `mvp-edge zoo verify` "
                 f"tells whether it is damaged"
             ) from error
-        candidates.append(Candidate(task, score, tuple(classes)))
+        candidates.append(SimilarTask(task, score, tuple(classes)))
         if progress is not None:
             progress(done, len(entries))
     return _ranked(candidates)
@@ -124,8 +124,8 @@ def rank_by_leep(
 
 def rank_by_wordnet(
     ours: Mapping[str, str], entries: Mapping[str, Mapping[str, str]], wordnet: WordNet
-) -> list[Candidate]:
-    """Rank the zoo's entries by the meaning of their class names, equals by name.
+) -> list[SimilarTask]:
+    """Rank the zoo's entries by the meaning of their class names, ties by name.
 
     Args:
         ours: class name → synset of the target task.
@@ -135,17 +135,17 @@ def rank_by_wordnet(
     candidates = []
     for task, theirs in entries.items():
         score, matches = wup_similarity([*ours.values()], [*theirs.values()], wordnet)
-        candidates.append(Candidate(task, score, tuple(theirs), _named(matches, ours, theirs)))
+        candidates.append(SimilarTask(task, score, tuple(theirs), _named(matches, ours, theirs)))
     return _ranked(candidates)
 
 
 def with_shared_meaning(
-    candidates: Iterable[Candidate],
+    candidates: Iterable[SimilarTask],
     ours: Mapping[str, str],
     entries: Mapping[str, Mapping[str, str]],
     wordnet: WordNet,
-) -> list[Candidate]:
-    """The same candidates, each with the best match of our classes; arguments as above."""
+) -> list[SimilarTask]:
+    """The same tasks, each with the best match of every target class; for the arguments see ``rank_by_wordnet``."""
     return [
         replace(candidate, shared=_named(matches, ours, theirs))
         for candidate in candidates
@@ -155,8 +155,8 @@ def with_shared_meaning(
 
 
 def nearest(
-    candidates: Sequence[Candidate], n: int, *, disjoint_from: Collection[str] | None = None
-) -> list[Candidate]:
+    candidates: Sequence[SimilarTask], n: int, *, disjoint_from: Collection[str] | None = None
+) -> list[SimilarTask]:
     """The first ``n`` candidates; reverse the ranking for the farthest.
 
     Args:
@@ -165,10 +165,10 @@ def nearest(
         disjoint_from: leave out every task that has one of these class names.
 
     Raises:
-        BadInput: there are fewer than ``n``, or ``n`` is no number of neighbours.
+        BadInput: there are fewer than ``n``, or ``n`` is below 1.
     """
     if n < 1:
-        raise BadInput(f"{n} neighbours: give at least 1")
+        raise BadInput(f"{n}: give at least 1", field="neighbours")
     forbidden = set(disjoint_from or ())
     eligible = [c for c in candidates if forbidden.isdisjoint(c.classes)]
     if n > len(eligible):
@@ -181,14 +181,14 @@ def nearest(
     return eligible[:n]
 
 
-def _ranked(candidates: Iterable[Candidate]) -> list[Candidate]:
+def _ranked(candidates: Iterable[SimilarTask]) -> list[SimilarTask]:
     return sorted(candidates, key=lambda c: (-c.score, c.task))
 
 
 def _named(
     matches: Iterable[Match], ours: Mapping[str, str], theirs: Mapping[str, str]
 ) -> tuple[Match, ...]:
-    """Matches of synsets, which come in the order of ``ours``, as matches of class names."""
+    """The matches, which come in the order of ``ours``, with class names in place of synsets."""
     their_name = {synset: name for name, synset in reversed([*theirs.items()])}
     return tuple(
         replace(match, ours=name, theirs=their_name[match.theirs])

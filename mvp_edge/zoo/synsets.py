@@ -1,9 +1,10 @@
-"""What the class names of a task mean: noun synsets of WordNet 3.0, and how near two of them are.
+"""The meanings of class names: noun synsets of WordNet 3.0, and the similarity of two of them.
 
-    class name → the user's own map → senses chosen by hand → ImageNet id → the name → its head noun
+A class name is looked up in this order:
 
-A synset is named as NLTK names it: ``dog.n.01`` is the first noun sense of which "dog" is the
-first word.
+    the user's own map → senses chosen by hand → ImageNet id → the name → its head noun
+
+Synsets have NLTK's names: ``dog.n.01`` is the first noun sense of which "dog" is the first word.
 """
 
 import re
@@ -57,7 +58,7 @@ KNOWN_SENSES: Mapping[str, str] = MappingProxyType(
         "church": "church.n.02",
     }
 )
-"""Class name → the sense that a picture of it shows."""
+"""Class name → the sense that its images show."""
 
 _SYNSET = re.compile(r"[^\s]+\.n\.0*[1-9]\d*")
 _IMAGENET_ID = re.compile(r"(n\d{8})(?![^\W_])")  # Stanford Dogs has n02085620-Chihuahua
@@ -67,15 +68,15 @@ _LARGEST_MAP = 1 << 20  # bytes
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a class name was taken to mean."""
+    """The meaning that a class name was given."""
 
     class_name: str
     synset: str
     """For example ``dog.n.01``."""
     how: Literal["map", "ImageNet id", "name", "head noun"]
-    """By the user's map; by an ImageNet id in the name; by the name; by its last noun only."""
+    """How it was found: in the user's map, by an ImageNet id in the name, by the name, or by its last noun only."""
     gloss: str
-    """WordNet's definition, for the user to see a wrong sense by."""
+    """WordNet's definition, by which a user can recognise a wrong sense."""
 
 
 class WordNet:
@@ -98,13 +99,13 @@ class WordNet:
     def meanings(
         self, class_names: Iterable[str], overrides: Mapping[str, str] | None = None
     ) -> list[Meaning]:
-        """What each class name means, in order.
+        """The meaning of each class name, in order.
 
         Args:
             class_names: names, with words separated by spaces, underscores or hyphens, in singular
                 or plural; "name, synonym, synonym"; or folders named by ImageNet ids.
             overrides: class name → synset or ImageNet id, as ``load_overrides`` reads it. It
-                decides before anything else.
+                takes precedence.
 
         Raises:
             BadInput: naming every class that cannot be mapped, and how to map it.
@@ -115,19 +116,19 @@ class WordNet:
         unknown = [name for name, meaning in found if meaning is None]
         if unknown:
             raise BadInput(
-                f"WordNet {VERSION} has no noun for {_classes(unknown)}: say what is meant in a "
-                f"file with lines like `{unknown[0]}: SYNSET` (dog.n.01 is one), given by --synsets"
+                f"WordNet {VERSION} has no noun for {_classes(unknown)}: name the synset in a "
+                f"file with lines like `{unknown[0]}: SYNSET` (e.g. dog.n.01), given by --synsets"
             )
         return [meaning for _, meaning in found if meaning is not None]
 
     def wup(self, a: str, b: str) -> float:
-        """Wu & Palmer's similarity of two synsets: in (0, 1], symmetric, 1 for a synset itself.
+        """Wu–Palmer similarity of two synsets (Wu and Palmer 1994): in (0, 1], symmetric, 1 for equal synsets.
 
-        It is NLTK's, which looks for the lowest common ancestor by shortest paths. By these a
-        synset can lie higher than one of its own ancestors, and then NLTK gives wup(s, s) < 1, and
-        other values for (a, ancestor of a) than for (ancestor of a, a): it asks only whether its
-        first argument is itself a common ancestor. So the first is always the one of less depth
-        by *longest* paths, by which no synset lies higher than its ancestors.
+        NLTK computes it and finds the lowest common ancestor by shortest paths. By shortest paths a
+        synset can lie higher than one of its own ancestors; NLTK's wup(s, s) is then below 1, and
+        its value for (a, ancestor of a) differs from that for (ancestor of a, a), because it checks
+        only its first argument for being a common ancestor. Therefore the first argument is always the
+        synset with the smaller depth by *longest* paths, by which no synset lies higher than its ancestors.
         """
         if a == b:
             return 1.0
@@ -181,7 +182,7 @@ class WordNet:
         first = 1 if noun == folded else 0  # the whole name is not known, as the caller found
         for start in range(first, len(words)):
             tail = "_".join(words[start:])
-            # class_7 and type_a end in what WordNet knows (seven, the ångström) but nobody meant.
+            # The "7" of class_7 and the "a" of type_a are in WordNet (seven, ångström), but are not meant.
             if re.fullmatch(r"[a-z]{3}.*", tail) and (senses := self._senses(tail)):
                 return senses[0]
         return None
@@ -199,7 +200,7 @@ class WordNet:
             return self._reader.synset_from_pos_and_offset("n", int(imagenet_id[1:]))
         except BadInput as error:
             raise BadInput(
-                f"class {class_name!r}: {imagenet_id} is no noun of WordNet {VERSION}"
+                f"class {class_name!r}: {imagenet_id} is not a noun of WordNet {VERSION}"
             ) from error
 
     def _synset(self, name: str) -> Any:

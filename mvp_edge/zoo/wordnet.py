@@ -23,7 +23,7 @@ from mvp_edge_export.errors import BadInput
 VERSION = "3.0"
 
 SYSTEM_FOLDERS = ("/usr/share/wordnet", "/usr/share/wordnet/dict", "/usr/local/WordNet-3.0/dict")
-"""Where Debian, Arch and Princeton's own installer put WordNet's files."""
+"""The folders in which Debian, Arch and Princeton's installer put WordNet's files."""
 
 HOW_TO_FETCH = "`python -m nltk.downloader wordnet` or, on Debian, `sudo apt install wordnet-base`"
 
@@ -130,7 +130,7 @@ class _Index(Mapping[str, dict[str, list[int]]]):
 
 
 def _reader(root: Any) -> Any:
-    """NLTK's reader over the three noun files of ``root``; every other file it finds empty."""
+    """NLTK's reader over the three noun files of ``root``; all other files appear empty."""
     read: dict[int, Any] = {}  # offset → synset
 
     class NounReader(WordNetCorpusReader):  # type: ignore[misc]

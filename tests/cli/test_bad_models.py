@@ -62,7 +62,7 @@ BACKBONES: dict[str, tuple[Callable[[Path], object], str, tuple[str, ...]]] = {
     ),
     "a description that lacks a key": (
         lambda p: (p / "backbone.json").write_text('{"schema": 1}'),
-        "backbone.json", ("backbone.json", "architecture"),
+        "backbone.json", ("backbone.json", "name: Field required"),
     ),
     "no description": (
         lambda p: (p / "backbone.json").write_text("[]"), "backbone.json",

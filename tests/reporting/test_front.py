@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mvp_edge.reporting import report
-from mvp_edge.runs.choice import Front, Limit, Member, Timing, choose
+from mvp_edge.runs.choice import Front, Images, Limit, Member, MemberLatency, choose
 from mvp_edge_export.errors import BadInput
 from tests.reporting.test_page import Page
 from tests.support.run_fixture import edit, write_run
@@ -25,7 +25,7 @@ def front(*, timed: bool = True, status: str = "OK") -> Front:
             validation=VALIDATION[number],
             test=VALIDATION[number] - 0.123,
             timings=tuple(
-                Timing(
+                MemberLatency(
                     runtime=runtime, version="1", threads=2, p50=ms * slower,
                     p50_interval=(ms, ms), p90=ms * 2, status=status,
                 )
@@ -38,7 +38,7 @@ def front(*, timed: bool = True, status: str = "OK") -> Front:
     picked, why = choose(members, "smallest", limit)
     return Front(
         asked=4, pick="smallest", picked=picked.number, why=why, limit=limit, reference=None,
-        images={"validation": 200, "test": 500}, timed="Timed here.", members=members,
+        images=Images(validation=200, test=500), timed="Timed here.", members=members,
     )  # fmt: skip
 
 

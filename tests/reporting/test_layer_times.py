@@ -62,7 +62,7 @@ def test_a_section_for_each_runtime(tmp_path: Path) -> None:
     text = page.text
     assert "Where the milliseconds go" in text
     assert "fewer multiply-adds made it 80× faster in onnxruntime" in text
-    assert "Another load ran meanwhile" in text
+    assert "Another load ran at the same time" in text
     assert "<b>only</b>" not in page.source
 
 

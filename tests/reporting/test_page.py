@@ -164,7 +164,7 @@ def test_verdicts_of_another_profile_do_not_count(tmp_path: Path) -> None:
     edit(run / "bench.json", "profile", "another")
     found = Findings(read_run(run))
     assert found.verdict == "INCONCLUSIVE"
-    assert "Judged by another profile, another" in Page(report([run])).text
+    assert "Measured for another profile, another" in Page(report([run])).text
 
 
 def test_what_is_missing_is_said_with_the_way_to_get_it(tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_a_far_latency_budget_does_not_squeeze_the_times(
     run = write_run(tmp_path / "run", Recipe(network="digits", limits={"latency.p90": limit}))
     source = report([run]).read_text()
     assert ('class="limit"' in source) == drawn
-    assert ("the upright stroke is the budget" in source) == drawn
+    assert ("the vertical line is the budget" in source) == drawn
 
 
 def test_deploying_takes_six_lines_and_reproducing_one(tmp_path: Path) -> None:
@@ -286,7 +286,9 @@ def test_votes_are_drawn_as_they_were_cast(tmp_path: Path) -> None:
         assert len(told) == (int(marked[1]) if marked else 0)
 
 
-@pytest.mark.parametrize(("tau", "said"), [(0.2, "(τ 0.2)"), (0.0, "most votes are kept")])
+@pytest.mark.parametrize(
+    ("tau", "said"), [(0.2, "(temperature τ = 0.2)"), (0.0, "most votes are kept")]
+)
 def test_how_votes_became_a_network_is_said(tmp_path: Path, tau: float, said: str) -> None:
     run = write_run(tmp_path / "run")
     edit(run / "votes.json", "tau", tau)
@@ -297,7 +299,7 @@ def test_how_votes_became_a_network_is_said(tmp_path: Path, tau: float, said: st
     ("done", "said"),
     [
         (["flip", "shift"], ", flip and shift at random,"),
-        ([], ", seen as they are,"),
+        ([], ", no augmentation,"),
         (None, "updates, learning"),
     ],
 )
@@ -313,7 +315,7 @@ def test_groups_kept_whole_are_named_not_drawn(tmp_path: Path) -> None:
     page = page_of(tmp_path / "run", KINDS["heads"])
     strips = [one for one in page.named("svg") if one.get("class") == "strip"]
     assert len(strips) == 24
-    assert "12 groups were kept whole and are not drawn: blocks.0.head_dim" in page.text
+    assert "12 groups kept all their units and are not drawn: blocks.0.head_dim" in page.text
 
 
 def test_wide_layers_stay_small_on_the_page(tmp_path: Path) -> None:
@@ -409,7 +411,7 @@ def test_runs_compared(tmp_path: Path) -> None:
         "3 runs of aquatic mammals on Raspberry Pi 4 Model B, 4 GB: 1 of 3 meet all budgets"
         in page.text
     )
-    assert "In all of them: task aquatic mammals, device" in page.text
+    assert "The same in all runs: task aquatic mammals, device" in page.text
     assert "Verdict PASS FAIL INCONCLUSIVE" in page.text
     assert "Method MVP, 100 steps MVP, 100 steps IFP, 1000 steps" in page.text
     assert "different devices or budgets" in page.text
@@ -429,7 +431,7 @@ def test_runs_of_different_tasks_are_cautioned(tmp_path: Path) -> None:
         write_run(tmp_path / "two" / "run", Recipe(network="digits", exported=False, task="birds")),
     ]
     page = Page(report(runs, tmp_path / "page.html"))
-    assert "different tasks: their accuracies are not of the same images" in page.text
+    assert "different tasks: their accuracies were not measured on the same images" in page.text
     assert "different devices or budgets" not in page.text
     assert "one/run two/run" in page.text
     assert "No plot of latency" in page.text

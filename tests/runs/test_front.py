@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mvp_edge.runs.choice import Front, Limit, Member, Timing, choose, limit_for, undominated
+from mvp_edge.runs.choice import Front, Limit, Member, MemberLatency, choose, limit_for, undominated
 from mvp_edge_export.profile import load_profile
 from tests.support.tiny import At, board, command, refused, tree
 
@@ -194,8 +194,8 @@ def member(number: int, validation: float, p50: float | None = None, *missed: st
     )  # fmt: skip
 
 
-def _timing(p50: float) -> Timing:
-    return Timing(
+def _timing(p50: float) -> MemberLatency:
+    return MemberLatency(
         runtime="onnxruntime", version="1", threads=1, p50=p50,
         p50_interval=(p50, p50), p90=p50, status="OK",
     )  # fmt: skip

@@ -107,11 +107,11 @@ def edit(folder: Path, **changes: Any) -> None:
         (lambda f: (f / TENSORS).unlink(), "cannot be read"),
         (lambda f: (f / DESCRIPTION).unlink(), "does not exist"),
         (lambda f: (f / DESCRIPTION).write_text("{"), "is not JSON"),
-        (lambda f: (f / DESCRIPTION).write_text("[]"), "cannot be read"),
+        (lambda f: (f / DESCRIPTION).write_text("[]"), "valid dictionary"),
         (lambda f: edit(f, schema=2), "schema 2 is unknown"),
-        (lambda f: edit(f, schema=None), "cannot be read"),
-        (lambda f: edit(f, classes=None), "cannot be read"),
-        (lambda f: edit(f, preprocess={"size": 16}), "preprocessing"),
+        (lambda f: edit(f, schema=None), r"schema \(missing\)"),
+        (lambda f: edit(f, classes=None), "classes: Field required"),
+        (lambda f: edit(f, preprocess={"size": 16}), "preprocess.mean: Field required"),
     ],
 )
 def test_damaged_files_are_one_line(damage: Any, problem: str, tmp_path: Path) -> None:

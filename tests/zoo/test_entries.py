@@ -20,7 +20,7 @@ FACTS: dict[str, Any] = {
     "synsets": [],
     "scores": {"test": 0.9},
     "cost": {"forward": 10},
-    "recipe": {"steps": 5},
+    "recipe": {"method": "random", "steps": 5, "lr": 0.1},
     "keep": 0.25,
 }
 
@@ -143,11 +143,15 @@ def rewrite(entry: Path, **changes: Any) -> None:
         (lambda e: (e / "network.json").unlink(), True, "does not exist"),
         (lambda e: (e / "entry.json").unlink(), False, "does not exist"),
         (lambda e: (e / "entry.json").write_text('{"schema": 1'), False, "is not JSON"),
-        (lambda e: (e / "entry.json").write_text('{"schema": 1}'), False, "it lacks 'classes'"),
+        (
+            lambda e: (e / "entry.json").write_text('{"schema": 1}'),
+            False,
+            "classes: Field required",
+        ),
         (lambda e: (e / "entry.json").write_text("[1]"), False, "broken"),
-        (lambda e: rewrite(e, keep="much"), False, "much"),
-        (lambda e: rewrite(e, synsets=["a.n.01"]), False, "not whole"),
-        (lambda e: rewrite(e, schema=2), False, "not of this version"),
+        (lambda e: rewrite(e, keep="much"), False, "keep: Input should be a valid number"),
+        (lambda e: rewrite(e, synsets=["a.n.01"]), False, "1 synsets for 3 classes"),
+        (lambda e: rewrite(e, schema=2), False, "schema 2 is unknown"),
     ],
 )
 def test_a_damaged_entry_is_named_with_the_way_out(
@@ -205,10 +209,13 @@ def test_entry_names_are_plain(name: str, zoo: Zoo) -> None:
     ("content", "problem"),
     [
         ("{", "is not JSON"),
-        ("[]", "damaged"),
+        ("[]", "valid dictionary"),
         ('{"schema": 2}', "schema 2 is unknown"),
-        ('{"schema": 1}', "damaged"),
-        ('{"schema": 1, "backbone": {"name": "x"}, "policy": "tied", "keep": 0.1}', "is missing"),
+        ('{"schema": 1}', r"zoo\.json: backbone: Field required"),
+        (
+            '{"schema": 1, "backbone": {"name": "x"}, "policy": "tied", "keep": 0.1}',
+            "backbone.sha256",
+        ),
     ],
 )
 def test_a_zoo_file_that_is_not_one(content: str, problem: str, tmp_path: Path) -> None:

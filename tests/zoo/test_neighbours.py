@@ -12,7 +12,7 @@ import torch
 from mvp_edge.pruning.finetune import Ledger, predict_logits
 from mvp_edge.subnetwork.cost import forward_macs
 from mvp_edge.zoo.entries import Entry, Zoo
-from mvp_edge.zoo.neighbours import find_neighbours
+from mvp_edge.zoo.neighbours import Neighbours, NeighbourSearch, Target
 from mvp_edge.zoo.similarity import leep
 from mvp_edge_export.errors import BadInput
 from tests.support.networks import backbone, digits, network, voter
@@ -44,15 +44,17 @@ def entries(tmp_path_factory: pytest.TempPathFactory) -> list[Entry]:
             synsets=[SYNSETS[one] for one in classes],
             scores={},
             cost={},
-            recipe={},
+            recipe={"method": "random", "steps": 0},
             keep=0.25,
         )
     return zoo.entries()
 
 
-def find(entries: list[Entry], count: int = 2, **options: Any) -> tuple[Any, Ledger]:
-    ledger = Ledger()
-    found = find_neighbours(entries, WHOLE, digits(count=40), OURS, count, ledger, **options)
+def find(
+    entries: list[Entry], count: int = 2, progress: Any = lambda *p: None, **options: Any
+) -> tuple[Neighbours, Ledger]:
+    ledger, target = Ledger(), Target(digits(count=40), OURS)
+    found = NeighbourSearch(entries, WHOLE, **options).find(target, count, ledger, progress)
     return found, ledger
 
 
@@ -113,16 +115,13 @@ def test_too_few_are_refused_before_any_forward_pass(
         find(entries, count, **options)
 
 
-def test_what_is_written_down(entries: list[Entry]) -> None:
+def test_progress_is_reported_for_every_entry(entries: list[Entry]) -> None:
     seen: list[tuple[str, int, int]] = []
     found, _ = find(entries, 1, progress=lambda *p: seen.append(p))
     assert seen == [("similarity", done, 4) for done in range(1, 5)]
-    written = found.to_json()
-    assert written["schema"] == 1
-    assert written["similarity"] == "leep"
-    assert [c["task"] for c in written["candidates"]] == [c.task for c in found.candidates]
-    (only,) = written["neighbours"]
-    assert only["classes"] == list(TASKS[only["task"]])
+    assert found.similarity == "leep"
+    (only,) = found.chosen
+    assert only.classes == TASKS[only.task]
 
 
 def test_a_damaged_entry_is_named(entries: list[Entry], tmp_path: Path) -> None:
@@ -135,10 +134,9 @@ def test_a_damaged_entry_is_named(entries: list[Entry], tmp_path: Path) -> None:
 
 def test_unknown_names_do_not_stop_leep(entries: list[Entry]) -> None:
     """Meanings are only described where there are any."""
-    ledger = Ledger()
-    names = ("xqzzt1", "xqzzt2", "xqzzt3")
-    found = find_neighbours(entries, WHOLE, digits(count=40), names, 1, ledger)
+    ledger, target = Ledger(), Target(digits(count=40), ("xqzzt1", "xqzzt2", "xqzzt3"))
+    found = NeighbourSearch(entries, WHOLE).find(target, 1, ledger)
     assert found.chosen[0].shared == ()
     assert np.isfinite(found.chosen[0].score)
     with pytest.raises(BadInput):
-        find_neighbours(entries, WHOLE, digits(), names, 1, ledger, similarity="wordnet")
+        NeighbourSearch(entries, WHOLE, "wordnet").find(target, 1, ledger)

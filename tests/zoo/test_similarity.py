@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mvp_edge.zoo.similarity import (
-    Candidate,
     Match,
+    SimilarTask,
     leep,
     nearest,
     rank_by_leep,
@@ -130,7 +130,7 @@ def test_rank_by_leep_orders_by_score_then_name() -> None:
     done: list[tuple[int, int]] = []
     ranking = rank_by_leep(theta.__getitem__, labels, entries, lambda *step: done.append(step))
     assert [candidate.task for candidate in ranking] == ["c", "d", "a", "b"]
-    assert ranking[0] == Candidate("c", 0.0, ("y", "z"))
+    assert ranking[0] == SimilarTask("c", 0.0, ("y", "z"))
     assert ranking[-1].score == pytest.approx(-math.log(2))
     assert done == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
@@ -198,7 +198,7 @@ def test_rank_by_wordnet_names_classes_and_not_synsets() -> None:
         Match("fifth", "fourth", 1 / 3),
         Match("one", "second", 1 / 3),
     )
-    bare = [Candidate(c.task, -1.0, c.classes) for c in ranking]
+    bare = [SimilarTask(c.task, -1.0, c.classes) for c in ranking]
     explained = with_shared_meaning(bare, ours, entries, LETTERS)
     assert [c.shared for c in explained] == [c.shared for c in ranking]
     assert {c.score for c in explained} == {-1.0}
@@ -207,10 +207,10 @@ def test_rank_by_wordnet_names_classes_and_not_synsets() -> None:
 # Neighbours
 
 RANKING = [
-    Candidate("t1", -0.1, ("cat", "dog")),
-    Candidate("t2", -0.2, ("bus", "car")),
-    Candidate("t3", -0.3, ("dog", "bus")),
-    Candidate("t4", -0.4, ("oak", "elm")),
+    SimilarTask("t1", -0.1, ("cat", "dog")),
+    SimilarTask("t2", -0.2, ("bus", "car")),
+    SimilarTask("t3", -0.3, ("dog", "bus")),
+    SimilarTask("t4", -0.4, ("oak", "elm")),
 ]
 
 
@@ -227,8 +227,8 @@ def test_nearest_takes_the_first_or_the_first_without_common_classes() -> None:
         (5, None, "5 neighbours were asked for, but the zoo has 4 other tasks:"),
         (3, ["dog"], r"has 2 other tasks without a class in common .*\(2 have one\)"),
         (2, ["dog", "bus"], "has 1 other task without"),
-        (0, None, "0 neighbours"),
-        (-1, None, "-1 neighbours"),
+        (0, None, "neighbours 0: give at least 1"),
+        (-1, None, "neighbours -1: give at least 1"),
     ],
 )
 def test_too_many_neighbours_says_how_many_there_are(
