@@ -95,14 +95,21 @@ def device_schema(console: Console) -> None:
 @on_host
 @common
 def device_calibrate(
-    console: Console, profile: str | None, on: str | None, offline: bool, **options: Any
+    console: Console,
+    profile: str | None,
+    out: Path | None,
+    on: str | None,
+    offline: bool,
+    **sampling: Any,
 ) -> None:
     """Time networks on a device and write its speed into PROFILE, or into a new profile."""
     console.say("loading …")
-    from mvp_edge.devices.calibrate import calibrate
+    from mvp_edge.devices.calibrate import Sampling, calibrate
 
     with timed_at(console, on, offline) as place:
-        path, calibration = calibrate(profile, progress=console.progress, place=place, **options)
+        path, calibration = calibrate(
+            profile, Sampling(**sampling), out=out, place=place, progress=console.progress
+        )
     lines = [
         f"{fit.runtime} {fit.version}, {fit.threads} thread{'s' * (fit.threads > 1)}: error on "
         f"{fit.error.networks} unseen networks {100 * fit.error.median:.1f} % in the median, "

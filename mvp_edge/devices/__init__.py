@@ -1,1 +1,1 @@
-"""What is found out about devices on the server: calibration, and which device a network suits."""
+"""Devices, as far as the server is concerned: calibrating their speed, and which device a network fits."""

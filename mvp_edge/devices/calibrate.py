@@ -1,18 +1,18 @@
-"""Learns how fast a device is: networks of the shapes that pruning makes are timed, and a law is fitted.
+"""Measures how fast a device is: networks of the shapes that pruning makes are timed, and a law is fitted.
 
     families ─ sampled widths ─→ networks (random weights) ─ ONNX, IR ─→ timed on the device
              ─→ law for each runtime and number of threads, its error on networks held out of the fit
 
-The networks are ResNets and DeiT-Tiny at the sizes that are in use, cut uniformly and unevenly, rounded
-and unrounded, from 5 % to all of their units: between them they have every kind of operator, at the
-shapes that pruned networks of the zoo's families have. The time of an inference does not depend on the
-weights, so these are random.
+The networks are ResNets and DeiT-Tiny at common image sizes, cut uniformly and unevenly, with rounded
+and unrounded widths, from 5 % to all of their units. Together they have every kind of operator, at the
+shapes of pruned networks. The time of an inference does not depend on the weights, so these are random.
 """
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +46,7 @@ FAMILIES: Mapping[str, Architecture] = {
     "resnet18-224": Architecture("resnet18", {}, {}, 224),
     "resnet50-224": Architecture("resnet50", {}, {}, 224),
 }
-"""Of one that is left out the error is up to ten times as large (benchmarks/device/README.md)."""
+"""For a family that is left out, the error is up to ten times as large (benchmarks/device/README.md)."""
 CLASSES = 10
 HELD_OUT = 3
 """Every third network is held out of the fit."""
@@ -55,7 +55,7 @@ SMALLEST_KEEP, UNEVENNESS, ROUNDING = 0.05, 0.5, 8
 
 @dataclass(frozen=True)
 class Sample:
-    """A network of some shape, and its files."""
+    """A network of random widths, and its files."""
 
     name: str
     family: str
@@ -63,7 +63,7 @@ class Sample:
     shape: Shape
     operators: Operators
     models: Mapping[str, Path]
-    """Runtime → the file that it reads."""
+    """Runtime → the model file that it reads."""
 
 
 def sample_networks(
@@ -75,15 +75,15 @@ def sample_networks(
     seed: int = 0,
     progress: Progress = lambda phase, done, total: None,
 ) -> Iterator[Sample]:
-    """Write ``count`` networks of random widths into ``folder``, the families in turns.
+    """Write ``count`` networks of random widths into ``folder``, one of each family in turn.
 
     Args:
-        count: networks in all.
-        folder: where their files go; those that a killed call left there are used again.
-        runtimes: keys of ``sessions.RUNTIMES``: ONNX files are written in any case.
+        count: number of networks.
+        folder: where their files go; files that a killed call left there are used again.
+        runtimes: keys of ``sessions.RUNTIMES``; ONNX files are always written.
         families: name → architecture.
         seed: of the widths and the weights.
-        progress: told of each network.
+        progress: called with (phase, done, total) after each network.
     """
     outlines = {name: one.outline(CLASSES) for name, one in families.items()}
     templates: dict[str, Template] = {}
@@ -104,7 +104,7 @@ def sample_networks(
 
 
 def sample_widths(groups: Sequence[UnitGroup], rng: np.random.Generator) -> dict[str, int]:
-    """Widths that pruning might come to: half of them even, half rounded, heads now and then narrow."""
+    """Widths as pruning may give: evenly cut or not, rounded or not, sometimes with narrow heads."""
     keep = float(np.exp(rng.uniform(np.log(SMALLEST_KEEP), 0)))
     even, rounded = rng.random() < 0.5, rng.random() < 0.5
     inside = rng.uniform(0.25, 1) if rng.random() < 0.25 else 1.0
@@ -121,7 +121,7 @@ def sample_widths(groups: Sequence[UnitGroup], rng: np.random.Generator) -> dict
 
 
 def jobs(samples: Sequence[Sample], runtimes: Sequence[str], threads: Sequence[int]) -> list[Job]:
-    """What has to be timed, network by network, so that a drift of the machine meets all fits alike."""
+    """What to time, ordered by network, so that a drift of the machine affects all fits equally."""
     return [
         Job(
             name=sample.name,
@@ -137,7 +137,7 @@ def jobs(samples: Sequence[Sample], runtimes: Sequence[str], threads: Sequence[i
 
 
 def fits(samples: Sequence[Sample], timings: Sequence[Timing]) -> list[Calibrated]:
-    """A law for each runtime and number of threads, with its error on the networks held out."""
+    """A law for each runtime and number of threads, with its error on the held-out networks."""
     found = []
     of = {sample.name: sample for sample in samples}
     for runtime, threads in sorted({(one.runtime, one.threads) for one in timings}):
@@ -188,28 +188,36 @@ def _write(
     return models
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """Which networks a calibration times, and in which ways."""
+
+    networks: int = 60
+    """How many; every third is held out of the fits."""
+    threads: Sequence[int] = ()
+    """Numbers of threads; 1 and the profile's if empty."""
+    runtimes: Sequence[str] = ()
+    """Keys of ``sessions.RUNTIMES``; if empty those of the profile that the device can run."""
+    families: Mapping[str, Architecture] = field(default_factory=lambda: FAMILIES)
+    """The architectures from which the networks are cut."""
+
+
 def calibrate(
     profile: str | None,
+    sampling: Sampling | None = None,
     *,
-    networks: int = 60,
-    threads: Sequence[int] = (),
-    runtimes: Sequence[str] = (),
     out: Path | None = None,
-    families: Mapping[str, Architecture] = FAMILIES,
-    progress: Progress = lambda phase, done, total: None,
     place: Place = HERE,
+    progress: Progress = lambda phase, done, total: None,
 ) -> tuple[Path, Calibration]:
-    """Calibrate a device and write what was found into its profile.
+    """Calibrate a device and write the result into its profile.
 
     Args:
-        profile: a profile's name or file, whose device is calibrated; None makes a new profile.
-        networks: how many are timed; every third is held out of the fits.
-        threads: thread counts; 1 and the profile's if empty.
-        runtimes: keys of ``sessions.RUNTIMES``; those of the profile that the device can run if empty.
+        profile: name or file of the profile whose device is calibrated; None makes a new profile.
+        sampling: what is timed; the defaults of `Sampling` if None.
         out: the file to write; see `write_calibrated`.
-        families: the architectures that the networks are cut from.
+        place: the device: this machine, or one that is reached by ssh.
         progress: called with (phase, done, total).
-        place: the device: this machine, or one behind ssh.
 
     Returns:
         The file that was written, and its calibration.
@@ -218,37 +226,40 @@ def calibrate(
         BadInput: the place is not the profile's device, or lacks a runtime; the networks do not run;
             the file cannot be written.
     """
+    sampling = sampling or Sampling()
     known = load_profile(profile) if profile is not None else None
     machine = place.machine
     if known is not None and (other := differences(machine, known)):
         raise BadInput(
             f"device calibrate: {place.name} is not a {known.name}: {'; '.join(other)}; run it there, "
-            "or leave the profile out to make one of it"
+            "or give no profile to make one of this device"
         )
     backends = known.runtime.backends if known is not None else tuple(RUNTIMES)
     denied = known.runtime.denylist if known is not None else ()
-    chosen = place.prepare(backends, runtimes, denied)
+    runtimes = place.prepare(backends, sampling.runtimes, denied)
     most = known.runtime.threads if known is not None else machine.physical_cores
-    counts = sorted({*threads} or {1, most})
+    threads = sorted({*sampling.threads} or {1, most})
     with tempfile.TemporaryDirectory() as folder:
         samples = list(
-            sample_networks(networks, Path(folder), chosen, families=families, progress=progress)
+            sample_networks(
+                sampling.networks,
+                Path(folder),
+                runtimes,
+                families=sampling.families,
+                progress=progress,
+            )
         )
-
-        def told(done: int, total: int) -> None:
-            progress("timing", done, total)
-
-        timings = place.time(jobs(samples, chosen, counts), told)
+        timings = place.time(jobs(samples, runtimes, threads), partial(progress, "timing"))
     facts = machine.model_dump(mode="json", exclude={"mhz"})
     calibration = Calibration.model_validate(
         {
             "date": datetime.now(UTC).date().isoformat(),
             "machine": f"{machine.cpu}, {machine.os}",
             "fingerprint": sha256_json(facts),
-            "networks": networks,
+            "networks": sampling.networks,
             "fits": fits(samples, timings),
         }
     )
     if known is not None:
         return write_calibrated(known, calibration, out), calibration
-    return write_new(machine, calibration, chosen, out), calibration
+    return write_new(machine, calibration, runtimes, out), calibration

@@ -1,10 +1,10 @@
-"""A law fitted to networks that were timed: least relative error, no figure below zero.
+"""Fits a law to timed networks: least relative error, no coefficient below zero.
 
-    operators of each network ─→ table of features by sort ─→ figures that all sorts share
-                                                           ─→ each sort's own, drawn towards those
+    operators of each network ─→ table of features by sort ─→ coefficients that all sorts share
+                                                           ─→ each sort's own, regularised towards those
 
-Without the pull towards what sorts share, a sort that the networks do not contain, or never without
-another, would get any figure; with it, families that were not measured are predicted too
+Without regularisation, the coefficients of a sort that the networks do not contain, or contain only together
+with another, would be arbitrary; with it, families that were not measured are predicted, too
 (benchmarks/device/predictor.json has both).
 """
 
@@ -20,13 +20,12 @@ from mvp_edge_export.devices.operators import Operators
 LANES = (1, 4, 8, 16)
 """Vector widths that a fit tries."""
 PULL = 0.003
-"""How strongly a figure is drawn to the shared one; found on families held out of the fit."""
+"""Strength of the regularisation towards the shared coefficients; chosen on families held out of the fit."""
 _LEAST_SHARE = 0.1
-"""Of the time: what a figure whose shared one is zero may explain before it is drawn back as strongly."""
+"""Share of the time that a coefficient may explain before it is regularised as strongly as the others, where the
+shared one is zero."""
 _FOLDS = 4
-_PATIENCE = (
-    10_000  # steps of the solver, which by itself gives up early on columns that are much alike
-)
+_PATIENCE = 10_000  # solver steps: by default it gives up early on nearly collinear columns
 
 Floats = NDArray[np.float64]
 
@@ -34,9 +33,9 @@ Floats = NDArray[np.float64]
 def fit_law(
     networks: Sequence[Operators], milliseconds: Floats, lanes: Sequence[int] = LANES
 ) -> Law:
-    """The law with the least relative error; all its figures are at least zero.
+    """The law with the least relative error and no negative coefficient.
 
-    The vector width is the one of ``lanes`` that predicts best networks left out of a fit.
+    The vector width is the one of ``lanes`` with the best predictions in cross-validation.
     """
 
     def left_out(width: int) -> float:
@@ -53,7 +52,7 @@ def fit_law(
 
 
 def feature_table(networks: Sequence[Operators], lanes: int) -> Floats:
-    """[networks, 1 + sorts · features]: one, and each feature summed over the operators of a sort."""
+    """One row a network [networks, 1 + sorts · features]: 1, and each feature summed over each sort's operators."""
     rows = []
     for network in networks:
         sums = np.zeros((len(SORTS), len(FEATURES)))
@@ -63,14 +62,16 @@ def feature_table(networks: Sequence[Operators], lanes: int) -> Floats:
 
 
 def _figures(table: Floats, times: Floats) -> Floats:
-    """[1 + sorts · features]: milliseconds a unit of each column of ``table``."""
+    """Coefficients [1 + sorts · features]: milliseconds a unit of each column of ``table``."""
     relative = table / times[:, None]
-    # Which columns share a figure: the run by itself, and each feature of all sorts.
+    # Which columns share a coefficient: the constant alone, and each feature over all sorts.
     common = np.zeros((table.shape[1], 1 + len(FEATURES)))
     common[0, 0] = 1.0
     common[1:, 1:] = np.tile(np.eye(len(FEATURES)), (len(SORTS), 1))
     pooled = relative @ common
-    whole = np.sqrt((pooled**2).mean(axis=0))  # 1 / whole: the figure that explains all of the time
+    whole = np.sqrt(
+        (pooled**2).mean(axis=0)
+    )  # 1 / whole: the coefficient that explains all of the time
     whole[whole == 0] = 1.0
     ones = np.ones(len(times))
     shared = nnls(pooled / whole, ones, maxiter=_PATIENCE)[0] / whole
@@ -98,5 +99,5 @@ def _law(figures: Floats, lanes: int) -> Law:
 
 
 def _short(value: float) -> float:
-    """Five figures: more than the measurement has, and few enough to be read."""
+    """Rounded to five digits: more than the measurement is good for, and few enough to read."""
     return float(f"{value:.5g}")

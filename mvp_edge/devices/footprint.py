@@ -1,4 +1,4 @@
-"""What a network asks of a device, read from whatever the user has of it."""
+"""What a network needs of a device, read from a run directory, a bundle or an ONNX file."""
 
 from math import prod
 from pathlib import Path
@@ -11,10 +11,10 @@ from mvp_edge_export.verified import parse
 
 
 def footprint(network: Path) -> Footprint:
-    """The footprint of a run directory, a bundle, or an ONNX file.
+    """The footprint of the network in a run directory, a bundle, or an ONNX file.
 
     Raises:
-        BadInput: it is none of them, or damaged.
+        BadInput: ``network`` is none of them, or damaged.
     """
     if (network / "run.json").is_file():
         return _of_run(network)
@@ -23,8 +23,8 @@ def footprint(network: Path) -> Footprint:
     if network.is_file():
         return _of_onnx(network)
     raise BadInput(
-        f"{network} is neither a run directory nor a bundle nor an ONNX file: give what mvp-edge prune "
-        "or export made, or a model.onnx"
+        f"{network} is neither a run directory nor a bundle nor an ONNX file: give what "
+        "`mvp-edge prune` or `mvp-edge export` made, or a model.onnx"
     )
 
 

@@ -1,4 +1,4 @@
-"""A calibration put into a device profile: the user's own text stays as it is, the section is added."""
+"""Adds a calibration to a device profile and leaves the rest of the user's text as it is."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from mvp_edge_export.profile_sections import Calibration
 from mvp_edge_export.storage import write_text
 
 _SECTION = re.compile(r"^calibration:.*(?:\n(?:[ \t#].*)?)*", re.MULTILINE)
-"""The section's key and what is indented, commented or empty below it."""
+"""The section's key and the indented, commented or empty lines below it."""
 _VECTORS = ("avx2", "fma", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_tile", "asimd",
             "asimddp", "sve")  # fmt: skip
 
@@ -23,16 +23,16 @@ def write_calibrated(profile: DeviceProfile, calibration: Calibration, out: Path
     """Write the profile with its calibration.
 
     Args:
-        profile: the one that was calibrated.
-        calibration: its new section; an earlier one is replaced.
-        out: where to; the profile's own file if None, but a shipped profile is extended by a new
+        profile: the profile that was calibrated.
+        calibration: its new section, which replaces an earlier one.
+        out: the file to write; the profile's own if None, but a shipped profile is extended by a new
             file ``ID.yaml`` in the working folder.
 
     Returns:
         The file.
 
     Raises:
-        BadInput: it cannot be written, or something else lies there.
+        BadInput: the file cannot be written, or is another profile.
     """
     own = profile.path
     shipped = own is None or not os.access(own, os.W_OK) or _is_shipped(own)
@@ -44,25 +44,25 @@ def write_calibrated(profile: DeviceProfile, calibration: Calibration, out: Path
     else:
         text = f"schema: 1\nid: {profile.id}\nextends: {profile.id}\n"
         if out.exists() and load_profile(str(out)).id != profile.id:
-            raise BadInput(f"--out {out} exists and is another profile: choose another name")
+            raise BadInput(f"{out} exists and is another profile: choose another name", field="out")
     return _written(out, text, calibration, profile.model_copy(update={"calibration": calibration}))
 
 
 def write_new(
     machine: Machine, calibration: Calibration, runtimes: list[str], out: Path | None
 ) -> Path:
-    """Write a profile of this machine, without budgets, with its calibration."""
+    """Write a profile of this machine with its calibration and without budgets."""
     name = re.sub(r"[^a-z0-9]+", "-", machine.cpu.lower()).strip("-")[:40] or machine.arch
     out = out or Path(f"{name}.yaml")
     if out.exists():
-        raise BadInput(f"{out} exists: calibrate it by name, or choose another place with --out")
+        raise BadInput(f"{out} exists: calibrate it by name, or choose another file", field="out")
     facts = {
         "schema": 1,
         "id": name,
         "name": machine.board or f"{machine.cpu}, {machine.physical_cores} cores",
         "source": {
             "kind": "measured",
-            "note": "Hardware as the machine says; budgets are yours to set (null is: not checked).",
+            "note": "Hardware as the machine reports it; set your own budgets (null means not checked).",
             "date": calibration.date.isoformat(),
         },
         "hardware": {

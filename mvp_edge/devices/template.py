@@ -1,11 +1,11 @@
-"""ONNX files of a backbone at any widths, within milliseconds each, for what looks at time alone.
+"""ONNX files of a backbone at any widths in milliseconds each, with random weights, to be timed.
 
     backbone ─ at prime widths ─ exported once ─→ template
     template ─ each size as c · Π widths, random weights ─→ ONNX file
 
-torch's exporter takes seconds a network. Its graph depends on the widths through sizes alone: of the
-weights, and of the targets that reshapes name. In one export at prime widths the prime factors of a
-size name the unit groups that it depends on (as in `mvp_edge.subnetwork.budget`).
+PyTorch's exporter takes seconds a network. Its graph depends on the widths only through sizes: of the
+weights, and of the targets of reshapes. In one export at prime widths, the prime factors of a size
+identify the unit groups that it depends on (as in `mvp_edge.subnetwork.budget`).
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,17 +25,17 @@ from mvp_edge.subnetwork.units import unit_groups
 from mvp_edge_export.storage import atomic_file
 
 _LEAST = 12
-"""Smaller primes divide numbers that have nothing to do with widths: axes, kernels, positions."""
+"""Smaller primes divide numbers that do not depend on widths, such as axes, kernels and positions."""
 _MOST = 2**31
-"""What is larger stands for "to the end"."""
+"""Larger numbers mean "to the end" in ONNX."""
 
 
 class Template:
-    """A backbone's exported graph, to be cut to any widths.
+    """A backbone's exported graph, which can be cut to any widths.
 
     Args:
         model: the backbone; its weights do not matter, and it may lie on the meta device.
-        policy: the pruning policy; None is the family's default.
+        policy: the pruning policy; the family's default if None.
         shape: one input image, (channels, height, width).
     """
 
@@ -45,10 +45,10 @@ class Template:
         blank = blank_copy(model)
         self.groups = unit_groups(blank, policy)
         self.shape = shape
-        self._primes = list(islice(_strangers(blank, shape), len(self.groups)))
+        self._primes = list(islice(_foreign_primes(blank, shape), len(self.groups)))
         widths = {group.name: prime for group, prime in zip(self.groups, self._primes, strict=True)}
         prime = widened(blank, self.groups, list(widths.values()))
-        # Filled with numbers that differ: the exporter drops zeros and joins what is equal.
+        # Filled with different numbers: the exporter drops zeros and merges equal tensors.
         real = blank_copy(prime, "cpu")
         generator = torch.Generator().manual_seed(0)
         for tensor in real.state_dict().values():
@@ -58,7 +58,7 @@ class Template:
         self._graph.graph.ClearField("value_info")
 
     def write(self, widths: Mapping[str, int], path: Path, seed: int = 0) -> None:
-        """Write the network of these widths as an ONNX file, with weights drawn by ``seed``."""
+        """Write the network of these widths as an ONNX file, with random weights of ``seed``."""
         with atomic_file(path) as partial:
             partial.write_bytes(self.cut(widths, seed).SerializeToString())
 
@@ -74,7 +74,7 @@ class Template:
             value = onnx.numpy_helper.to_array(tensor)
             if value.dtype.kind == "f":
                 shape = tuple(self._cut(size, order) for size in value.shape)
-                value = value if value.size == 1 else _drawn(shape, rng)
+                value = value if value.size == 1 else _random_weights(shape, rng)
             else:
                 sizes = [self._cut(int(size), order) for size in value.flat]
                 value = np.array(sizes, value.dtype).reshape(value.shape)
@@ -92,15 +92,15 @@ class Template:
         return size
 
 
-def _drawn(shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Weights that keep activations of order 1: nothing vanishes into slow denormal numbers."""
+def _random_weights(shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.float32]:
+    """Random weights that keep activations of order 1, since denormal numbers would be slow."""
     inputs = prod(shape[1:]) if len(shape) == 4 else shape[0]
     scale = (2 / inputs) ** 0.5 if len(shape) > 1 else 1.0
     return scale * rng.standard_normal(shape, dtype=np.float32)
 
 
-def _strangers(blank: nn.Module, shape: Shape) -> Iterator[int]:
-    """Primes that divide no size of the network, so that they can only come from its widths."""
+def _foreign_primes(blank: nn.Module, shape: Shape) -> Iterator[int]:
+    """Primes that divide no size of the network, so that they can only come from widths."""
     sizes = {*shape}
     for tensor in blank.state_dict().values():
         sizes |= {*tensor.shape}

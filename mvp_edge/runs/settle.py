@@ -16,7 +16,7 @@ from mvp_edge.pruning.arithmetic import choose_accelerator
 from mvp_edge.pruning.problem import Progress
 from mvp_edge.pruning.recipe import Recipe
 from mvp_edge.runs.request import Request
-from mvp_edge.subnetwork.backbone import Backbone, anchored, load_backbone
+from mvp_edge.subnetwork.backbone import Backbone, absolute_source, load_backbone
 from mvp_edge.subnetwork.budget import Plan, Sizer
 from mvp_edge.subnetwork.units import POLICIES
 from mvp_edge.tasks.task import Task
@@ -201,12 +201,12 @@ def _backbone(request: Request, zoo: Zoo | None) -> Backbone:
     """The backbone asked for, or the zoo's; at the zoo's input size where there is a zoo."""
     if zoo is None:
         assert request.backbone is not None  # a request names a zoo or a backbone
-        return load_backbone(anchored(request.backbone), request.input_size)
+        return load_backbone(absolute_source(request.backbone), request.input_size)
     size = request.input_size or zoo.input_size
     if request.backbone is not None:
-        backbone = load_backbone(anchored(request.backbone), size)
+        backbone = load_backbone(absolute_source(request.backbone), size)
     else:
-        source = anchored(zoo.backbone_source)
+        source = absolute_source(zoo.backbone_source)
         file = Path(source.rpartition("@")[2])
         try:
             backbone = load_backbone(source, size)

@@ -1,7 +1,7 @@
-"""Activation memory: which tensors of a forward pass live at the same time.
+"""Activation memory: which tensors of a forward pass are alive at the same time.
 
-`Alive` watches one pass and notes for each storage its bytes and its first and last operation;
-`peak` of these is what the pass needs beside the weights.
+`Alive` records the bytes of each storage and the first and last operation that uses it; `peak` of
+these is the memory that the pass needs in addition to the weights.
 """
 
 from collections import Counter
@@ -13,10 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    """Watches a forward pass and notes, for each storage, the operations that touch it.
+    """Records, for each storage in a forward pass, the first and last operation that uses it.
 
-    Storages, not tensors: views and in-place results share their source's. Integer tensors (the
-    indices of max pooling) are left out, for no runtime keeps them.
+    Storages rather than tensors, since views and in-place results share one. Integer tensors (the
+    indices of max pooling) do not count: no runtime keeps them.
     """
 
     def __init__(self, weights: Iterable[torch.Tensor]) -> None:
@@ -36,7 +36,7 @@ class Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         if func is torch.ops.aten.native_batch_norm.default:
-            # Its kernel for shapes is decomposed in Python and takes most of a ResNet's time.
+            # Its kernel on the meta device runs in Python and would take most of the time.
             none = torch.empty(0, device="meta")
             out: Any = (torch.empty_like(args[0]), none, none)
         else:
@@ -62,7 +62,7 @@ def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
 
 
 def peak(sizes: Iterable[int], lives: Iterable[tuple[int, int]]) -> int:
-    """The largest sum of ``sizes`` that live at one step; a life is (first, last), inclusive."""
+    """The largest sum of ``sizes`` that are alive at one step; each lives from its first to its last step."""
     change: Counter[int] = Counter()
     for size, (first, last) in zip(sizes, lives, strict=True):
         change[first] += size

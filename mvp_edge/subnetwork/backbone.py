@@ -39,7 +39,7 @@ _LAYERS = {
     "Linear": nn.Linear,
     "Identity": nn.Identity,
 }
-"""What a description's ``changes`` may build."""
+"""Layers that a description's ``changes`` may build."""
 
 ARGUMENTS = frozenset(
     {
@@ -48,7 +48,7 @@ ARGUMENTS = frozenset(
         *("class_token", "reg_tokens", "no_embed_class", "init_values", "pre_norm", "global_pool"),
     }
 )
-"""What a description's ``arguments`` may set: shapes, and nothing that reads a file or is random."""
+"""Arguments that a description may set: shapes only, nothing that reads a file or is random."""
 
 _SIZED = ("deit", "vision_transformer", "vision_transformer_hybrid")
 """timm's modules of networks that are built for one image size."""
@@ -89,7 +89,7 @@ class BackboneFile(JsonFile):
 
 @dataclass(frozen=True)
 class Architecture:
-    """How to build the bare network: enough, with tensors, to rebuild any sub-network of it."""
+    """How to build the network without its weights; together with tensors, any sub-network can be rebuilt."""
 
     name: str
     changes: Mapping[str, str]
@@ -131,12 +131,12 @@ class Architecture:
         return model.eval()
 
     def outline(self, num_classes: int) -> nn.Module:
-        """`build` without weights, on the meta device: for what looks at shapes alone."""
+        """`build` without weights, on the meta device, for code that needs only shapes."""
         with torch.device("meta"):
             return self.build(num_classes)
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in run directories and zoo entries."""
+        """The form in which run directories and zoo entries hold it."""
         return {
             "architecture": self.name,
             "changes": dict(self.changes),
@@ -156,7 +156,7 @@ class Backbone:
     classes: tuple[str, ...]
     weights_sha256: str
     source: str
-    """What the user would pass to load it again."""
+    """The name from which `load_backbone` loads it again."""
 
     @property
     def family(self) -> str:
@@ -172,11 +172,11 @@ class Backbone:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Channels, height, width of an input image."""
+        """Shape of one input image: channels, height, width."""
         return (3, self.preprocess.size, self.preprocess.size)
 
     def with_head(self, num_classes: int) -> nn.Module:
-        """A copy of the pre-trained network with a zero head for ``num_classes`` (biased)."""
+        """A copy of the pre-trained network with a new head for ``num_classes``, all zeros."""
         model = copy.deepcopy(self.model)
         reset: Any = model
         reset.reset_classifier(num_classes)
@@ -187,7 +187,7 @@ class Backbone:
         return model.eval()
 
     def outline(self, num_classes: int) -> nn.Module:
-        """`with_head` without its weights, on the meta device: for what looks at shapes alone."""
+        """`with_head` without weights, on the meta device, for code that needs only shapes."""
         with torch.device("meta"):
             model = blank_copy(self.model)
             reset: Any = model
@@ -201,8 +201,8 @@ def heads(model: nn.Module) -> dict[str, nn.Linear]:
     return {name: module for name, module in found.items() if isinstance(module, nn.Linear)}
 
 
-def anchored(source: str) -> str:
-    """A backbone's source that means the same in every folder: a file is named by its absolute path."""
+def absolute_source(source: str) -> str:
+    """A backbone's source with absolute file paths, so that it means the same in every working folder."""
     architecture, at, file = source.rpartition("@")
     if Path(source).is_file():
         return str(Path(source).absolute())
@@ -217,7 +217,7 @@ def load_backbone(name: str, input_size: int | None = None) -> Backbone:
     Raises BadInput, in one line, for whatever is missing, broken or of another architecture.
     """
     if input_size is not None and input_size < 1:
-        raise BadInput(f"--input-size {input_size}: give the side of the image in pixels")
+        raise BadInput(f"{input_size}: give the side of the image in pixels", field="input_size")
     path = Path(name)
     if path.suffix == ".json":
         backbone = _from_description(path, input_size)
@@ -238,25 +238,25 @@ def load_backbone(name: str, input_size: int | None = None) -> Backbone:
 
 
 def _check_size(backbone: Backbone) -> None:
-    """Refuse images of which a stage before the last leaves a single pixel.
+    """Refuse images so small that a single pixel is left before the last stage.
 
-    Nothing is left to convolve there, and bfloat16 gradients of a 3×3 convolution that strides over one
-    pixel are garbage on CPUs (seen with PyTorch 2.14).
+    There is nothing left to convolve, and bfloat16 gradients of a strided 3×3 convolution over one pixel are
+    wrong on CPUs (seen with PyTorch 2.14).
     """
-    blank, spent = blank_copy(backbone.model), []
+    blank, single = blank_copy(backbone.model), []
 
-    def look(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        spent.append(inputs[0].shape[-1] == 1)
+    def record(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        single.append(inputs[0].shape[-1] == 1)
 
     for module in blank.modules():
         if isinstance(module, nn.Conv2d) and module.stride != (1, 1):
-            module.register_forward_pre_hook(look)
+            module.register_forward_pre_hook(record)
     blank(torch.empty(1, *backbone.shape, device="meta"))
-    if any(spent):
+    if any(single):
         size = backbone.preprocess.size
         raise BadInput(
             f"{backbone.name}: of {size}×{size} images a single pixel is left before the last stage: "
-            f"give --input-size {2 * size} or more"
+            f"give an input size of {2 * size} or more"
         )
 
 
@@ -285,12 +285,15 @@ def _from_description(path: Path, input_size: int | None) -> Backbone:
 
 def _from_state_dict(name: str, weights: Path, source: str, input_size: int | None) -> Backbone:
     if not timm.is_model(name):
-        raise BadInput(f"--backbone {source}: timm has no architecture {name!r}{_similar(name)}")
+        raise BadInput(
+            f"{source}: timm has no architecture {name!r}{_similar(name)}", field="backbone"
+        )
     tensors = read_tensors(weights)
     config = timm.get_pretrained_cfg(name)
     if config is None:
         raise BadInput(
-            f"--backbone {source}: timm knows no preprocessing for {name!r}; describe it in a JSON"
+            f"{source}: timm knows no preprocessing for {name!r}; describe it in a JSON file",
+            field="backbone",
         )
     size = input_size or int(config.input_size[1])
     architecture = Architecture(name, {}, {}, size)
@@ -304,12 +307,13 @@ def _from_state_dict(name: str, weights: Path, source: str, input_size: int | No
 def _from_hub(name: str, input_size: int | None) -> Backbone:
     if not timm.is_model(name):
         raise BadInput(
-            f"--backbone {name}: no such file, and timm has no model of that name{_similar(name)}"
+            f"{name}: no such file, and timm has no model of that name{_similar(name)}",
+            field="backbone",
         )
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.has_weights:
         raise BadInput(
-            f"--backbone {name}: timm has no pre-trained weights for it; give {name}@FILE"
+            f"{name}: timm has no pre-trained weights for it; give {name}@FILE", field="backbone"
         )
     size = input_size or int(config.input_size[1])
     architecture = Architecture(name, {}, {}, size)
@@ -323,8 +327,9 @@ def _from_hub(name: str, input_size: int | None) -> Backbone:
             model: nn.Module = timm.create_model(name, pretrained=True, **sized).eval()
         except (OSError, RuntimeError, ValueError, HTTPError) as error:
             raise BadInput(
-                f"--backbone {name}: the download of its weights failed ({reason or first_line(error)}); "
-                f"with a local file say --backbone {name}@FILE"
+                f"{name}: the download of its weights failed ({reason or first_line(error)}); "
+                f"for a local file write {name}@FILE",
+                field="backbone",
             ) from error
     digest = sha256_json({n: _digest(t) for n, t in model.state_dict().items()})
     return Backbone(name, architecture, model, _preprocess(config, size), (), digest, name)
@@ -332,9 +337,9 @@ def _from_hub(name: str, input_size: int | None) -> Backbone:
 
 @contextmanager
 def _hub() -> Iterator[str]:
-    """Yield why the hub is out of reach, or ""; out of reach, it is asked for its cache alone.
+    """Yield why the model hub cannot be reached, or "". If it cannot, only its local cache is used.
 
-    Left to itself its client would retry for a minute, warning each time.
+    Otherwise its client would retry for a minute, warning each time.
     """
     from huggingface_hub import constants
 
@@ -355,7 +360,7 @@ def _hub() -> Iterator[str]:
 
 
 def _construct(path: str, call: str) -> nn.Module:
-    """Build a layer from text such as ``Conv2d(3, 64, kernel_size=3)``: numbers only, nothing is run."""
+    """Build a layer from text such as ``Conv2d(3, 64, kernel_size=3)``; only literal numbers are evaluated."""
     try:
         node = ast.parse(call, mode="eval").body
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):

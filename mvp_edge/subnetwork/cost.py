@@ -1,14 +1,14 @@
 """What a network costs: multiply-adds, parameters, memory and file size.
 
-One fused multiply-add counts as one FLOP (fvcore's convention) wherever a figure stands. The
-verified figure is fvcore's, from a trace of the real network; two other counts stand beside it:
+One fused multiply-add counts as one FLOP everywhere (fvcore's convention). The verified figure is
+fvcore's, from a trace of the real network; two other counts check it:
 
     measure(module, shape)       the verified Cost: fvcore, and it fails on what it cannot count
     cross_check(module, shape)   fvcore == torch.utils.flop_counter / 2 == hand formulas, exactly
     layers(module, shape)        the hand formulas layer by layer (shapes only, milliseconds)
 
-Everything here looks at shapes alone: a replica of the module without weights is counted, so the
-module itself is never run, changed or duplicated, and its device and precision do not matter.
+Only shapes matter: what is counted is a copy of the module without weights, so the module itself is
+never run, changed or duplicated, and its device and precision do not matter.
 """
 
 import copy
@@ -37,7 +37,7 @@ Shape = tuple[int, int, int]
 
 NORMALISATION = ("batch_norm", "layer_norm", "group_norm", "instance_norm")
 POOLING = ("adaptive_avg_pool2d",)
-"""fvcore's names for what it counts beside multiply-adds: these stand in lines of their own."""
+"""fvcore's names for what it counts besides multiply-adds; these are reported separately."""
 
 LIGHT = frozenset(
     {
@@ -49,24 +49,24 @@ LIGHT = frozenset(
         *("aten::clone", "aten::alias", "aten::expand_as", "aten::repeat", "aten::unflatten"),
     }
 )
-"""Elementwise, pooling and shape operations that fvcore does not know: without multiply-adds of
-matrices, counted as zero. What is neither here nor known to fvcore stops the count."""
+"""Elementwise, pooling and shape operations that fvcore does not know. They have no matrix
+multiplications and count as zero. Any other operation that fvcore does not know stops the count."""
 
 FILE_BYTES = 2500
-"""What an exported file has in any case: its header, the settings of its input, versions."""
+"""Bytes of an exported file without layers: its header, the description of its input, versions."""
 NODE_BYTES = {"conv": 560, "linear": 300, "attention": 2500, "norm": 250}
-"""What a layer adds to the file beside its weights: its nodes and those that follow it (activation,
-addition), their names and the shapes between them. Measured on exports of eight networks, rounded
-up; batch normalisation leaves no node."""
+"""Bytes that a layer adds to the file besides its weights: its nodes and those that follow it
+(activation, addition), their names and the shapes between them. Measured on exports of eight networks and
+rounded up; batch normalisation leaves no node."""
 INDEX_BYTES = 3
-"""Per output of a batch normalisation or linear layer: its share of the list of kept units."""
+"""Bytes for each output of a batch normalisation or linear layer: its part of the list of kept units."""
 LABEL_BYTES = 24
-"""Per class: its name in the file."""
+"""Bytes for each class: its name in the file."""
 
 
 @dataclass(frozen=True)
 class LayerCost:
-    """One module that computes something, or one parameter that no such module owns."""
+    """The cost of one module that computes something, or of one parameter outside such modules."""
 
     name: str
     kind: str
@@ -80,29 +80,29 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class Bill:
-    """A network's cost item by item; each total is the sum of its items, but for the activations.
+    """A network's cost item by item; each total is the sum of its items, except for the activations.
 
-    The items let the budget solver find out how each depends on the widths.
+    From the items the budget solver finds how each depends on the widths.
     """
 
     flops: tuple[int, ...]
-    """Per layer for one image, normalisation and pooling included."""
+    """Multiply-adds of each layer for one image, including normalisation and pooling."""
     flops_norm: tuple[int, ...]
     params: tuple[int, ...]
-    """Per parameter tensor."""
+    """Number of elements of each parameter tensor."""
     weights: tuple[int, ...]
-    """Bytes per tensor, float buffers (running statistics) included."""
+    """Bytes of each tensor, including floating-point buffers (running statistics)."""
     file: tuple[int, ...]
-    """Bytes per tensor of the exported file, and of what else grows with the widths."""
+    """Bytes of each tensor in the exported file, and of everything else that grows with the widths."""
     file_overhead: int
     """Bytes of the exported file that do not depend on widths."""
     activations: tuple[int, ...]
-    """Bytes per activation tensor, see `measure`."""
+    """Bytes of each activation tensor, see `measure`."""
     lives: tuple[tuple[int, int], ...]
-    """For each activation the first and last operation of the forward pass that touches it."""
+    """For each activation the first and the last operation of the forward pass that uses it."""
 
     def cost(self) -> Cost:
-        """The totals, flops by the hand formulas."""
+        """The totals; flops are those of the hand formulas."""
         return Cost(
             flops=sum(self.flops),
             flops_norm=sum(self.flops_norm),
@@ -120,7 +120,7 @@ def measure(module: nn.Module, shape: Shape, batch: int = 1) -> Cost:
     - ``params``: all parameters. ``weight_bytes``: four bytes for each of them and for each running
       statistic.
     - ``activation_bytes``: for the whole batch, the peak of the bytes that live at the same time. A
-      tensor lives from the operation that makes it to the last one that reads it, or a view of it;
+      tensor lives from the operation that makes it to the last one that reads it or a view of it;
       while an operation runs, its inputs and its output both live. The input image counts; weights
       do not. What works in place (ReLU, the residual addition) takes no new bytes, nor does a view.
       Attention is counted as the exported model computes it, with its N × N scores and their
@@ -128,7 +128,7 @@ def measure(module: nn.Module, shape: Shape, batch: int = 1) -> Cost:
       away; the scratch space and index tensors of a runtime's kernels are not counted.
 
     Args:
-        module: any of the supported networks; may lie on the meta device.
+        module: any of the supported networks; may be on the meta device.
         shape: one image, (channels, height, width).
         batch: images in one pass.
 
@@ -150,13 +150,13 @@ def cross_check(module: nn.Module, shape: Shape) -> dict[str, int]:
 
     fvcore reads a traced graph, torch's own counter sees the dispatched kernels (and counts two per
     multiply-add), the hand formulas use module shapes. Normalisation and pooling, which fvcore
-    counts and torch does not, are told apart and compared with the hand formulas.
+    counts and torch does not, are compared with the hand formulas separately.
 
     Returns:
-        The three figures, and the lines of normalisation and pooling.
+        The three counts, and those of normalisation and pooling.
 
     Raises:
-        BadInput: the counts differ; the line gives all three.
+        BadInput: the counts differ; the message gives all three.
     """
     counted = _fvcore(module, shape)
     beside = {name: counted[name] for name in (*NORMALISATION, *POOLING)}
@@ -271,7 +271,7 @@ def _attention_handle(inputs: list[Any], _outputs: list[Any]) -> int:
 
 
 def _forward(module: nn.Module, shape: Shape, batch: int) -> tuple[list[LayerCost], Alive]:
-    """One forward pass of a weightless copy: the hand formulas, and the lives of its tensors."""
+    """One forward pass of a copy without weights: the hand formulas, and the lifetimes of its tensors."""
     replica = blank_copy(module)
     found: list[LayerCost] = []
     owned: set[int] = set()
@@ -322,7 +322,7 @@ def _by_hand(layer: Any, x: torch.Tensor, y: torch.Tensor) -> tuple[str, int] | 
 
 
 def _file(module: nn.Module) -> tuple[tuple[int, ...], int]:
-    """Bytes of each exported tensor (and index list), and of everything else in the file."""
+    """Bytes of each exported tensor and index list, and of everything else in the file."""
     numbers = {name: t.numel() for name, t in _tensors(module).items() if t.is_floating_point()}
     outputs, classes, overhead = [], 0, FILE_BYTES
     for name, layer in module.named_modules():
@@ -349,7 +349,7 @@ def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def blank_copy(module: nn.Module, device: str = "meta") -> nn.Module:
-    """A float32 copy in eval mode with zeros on ``device`` for tensors: only shapes are copied."""
+    """A float32 copy in eval mode whose tensors are zeros on ``device``; only shapes are copied."""
 
     def blank(tensor: torch.Tensor) -> torch.Tensor:
         dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
@@ -360,7 +360,7 @@ def blank_copy(module: nn.Module, device: str = "meta") -> nn.Module:
 
     memo = {id(tensor): blank(tensor) for tensor in _tensors(module).values()}
     replica = copy.deepcopy(module, memo).eval()
-    for part in replica.modules():  # hooks belong to whoever set them on the original
+    for part in replica.modules():  # hooks are for the original alone
         part._forward_hooks.clear()
         part._forward_pre_hooks.clear()
     return replica

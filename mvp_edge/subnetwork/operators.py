@@ -1,7 +1,7 @@
-"""The operators of a network, read from its module by shapes alone.
+"""The operators of a network, from the shapes in its module.
 
-`mvp_edge_export.writing.graph` reads the same list from an exported file (a test holds them together), so
-a prediction does not depend on whether the network was exported yet.
+`mvp_edge_export.writing.graph` reads the same list from an exported file (a test compares them), so the
+prediction of a network's latency is the same before and after its export.
 """
 
 from math import prod
@@ -15,10 +15,10 @@ from mvp_edge_export.devices.operators import Operators, Row, conv_kind, table
 
 
 def operators(module: nn.Module, shape: Shape, batch: int = 1) -> Operators:
-    """What one inference of ``module`` computes.
+    """The operators of one inference of ``module``.
 
     Args:
-        module: a ResNet or ViT of timm; may lie on the meta device.
+        module: a ResNet or ViT of timm; may be on the meta device.
         shape: one image, (channels, height, width).
         batch: images in one inference.
     """
@@ -54,7 +54,7 @@ def _of_layer(layer: Any, x: torch.Tensor, y: torch.Tensor) -> list[Row]:
 
 
 def _attention(heads: int, tokens: int, dim: int) -> list[Row]:
-    """q·kᵀ, softmax, and the sum over values; its hook runs after that of the projection in it."""
+    """q·kᵀ, softmax, and the weighted sum of the values; linear maps inside have hooks of their own."""
     rows = heads * tokens
     return [
         ("matmul", rows, tokens, dim, 1, rows * dim),

@@ -1,10 +1,10 @@
-"""Sub-networks: which units are kept, and the two readings of that.
+"""Sub-networks: a backbone with some of its units removed, by masking or physically.
 
     mask(model, kept)     the full network with every removed unit zeroed
     extract(model, kept)  a physically smaller network, an ordinary nn.Module
-    resize(model, widths) the shape alone: the first units of each group (for counting costs)
+    resize(model, widths) a network of that shape: the first units of each group (to count costs)
 
-Both readings compute the same function (to float32 rounding); that is the first test of a family.
+The first two compute the same function (to float32 rounding); that is the first test of a family.
 """
 
 import copy
@@ -21,12 +21,12 @@ from mvp_edge.subnetwork.units import UnitGroup, unit_groups
 from mvp_edge_export.errors import BadInput
 
 Kept = Mapping[str, NDArray[np.int64]]
-"""For each unit group the kept units' indices, ascending (Ω_ℓ in the paper). A missing group is whole."""
+"""Group → indices of its kept units, ascending (Ω_ℓ in the paper). A group that is missing is whole."""
 
 
 @dataclass(frozen=True)
 class SubNetwork:
-    """What is kept of one backbone, group by group. Prints as a table."""
+    """The units kept of a backbone, group by group. Prints as a table."""
 
     backbone: str
     policy: str
@@ -35,7 +35,7 @@ class SubNetwork:
 
     @property
     def widths(self) -> dict[str, int]:
-        """Units kept in each group."""
+        """Number of units kept in each group."""
         return {name: len(self.kept.get(name, range(size))) for name, size in self.sizes.items()}
 
     def __repr__(self) -> str:
@@ -49,7 +49,7 @@ class SubNetwork:
 
 
 def check_kept(groups: Sequence[UnitGroup], kept: Kept) -> None:
-    """Raise BadInput unless ``kept`` names known groups with ascending, in-range, non-empty indices."""
+    """Raise BadInput unless ``kept`` has known groups and ascending indices within them, at least one each."""
     sizes = {group.name: group.size for group in groups}
     for name, units in kept.items():
         if name not in sizes:
@@ -66,8 +66,8 @@ def check_kept(groups: Sequence[UnitGroup], kept: Kept) -> None:
 def mask(model: nn.Module, kept: Kept, policy: str | None = None) -> nn.Module:
     """A copy of ``model`` in which every tensor slice of a removed unit is zero.
 
-    A filter whose convolution, γ and β are zero outputs zero; a head whose values are zero adds
-    nothing; so nothing of a removed unit reaches the output, in eval and in train mode.
+    A filter whose convolution, γ and β are zero outputs zero, and a head whose values are zero adds
+    nothing, so no removed unit affects the output, in eval or in train mode.
     """
     groups = unit_groups(model, policy)
     check_kept(groups, kept)
@@ -85,7 +85,7 @@ def mask(model: nn.Module, kept: Kept, policy: str | None = None) -> nn.Module:
 
 
 def extract(model: nn.Module, kept: Kept, policy: str | None = None) -> nn.Module:
-    """The physically smaller network: an ordinary nn.Module that owns its (sliced) tensors.
+    """The physically smaller network: an ordinary nn.Module with sliced copies of the tensors.
 
     ``model`` is not changed. Works on meta tensors. The result's groups have the kept sizes, so it can
     be extracted from again.
@@ -93,12 +93,12 @@ def extract(model: nn.Module, kept: Kept, policy: str | None = None) -> nn.Modul
     groups = unit_groups(model, policy)
     check_kept(groups, kept)
     tensors = _tensors(model)
-    # The structure is copied while the tensors are shared: the full weights are never duplicated.
+    # Only the structure is copied; the tensors are shared, so the full weights are not duplicated.
     small = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors.values()})
 
     new: dict[str, torch.Tensor] = {}
     with torch.no_grad():
-        for name, factors in _temperatures(groups, kept).items():
+        for name, factors in _query_factors(groups, kept).items():
             new[name] = tensors[name].detach().clone()
             for rows, factor in factors:
                 new[name][_index(rows, new[name])] *= factor
@@ -113,21 +113,21 @@ def extract(model: nn.Module, kept: Kept, policy: str | None = None) -> nn.Modul
             owner._parameters[leaf] = nn.Parameter(value, requires_grad=tensor.requires_grad)
         else:
             owner._buffers[leaf] = value
-    _settle(small, groups, kept)
+    _update_attributes(small, groups, kept)
     return small
 
 
 def resize(model: nn.Module, widths: Mapping[str, int], policy: str | None = None) -> nn.Module:
-    """`extract` of the first ``widths[group]`` units: a network of that shape (values do not matter)."""
+    """`extract` of the first ``widths[group]`` units of each group: a network of that shape."""
     return extract(model, {name: np.arange(width) for name, width in widths.items()}, policy)
 
 
 def kept_axes(
     groups: Sequence[UnitGroup], kept: Kept, tensors: Mapping[str, torch.Tensor]
 ) -> dict[tuple[str, int], NDArray[np.int64]]:
-    """For each (tensor, axis) that is cut, the indices that stay.
+    """(tensor, axis) → the indices that stay, for each axis that is cut.
 
-    Several groups may cut one axis (heads and the rows within them): an index stays if none removes it.
+    Several groups may cut one axis (heads and the rows within them); an index stays if no group removes it.
     """
     stays: dict[tuple[str, int], NDArray[np.bool_]] = {}
     for group in groups:
@@ -145,15 +145,15 @@ def kept_axes(
 def full_coordinates(
     model: nn.Module, kept: Kept, weights: Mapping[str, torch.Tensor], policy: str | None = None
 ) -> dict[str, tuple[torch.Tensor, tuple[NDArray[np.int64], ...]]]:
-    """A sub-network's weights as they lie in the backbone ``model``: tensor → (values, index per axis).
+    """Where a sub-network's weights lie in the backbone ``model``: tensor → (values, index per axis).
 
-    The inverse of `extract`'s slicing: `full[np.ix_(*index)] = values`, with the softmax temperature of
-    cut heads taken out again so that networks of different head_dim can be averaged.
+    The inverse of `extract`: ``full[np.ix_(*index)] = values``. The factor on the queries of narrowed heads
+    is removed, so that networks of different head_dim can be averaged.
     """
     groups = unit_groups(model, policy)
     tensors = _tensors(model)
     axes = kept_axes(groups, kept, tensors)
-    factors = _temperatures(groups, kept)
+    factors = _query_factors(groups, kept)
     placed = {}
     for name, full in tensors.items():
         if name not in weights or full.dim() == 0:
@@ -172,11 +172,11 @@ def full_coordinates(
 
 
 def compose(outer: Kept, inner: Kept) -> dict[str, NDArray[np.int64]]:
-    """Indices in the backbone of the units ``inner`` keeps of the sub-network ``outer``."""
+    """Indices in the backbone of the units that ``inner`` keeps of the sub-network ``outer``."""
     return {name: outer[name][units] if name in outer else units for name, units in inner.items()}
 
 
-def _temperatures(
+def _query_factors(
     groups: Sequence[UnitGroup], kept: Kept
 ) -> dict[str, list[tuple[NDArray[np.int64], float]]]:
     """Tensor → [(rows, factor)] for the queries of attentions whose head_dim is cut."""
@@ -190,8 +190,8 @@ def _temperatures(
     return factors
 
 
-def _settle(small: nn.Module, groups: Sequence[UnitGroup], kept: Kept) -> None:
-    """Make the modules' own bookkeeping agree with their tensors."""
+def _update_attributes(small: nn.Module, groups: Sequence[UnitGroup], kept: Kept) -> None:
+    """Set the modules' size attributes to the shapes of their tensors."""
     for module in small.modules():
         if isinstance(module, nn.Conv2d):
             module.out_channels, module.in_channels = module.weight.shape[:2]
@@ -209,7 +209,7 @@ def _settle(small: nn.Module, groups: Sequence[UnitGroup], kept: Kept) -> None:
                 attention.scale = attention.head_dim**-0.5
             attention.attn_dim = attention.num_heads * attention.head_dim
     classifier = getattr(small, "fc", None)
-    if isinstance(classifier, nn.Linear):  # a ResNet, whose features are a stream
+    if isinstance(classifier, nn.Linear):  # a ResNet: its features are the last residual stream
         facts: Any = small
         facts.num_features = facts.head_hidden_size = classifier.in_features
 

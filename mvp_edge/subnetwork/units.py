@@ -1,8 +1,8 @@
-"""What can be pruned, declared as data.
+"""The units that can be pruned, declared as data.
 
 A *unit* is one filter, head or MLP node. A *unit group* is a set of units of one layer (or, for a
 residual stream, of one stage) that are kept or removed one by one. A *cut* names the slice of a
-tensor that goes with each unit. The families below only yield these data; `subnet` interprets them.
+tensor that belongs to each unit. The families below only yield these data; `subnet` interprets them.
 
     layer1.stream ─┬─ conv1.weight          axis 0     the stem writes the stream
                    ├─ bn1.{weight, …}       axis 0
@@ -10,7 +10,7 @@ tensor that goes with each unit. The families below only yield these data; `subn
                    ├─ layer1.0.conv2.weight axis 0     … and adds to it
                    └─ layer2.0.conv1.weight axis 1     as does the next stage
 
-A new family is one more generator of `UnitGroup` and one line in `FAMILIES`.
+A new family needs one more generator of `UnitGroup` and one line in `FAMILIES`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -49,7 +49,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Point:
-    """Where a group's units can be observed or gated: a module's output, or its (first) input.
+    """Where a group's units can be observed or scaled: a module's output, or its first input.
 
     Channels are on axis 1 of a feature map and on the last axis of a token sequence.
     """
@@ -60,7 +60,7 @@ class Point:
 
 @dataclass(frozen=True)
 class UnitGroup:
-    """Units that are kept or removed one by one."""
+    """A set of units that are kept or removed one by one."""
 
     name: str
     kind: str
@@ -69,11 +69,11 @@ class UnitGroup:
     cuts: tuple[Cut, ...]
     points: tuple[Point, ...] = ()
     width: int = 1
-    """Channels a unit has at its points: 1 for a filter or node, head_dim for a head."""
+    """Channels of a unit at its points: 1 for a filter or node, head_dim for a head."""
     tempered: tuple[Cut, ...] = ()
-    """Cuts to multiply by √(kept/size): attention divides by √head_dim, so q has to make up for it."""
+    """Cuts to multiply by √(kept/size): attention divides by √head_dim, for which q has to compensate."""
     attention: str | None = None
-    """For heads and head_dim: the attention module whose bookkeeping follows the cut."""
+    """For heads and head_dim: the attention module whose size attributes follow the cut."""
 
 
 def unit_groups(model: nn.Module, policy: str | None = None) -> tuple[UnitGroup, ...]:
@@ -103,11 +103,11 @@ def family_of(model: nn.Module) -> str:
 
 
 def _resnet(model: Any, policy: str) -> Iterator[UnitGroup]:
-    """ResNet: `tied` streams and `inner` filters, or inner filters alone.
+    """ResNet under the policy "tied" (residual streams and inner filters) or "inner" (inner filters alone).
 
-    The stream is followed from the stem: a block without a shortcut convolution adds to the stream that
-    it reads, one with a shortcut starts a new stream (so a BasicBlock stem is tied to stage 1, a
-    Bottleneck stem is a stream of its own).
+    Streams are followed from the stem: a block without a shortcut convolution adds to the stream that it
+    reads, one with a shortcut starts a new stream. So a BasicBlock stem is tied to stage 1, and a Bottleneck
+    stem is a stream of its own.
     """
     inner: list[UnitGroup] = []
     streams: list[_Stream] = []
@@ -202,7 +202,7 @@ _CLASSES = {"ResNet": "resnet", "VisionTransformer": "vit"}
 
 @dataclass
 class _Stream:
-    """A residual stream as it is followed through the network."""
+    """A residual stream while it is followed through the network."""
 
     name: str
     cuts: list[Cut]
@@ -212,7 +212,7 @@ class _Stream:
 def _filters(
     model: nn.Module, name: str, cuts: Sequence[Cut], points: Sequence[Point]
 ) -> UnitGroup:
-    """A group of filters; the first cut is that of a convolution which writes them."""
+    """A group of filters; the first cut is in a convolution that computes them."""
     size = int(model.get_parameter(cuts[0].tensor).shape[0])
     return UnitGroup(name, "filter", size, tuple(cuts), tuple(points))
 
@@ -224,7 +224,7 @@ def _inside(model: nn.Module, conv: str, norm: str, act: str, reader: str) -> Un
 
 
 def _writes(model: nn.Module, conv: str, norm: str) -> list[Cut]:
-    """The cuts of a convolution's filters and of the normalisation behind it."""
+    """The cuts of a convolution's filters and of the normalisation after it."""
     for name, kind in ((conv, nn.Conv2d), (norm, nn.BatchNorm2d)):
         module = model.get_submodule(name)
         if not isinstance(module, kind):
@@ -243,7 +243,7 @@ def _writes(model: nn.Module, conv: str, norm: str) -> list[Cut]:
 
 
 def _check_nothing_else(model: nn.Module, groups: Iterable[UnitGroup]) -> None:
-    """Refuse what a stream runs through without being cut with it (SE, anti-aliasing, a stem pool)."""
+    """Refuse modules on a stream that are not cut with it (SE, anti-aliasing, a stem pool)."""
     known = {cut.tensor.rpartition(".")[0] for group in groups for cut in group.cuts}
     for name, module in model.named_modules():
         tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]

@@ -1,6 +1,6 @@
-"""Tensors from a file that nobody vouches for, laid into a network.
+"""Loads tensors from an untrusted file into a network.
 
-No code in a file is ever run, and a file that does not fit is refused in one line that says why.
+No code in a file is ever run, and a file that does not fit is refused with one line that says why.
 """
 
 import math
@@ -17,7 +17,7 @@ from mvp_edge_export.errors import BadInput
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file or of a saved state dict, by name; BadInput says what is wrong."""
+    """Name → tensor of a safetensors file or a saved state dict; BadInput if it cannot be read."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -76,7 +76,7 @@ def fill(
 
 
 def classes_in(tensors: Mapping[str, torch.Tensor], architecture: str, path: Path) -> int:
-    """How many classes the classifier among ``tensors`` has."""
+    """Number of classes of the classifier among ``tensors``."""
     for key in ("fc.weight", "head.weight"):
         if key in tensors and tensors[key].dim() == 2:
             return int(tensors[key].shape[0])
@@ -87,7 +87,7 @@ def classes_in(tensors: Mapping[str, torch.Tensor], architecture: str, path: Pat
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, short enough for one line of ours."""
+    """The first line of an error's message, at most 160 characters."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
@@ -101,7 +101,7 @@ def _refuse(path: Path, architecture: str, problem: str, names: set[str]) -> Non
 
 
 def _resampled(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The position embedding at the model's grid, where the file's is that of another image size."""
+    """The position embedding resampled to the model's grid, if the file's has another one."""
     key = "pos_embed"
     own: Any = getattr(model, key, None)
     if own is None or tensors[key].shape == own.shape:
@@ -111,7 +111,7 @@ def _resampled(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[st
     if tensors[key].dim() != 3 or math.isqrt(tensors[key].shape[1] - prefix) ** 2 != (
         tensors[key].shape[1] - prefix
     ):
-        return {}  # of no square grid: the shapes are compared, and refused, as they are
+        return {}  # no square grid: the comparison of shapes refuses it
     from timm.layers import resample_abs_pos_embed
 
     resampled: torch.Tensor = resample_abs_pos_embed(

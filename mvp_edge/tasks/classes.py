@@ -1,4 +1,4 @@
-"""Which classes of a source make a task, and what of them can be used: every refusal in one place.
+"""Chooses the classes of a task and refuses classes and images that cannot be used.
 
 scan ─▶ choose_classes ─▶ check_images ─▶ refuse_unusable ─▶ (splits)
 """
@@ -39,14 +39,14 @@ def choose_classes(source: Path, scanned: Scan, wanted: Sequence[str] | None) ->
 def check_images(
     source: Path, found: Iterable[Found], progress: Progress | None = None
 ) -> list[Found]:
-    """Decode every image once; those that cannot be carry the reason as their problem."""
+    """Decode every image once; the problem of an undecodable image is the reason."""
     images = list(found)
     bad = undecodable(source, [one for one in images if not one.problem], progress)
     return [one._replace(problem=bad.get(one.file, one.problem)) for one in images]
 
 
 def refuse_unusable(source: Path, classes: Sequence[str], found: Sequence[Found]) -> None:
-    """Raise BadInput, naming the class, when splits differ in classes or one cannot be trained."""
+    """Raise BadInput, naming the class, if splits differ in classes or a class has no training image."""
     labels: dict[str, set[str]] = {}
     for one in found:
         labels.setdefault(one.split or "train", set()).add(one.label)

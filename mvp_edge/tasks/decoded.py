@@ -1,11 +1,11 @@
-"""From image files to one uint8 array a split, decoded once and kept in the user's cache folder.
+"""Decodes image files to one uint8 array a split, which is kept in the user's cache folder.
 
     $MVP_EDGE_CACHE | the platform's cache folder
         checked/<key>.json    which images of one class cannot be decoded, and why
-        decoded/<key>.npy     uint8 [N, S, S, 3]: a plain .npy; the CRC-32 of its data follows it
+        decoded/<key>.npy     uint8 [N, S, S, 3]: a plain .npy, followed by the CRC-32 of its data
 
-The cache only saves time: a damaged file in it is made anew, and where the folder cannot be written
-or its disk is full, nothing is kept and nothing fails. Delete it whenever you like.
+The cache only saves time: a damaged file is replaced, and if the folder cannot be written or its disk is full,
+nothing is cached and nothing fails. It can be deleted at any time.
 """
 
 import io
@@ -40,7 +40,7 @@ Progress: TypeAlias = Callable[[int, int], None]
 _SPARE_BYTES = 2**30
 _CHUNK = 8
 _SPAN = 2**24
-# What else decides the pixels, so that an update of either begins afresh.
+# Everything else that determines the pixels; an update of either invalidates the cache.
 _DECODER = ("mvp-edge 1", PIL.__version__)
 
 T = TypeVar("T")
@@ -50,12 +50,12 @@ R = TypeVar("R")
 def undecodable(
     source: Path, found: Sequence[Found], progress: Progress | None = None
 ) -> dict[str, str]:
-    """Decode every image once and say which cannot be, and why.
+    """Find the images that cannot be decoded, by decoding every image once.
 
-    What was learnt is kept a class, so that tasks that share a class share it.
+    The findings are cached class by class, so that tasks with a common class share them.
 
     Returns:
-        File to reason; empty when all is well.
+        File → reason, for the images that cannot be decoded.
     """
     problems: dict[str, str] = {}
     unknown: dict[str, list[Found]] = {}
@@ -101,20 +101,20 @@ def decoded(
     key: str,
     progress: Progress | None = None,
 ) -> NDArray[np.uint8]:
-    """Decode and prepare images, or take them from the cache.
+    """Decode and resize images, or read them from the cache.
 
     Args:
         source: the task's folder, zip or list.
-        files: its images, each with the bytes that it had when the task was opened.
-        preprocess: its ``pixels`` are kept; mean and standard deviation play no part.
-        key: identifies the images' content and order.
-        progress: told how far the decoding is; not called when nothing has to be decoded.
+        files: its images, each with its size in bytes when the task was opened.
+        preprocess: the result of its ``pixels`` is cached; mean and standard deviation are not used.
+        key: identifies the content and order of the images.
+        progress: called with (done, total); not called if nothing has to be decoded.
 
     Returns:
         uint8 [len(files), size, size, 3]: in memory, or mapped read-only from the cache.
 
     Raises:
-        BadInput: an image is not what it was when the task was opened.
+        BadInput: an image has changed since the task was opened.
     """
     shape = (len(files), preprocess.size, preprocess.size, 3)
     how = [preprocess.size, preprocess.interpolation, preprocess.crop_pct]
@@ -128,7 +128,7 @@ def decoded(
 
     names = list(files)
     if path and math.prod(shape) >= IN_MEMORY_BYTES and _has_room(path, math.prod(shape)):
-        # On a disk that fills up on the way all is done again in memory; where an image has
+        # If the disk fills up meanwhile, everything is decoded again in memory; if an image has
         # changed, that raises the same error again.
         with suppress(BadInput):
             _write_array(path, shape, _in_parallel(decode, names, progress))
@@ -146,10 +146,10 @@ def decoded(
 
 
 def identity(source: Path) -> str:
-    """What tells the files of two sources apart that agree in name, size and stamp.
+    """What distinguishes files of two sources that agree in name, size and stamp.
 
-    A zip's stamps are checksums of the content. A folder's are times, which reproducible archives
-    set to the same second everywhere, so its place counts too.
+    A zip's stamps are checksums of the content. A folder's are times, which reproducible archives set
+    to the same second everywhere, so the folder's path counts, too.
     """
     return "zip" if source.suffix.lower() == ".zip" else str(source)
 
@@ -173,9 +173,9 @@ def _pixels(
 def _in_parallel(
     work: Callable[[Sequence[T]], R], items: Sequence[T], progress: Progress | None
 ) -> Iterator[R]:
-    """``work`` on chunks of ``items`` in threads (Pillow lets go of the GIL), results in order.
+    """The results of ``work`` on chunks of ``items``, in order, computed in threads (Pillow releases the GIL).
 
-    At most a few chunks are ahead of the consumer, so a slow disk does not fill the memory.
+    At most a few chunks are computed ahead of the consumer, so that a slow disk does not fill the memory.
     """
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     pending: deque[tuple[int, Future[R]]] = deque()
@@ -239,7 +239,7 @@ def _header(shape: tuple[int, ...]) -> bytes:
 
 
 def _write_array(path: Path, shape: tuple[int, ...], chunks: Iterable[NDArray[np.uint8]]) -> None:
-    # Written, not mapped: on a full disk a write fails where a mapped page would kill the process.
+    # Written rather than mapped: on a full disk a write fails, while a mapped page kills the process.
     checksum = 0
     with atomic_file(path) as partial, partial.open("wb") as stream:
         stream.write(_header(shape))
@@ -251,7 +251,7 @@ def _write_array(path: Path, shape: tuple[int, ...], chunks: Iterable[NDArray[np
 
 
 def _read_array(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
-    """The array, or None when the file is absent or not whole."""
+    """The array, or None if the file is missing or damaged."""
     header, nbytes = _header(shape), math.prod(shape)
     try:
         with path.open("rb") as stream:

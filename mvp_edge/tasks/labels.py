@@ -1,4 +1,4 @@
-"""Which class and which split an image belongs to: read off folder names, or off a list file.
+"""Reads the class and the split of each image from folder names or from a list file.
 
 Layouts, each below any number of lone top-level folders (``cifar100/train/apple/000.webp``)::
 
@@ -6,7 +6,7 @@ Layouts, each below any number of lone top-level folders (``cifar100/train/apple
     <split>/<class>/**/image      split: train | val, valid, validation | test
 
 List files, one image a line: ``path,label[,split]`` as .csv, .tsv, .txt (columns separated by tabs,
-commas or spaces) or .jsonl; a first line may name the columns. Paths count from the list's folder.
+commas or spaces) or .jsonl; the first line may name the columns. Paths are relative to the list's folder.
 """
 
 import csv
@@ -28,12 +28,12 @@ SPLITS: Mapping[str, str] = {
     "validation": "val",
     "test": "test",
 }
-"""What folders and columns may call a split, in lower case, and the split that each means."""
+"""Names that folders and columns may give a split, in lower case → the split."""
 
 LIST_SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl")
 MAX_FILES = 1_000_000
 
-# Not understood as splits, and no likely classes either.
+# Not accepted as names of splits, and unlikely names of classes.
 _NEARLY_SPLITS = frozenset(
     {"training", "testing", "trainset", "testset", "dev", "eval", "evaluation", "holdout"}
 )
@@ -54,24 +54,24 @@ class Found(NamedTuple):
     stamp: int
     """Changes with the content: modification time in ns, or the CRC-32 that a zip keeps."""
     problem: str
-    """Why it cannot be read at all (a broken link, ...); "" when nothing is known against it."""
+    """Why it cannot be read (a broken link, ...); "" if no problem is known."""
     label: str = ""
     split: str = ""
-    """train, val, test, or "" when the source does not say."""
+    """train, val, test, or "" if the source has no splits."""
 
 
 class Skipped(NamedTuple):
-    """A file that is left out of the task, and the reason."""
+    """A file that is left out of a task, and the reason."""
 
     file: str
     why: str
 
 
 class Scan(NamedTuple):
-    """What a source holds."""
+    """The images and folders found in a source."""
 
     found: tuple[Found, ...]
-    """In the order of their names."""
+    """Sorted by name."""
     empty: tuple[str, ...]
     """Class folders without a single image file."""
     skipped: tuple[Skipped, ...]
@@ -79,12 +79,12 @@ class Scan(NamedTuple):
 
 
 def parts_of(file: str) -> tuple[str, ...]:
-    """The names of which a path inside a source consists (pathlib takes ten times as long)."""
+    """The parts of a path inside a source (pathlib takes ten times as long)."""
     return tuple([name for name in file.split("/") if name not in ("", ".")])
 
 
 def class_name(raw: str, where: str) -> str:
-    """``raw`` in Unicode's NFC form (macOS writes the other one); BadInput where it is no name."""
+    """``raw`` in Unicode's NFC form (macOS uses NFD); BadInput if it is not a valid name."""
     name = unicodedata.normalize("NFC", raw)
     if not name.strip() or name in (".", ".."):
         raise BadInput(f"{where}: class name {raw!r} is empty: every class needs a name")
@@ -98,13 +98,13 @@ def class_name(raw: str, where: str) -> str:
 def read_folders(
     source: Path, listed: Iterable[Found], folders: Iterable[str], skipped: Iterable[Skipped]
 ) -> Scan:
-    """Read splits and classes off the folder names.
+    """Read splits and classes from the folder names.
 
     Args:
-        source: the task, as errors call it.
+        source: the source's path, for errors.
         listed: its images, without labels.
         folders: every folder in it, whether it holds images or not.
-        skipped: what is already known not to belong.
+        skipped: files that are known not to belong to the task.
     """
     images = {one: parts_of(one.file) for one in sorted(listed)}
     if not images:
@@ -148,7 +148,7 @@ def read_folders(
 
 
 def _lone_folders(images: Iterable[tuple[str, ...]]) -> tuple[int, set[str]]:
-    """How many top-level folders stand alone, and which folders below hold folders of images."""
+    """How many nested top-level folders have no siblings, and the folders below that hold folders of images."""
     paths, depth = list(images), 0
     while True:
         tops = {parts[depth] for parts in paths}
@@ -163,7 +163,7 @@ def _split_names(folders: Iterable[str]) -> set[str]:
 
 
 def _given_splits(source: Path, inner: set[str], deep: set[str]) -> dict[str, str]:
-    """Folder name to split; empty when the folders are classes.
+    """Folder name → split; empty if the folders are classes.
 
     ``inner`` are the folders that hold images, ``deep`` those that hold folders of images: a class
     may well be called "train" (one of CIFAR-100's is), but its images lie right inside it.
@@ -188,9 +188,9 @@ def _given_splits(source: Path, inner: set[str], deep: set[str]) -> dict[str, st
 
 
 def read_list(path: Path) -> Scan:
-    """Read a list file; raises BadInput naming its line. Images that are absent are kept as such.
+    """Read a list file; BadInput names the line at fault. Missing images are listed with that problem.
 
-    The paths may lead anywhere: the list is the user's own.
+    The paths may lead anywhere, since the list is the user's own.
     """
     found: list[Found] = []
     lines: dict[str, int] = {}
@@ -230,7 +230,7 @@ def _look_up(base: Path, file: str) -> Found:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Each line's number, and its columns by name: path, label and perhaps split."""
+    """Each line's number, and its columns by name: path, label and optionally split."""
     columns: dict[str, int] = {}
     cut: str | None = None
     for number, text in _lines(path):
@@ -256,7 +256,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
-        # Written by Excel, UTF-8 begins with a byte order mark.
+        # Excel writes UTF-8 with a byte order mark.
         with path.open(encoding="utf-8-sig") as stream:
             for number, line in enumerate(stream, 1):
                 if line.strip():
@@ -268,14 +268,14 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _delimiter(suffix: str, first: str) -> str:
-    """What separates the columns; in a .txt whichever of tab, comma, space comes first."""
+    """The separator of the columns; in a .txt file tab, comma or space, whichever comes first."""
     if suffix == ".txt":
         return next((cut for cut in "\t," if cut in first), " ")
     return "\t" if suffix == ".tsv" else ","
 
 
 def _header(cells: Sequence[str]) -> dict[str, int]:
-    """Where the columns stand when this row names them, else {}."""
+    """Column name → position if this row names the columns, else {}."""
     names = [cell.lower() for cell in cells]
     columns = {
         column: names.index(alias)

@@ -1,10 +1,10 @@
-"""Where a task's images lie: a folder of class folders, a zip of one, or a list file.
+"""The sources of images: a folder of class folders, a zip of one, or a list file.
 
     path ── scan ────▶ Scan: every image with its label and, where one is given, its split
     path ── opener ──▶ open(file) -> Path | BytesIO, for the image pipeline's ``open_rgb``
 
-``scan`` reads names and sizes only; no image is opened. A zip is read in place, and is refused
-whole when its directory shows what no collection of images needs (links, ``../``, bombs).
+``scan`` reads names and sizes only; no image is opened. A zip is read without unpacking, and is refused if its
+directory contains what no collection of images needs (links, ``../``, zip bombs).
 """
 
 import os
@@ -33,15 +33,15 @@ from mvp_edge_export.images import IMAGE_SUFFIXES, Undecodable
 
 MAX_MEMBER_BYTES = 256 * 2**20
 MAX_ZIP_BYTES = 64 * 2**30
-# Photographs hardly shrink in a zip; only over this size is the ratio worth a look.
+# Photographs hardly shrink in a zip; the ratio is checked only above this size.
 _BOMB_RATIO, _BOMB_BYTES = 200, 100 * 10**6
 
 Opener: TypeAlias = Callable[[str], Path | BytesIO]
-"""Gives an image file of the source to ``open_rgb``; raises Undecodable."""
+"""Opens an image file of the source for ``open_rgb``; raises Undecodable."""
 
 
 def scan(source: Path) -> Scan:
-    """List the images of ``source`` with their labels; raises BadInput, naming the culprit."""
+    """List the images of ``source`` with their labels; BadInput names the file at fault."""
     match kind_of(source):
         case "list":
             return read_list(source)
@@ -52,7 +52,7 @@ def scan(source: Path) -> Scan:
 
 
 def list_images(source: Path) -> list[Found]:
-    """Every image file of a folder or a zip, whatever its folders are called; raises BadInput."""
+    """Every image file of a folder or a zip, whatever its folders are called; BadInput if it cannot be read."""
     match kind_of(source):
         case "list":
             raise BadInput(
@@ -65,7 +65,7 @@ def list_images(source: Path) -> list[Found]:
 
 
 def opener(source: Path) -> Opener:
-    """How to read one image of ``source`` by its ``Found.file``; many threads may."""
+    """A function that opens an image of ``source`` by its ``Found.file``; safe in several threads."""
     match kind_of(source):
         case "list":
             return lambda file: source.parent / file
@@ -77,7 +77,7 @@ def opener(source: Path) -> Opener:
 
 
 def kind_of(source: Path) -> Literal["folder", "zip", "list"]:
-    """What ``source`` is; raises BadInput when it is absent or none of the three."""
+    """The kind of ``source``; BadInput if it does not exist or is none of the three."""
     try:
         mode = source.stat().st_mode
     except FileNotFoundError:
@@ -100,7 +100,7 @@ def kind_of(source: Path) -> Literal["folder", "zip", "list"]:
 
 
 def is_image(file: str) -> bool:
-    """Whether the suffix is one of an image."""
+    """Whether the file has the suffix of an image."""
     _, dot, suffix = file.rpartition(".")
     return dot + suffix.lower() in IMAGE_SUFFIXES
 
@@ -117,9 +117,9 @@ def _reason(error: BaseException) -> str:
 
 
 def _list_folder(root: Path) -> tuple[list[Found], set[str], list[Skipped]]:
-    """Every image below ``root``, every folder, and what is neither.
+    """Every image below ``root``, every folder, and the files that are neither.
 
-    Links are followed: the user gave this folder. One that leads back to a folder above is not.
+    Links are followed, since the user chose this folder, except links to a folder above themselves.
     """
     listed: list[Found] = []
     folders: set[str] = set()
@@ -153,7 +153,7 @@ def _list_folder(root: Path) -> tuple[list[Found], set[str], list[Skipped]]:
                 folders.add(file)
                 pending.append((file, above | {identity}))
             elif is_image(file):
-                # Opening a named pipe would wait for ever.
+                # Opening a named pipe would block for ever.
                 problem = "" if stat.S_ISREG(status.st_mode) else "not a regular file"
                 listed.append(Found(file, status.st_size, status.st_mtime_ns, problem))
         if len(listed) > MAX_FILES:
@@ -194,9 +194,9 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
 
 @lru_cache(maxsize=4)
 def _checked_zip(path: Path, size: int, mtime_ns: int) -> zipfile.ZipFile:
-    """The opened archive, kept: its directory of 60,000 names takes 0.3 s to read.
+    """The opened archive; cached, since a directory of 60,000 names takes 0.3 s to read.
 
-    Raises BadInput for a zip that is damaged or holds what a collection of images never needs.
+    Raises BadInput for a zip that is damaged or contains what a collection of images never needs.
     """
     try:
         archive = zipfile.ZipFile(path)

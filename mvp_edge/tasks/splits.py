@@ -1,4 +1,4 @@
-"""Which images are trained on, which are chosen by, and which are reported on.
+"""Splits images into train, val (for choices) and test (for reported figures).
 
     given              train            val              test
     train, val, test   as given         as given         as given
@@ -6,10 +6,10 @@
     train, val         85 % of train    15 % of train    the given val
     train, or none     70 %             15 %             15 %
 
-Nothing is drawn at random: images are ranked by a hash of the seed and their name, class by class.
-So a class of three images or more is split alike in every task of one source and seed, whatever the
-other classes are (what a zoo has trained on is never what another task is tested on), and an image
-that is added later leaves nearly all others where they were.
+Within each class, images are ordered by a hash of the seed and their name. So a class of three images or
+more is split in the same way in every task of one source and seed, whatever the other classes are (no image
+that a zoo has trained on is a test image of another task), and an image that is added later leaves nearly all
+others in their splits.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from mvp_edge.tasks.labels import Found
 
 HELD_OUT = 0.15
-"""The share of a class's images that a split that has to be made gets."""
+"""The share of a class's images in a split that is made here."""
 
 # What is given, and what is therefore made from the training images.
 _MADE: Mapping[frozenset[str], tuple[str, ...]] = {
@@ -34,21 +34,21 @@ _MADE: Mapping[frozenset[str], tuple[str, ...]] = {
 
 
 def make_splits(found: Sequence[Found], seed: int) -> tuple[dict[str, list[Found]], dict[str, str]]:
-    """Sort images into train, val and test, and say where each split comes from.
+    """Split images into train, val and test.
 
-    Of n images of a class round(0.15 n) are held out for each split that has to be made, at least
-    one as long as one remains to train on. Of two images, where two splits have to be made, one
-    goes to whichever of them has fewer so far.
+    Of n images of a class, round(0.15 n) are held out for each split that has to be made, at least one as
+    long as one image remains for training. If a class has two images and two splits have to be made, one image
+    goes to the split that has fewer images so far.
 
     Args:
-        found: the usable images; those of a source without splits carry "".
+        found: the usable images; their split is "" if the source has no splits.
         seed: of the splits that have to be made.
 
     Returns:
-        {"train", "val", "test"} to images, sorted by label and file; the same keys to words.
+        Split → images, sorted by label and file, and split → a description of its origin.
 
     Raises:
-        KeyError: there are splits, but none is called train.
+        KeyError: the source has splits but no train split.
     """
     given = frozenset(one.split or "train" for one in found)
     made = _MADE[given]
@@ -63,7 +63,7 @@ def make_splits(found: Sequence[Found], seed: int) -> tuple[dict[str, list[Found
     for label in sorted(pool):
         rest = sorted(pool[label], key=lambda one: rank(one.file, seed))
         held = max(1, math.floor(HELD_OUT * len(rest) + 0.5))
-        # The sort is stable: without a reason to the contrary, test is served first.
+        # The sort is stable: with equal counts, test comes first.
         order = sorted(made, key=lambda split: len(splits[split])) if len(rest) == 2 else made
         for split in order:
             take = min(held, len(rest) - 1)
@@ -88,13 +88,13 @@ def stratified_rows(
 ) -> NDArray[np.int64]:
     """Rows of a stratified subset of at most ``n`` images, ascending.
 
-    Every class has its share within one image, and one image at least where ``n`` allows that.
+    Every class keeps its share to within one image, and at least one image where ``n`` allows it.
 
     Args:
         labels: [N] class indices.
-        files: [N] names, which together with the seed decide what is taken.
-        n: size of the subset; all rows when there are no more than that.
-        seed: of the choice.
+        files: [N] names; together with the seed they determine the subset.
+        n: size of the subset; all rows if there are fewer.
+        seed: of the choice of images.
     """
     rows: list[int] = []
     for label, quota in _quotas(labels, n).items():
@@ -104,7 +104,7 @@ def stratified_rows(
 
 
 def _quotas(labels: NDArray[np.int64], n: int) -> dict[int, int]:
-    """Images to take of each class: the largest remainders, after one for every class."""
+    """Number of images of each class, by largest remainders after one image for every class."""
     present, counts = np.unique(labels, return_counts=True)
     n = min(n, len(labels))
     least = 1 if n >= len(present) else 0
@@ -118,5 +118,5 @@ def _quotas(labels: NDArray[np.int64], n: int) -> dict[int, int]:
 
 
 def rank(file: str, seed: int) -> bytes:
-    """Where a file stands in the order of ``seed``: the same on every machine, in every version."""
+    """Sort key of a file in the order of ``seed``; the same on every machine and in every version."""
     return hashlib.blake2b(f"{seed}\0{file}".encode(), digest_size=8).digest()

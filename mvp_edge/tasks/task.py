@@ -1,8 +1,8 @@
-"""A task: a label set and its images, split into train, val and test, and written down.
+"""A task: classes and their images, split into train, val and test, with a description in JSON.
 
-    scan (image_source) ─▶ check (decoded) ─▶ make_splits (splits) ─▶ Task ─▶ Images
+    scan (source) ─▶ check_images (classes) ─▶ make_splits (splits) ─▶ Task ─▶ Images
 
-Choices are made on validation images, figures are reported on test images, so every task has both.
+Choices are made on validation images and figures are reported on test images, so every task has both.
 """
 
 import math
@@ -26,7 +26,7 @@ from mvp_edge_export.errors import BadInput
 from mvp_edge_export.images import Preprocess
 from mvp_edge_export.storage import sha256_json
 
-# Up to this many possible tasks ``sample_tasks`` shuffles them all instead of drawing.
+# With up to this many possible tasks, ``sample_tasks`` shuffles them all instead of drawing.
 _FEW = 10_000
 
 
@@ -57,13 +57,13 @@ class Images:
         return len(self.labels)
 
     def take(self, rows: NDArray[np.int64]) -> "Images":
-        """A copy of some of them."""
+        """A copy of the images at ``rows``."""
         return Images(self.pixels[rows], self.labels[rows])
 
 
 @dataclass(frozen=True)
 class Task:
-    """A label set and where its images lie; every listed image has been decoded once."""
+    """Classes and where their images lie; every listed image has been decoded once."""
 
     name: str
     source: str
@@ -73,9 +73,9 @@ class Task:
     splits: Mapping[str, tuple[Example, ...]]
     """train, val and test, each sorted by label, then file."""
     origin: Mapping[str, str]
-    """Where each split comes from, in words."""
+    """Split → a description of where its images come from."""
     skipped: tuple[Skipped, ...]
-    """Image files that are not used, and why."""
+    """Image files that are left out, each with the reason."""
     seed: int
 
     def __repr__(self) -> str:
@@ -100,14 +100,14 @@ class Task:
         """Read a folder of class folders, a zip of one, or a list file (.csv .tsv .txt .jsonl).
 
         Args:
-            source: the task.
-            classes: use only these; all when None.
+            source: the folder, zip or list file.
+            classes: use only these classes; all if None.
             name: defaults to the source's name without suffix.
             seed: of the splits that have to be made.
-            progress: told how many images have been checked, when that was not done before.
+            progress: called with (done, total) while images are checked for the first time.
 
         Raises:
-            BadInput: what is wrong, naming the class, file or line.
+            BadInput: the source cannot be used; the message names the class, file or line.
         """
         path = Path(source).absolute()
         scanned = scan(path)
@@ -151,7 +151,7 @@ class Task:
     def fingerprint(self) -> str:
         """sha256 over the classes and every image's name, size, stamp, label and split.
 
-        For a folder or a list, whose stamps are times, over its place too.
+        For a folder or a list, whose stamps are times, its path counts, too.
         """
         return sha256_json([identity(Path(self.source)), list(self.classes), self._written()])
 
@@ -163,7 +163,7 @@ class Task:
         resize_margin: int = 0,
         progress: Progress | None = None,
     ) -> Images:
-        """Decode a split, or take it from the cache.
+        """Decode a split, or read it from the cache.
 
         Args:
             split: train, val or test.
@@ -172,7 +172,7 @@ class Task:
                 array's side is ``preprocess.size + resize_margin``, at the same scale as without
                 margin as long as ``crop_pct`` leaves that much, and its centre is then what the
                 network sees without augmentation.
-            progress: told how many images have been decoded.
+            progress: called with (done, total) while images are decoded.
         """
         size = preprocess.size + resize_margin
         crop_pct = min(1.0, size / round(preprocess.size / preprocess.crop_pct))
@@ -194,13 +194,13 @@ class Task:
     def subsample(self, split: str, n: int, seed: int) -> NDArray[np.int64]:
         """Rows of a stratified subset of at most ``n`` images, ascending.
 
-        Every class has its share within one image, and one at least where ``n`` allows that.
+        Every class keeps its share to within one image, and at least one image where ``n`` allows it.
         """
         files = [one.file for one in self.splits[split]]
         return stratified_rows(self.labels(split), files, n, seed)
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, so that a later command has exactly these splits (see ``from_json``)."""
+        """The whole task, so that a later command has exactly these splits (see ``from_json``)."""
         return {
             "schema": 1,
             "name": self.name,
@@ -215,7 +215,7 @@ class Task:
 
     @classmethod
     def from_json(cls, value: Any) -> Self:
-        """The inverse of ``to_json``. The source is not read before images are asked for."""
+        """The inverse of ``to_json``. The source is read only when images are needed."""
         try:
             if value["schema"] != 1:
                 raise BadInput(f"task: schema {value['schema']!r} is unknown to this version")
@@ -246,7 +246,7 @@ class Task:
         return task
 
     def _written(self) -> dict[str, dict[str, dict[str, str]]]:
-        """Split to class to file to "bytes stamp"."""
+        """Split → class → file → "bytes stamp"."""
         written: dict[str, dict[str, dict[str, str]]] = {}
         for split, examples in self.splits.items():
             of_class = written.setdefault(split, {label: {} for label in self.classes})
@@ -262,7 +262,7 @@ def sample_tasks(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[Task]:
-    """Draw ``count`` tasks of ``classes`` classes each from one source; no two are of the same set.
+    """Draw ``count`` tasks of ``classes`` classes each from one source; no two have the same classes.
 
     The n-th task of a source, number of classes and seed is always the same one, under the same
     name, however many are drawn.
@@ -273,8 +273,9 @@ def sample_tasks(
     possible = math.comb(len(labels), classes) if classes >= 2 else 0
     if not 1 <= count <= possible:
         raise BadInput(
-            f"--sample {count}x{classes}: {path} has {len(labels)} classes, "
-            f"of which {possible:,} tasks of {classes} classes can be made"
+            f"{count}x{classes}: {path} has {len(labels)} classes, "
+            f"of which {possible:,} tasks of {classes} classes can be made",
+            field="sample",
         )
     sets = _class_sets(labels, count, classes, random.Random(seed))
     used = sorted({label for one in sets for label in one})
@@ -293,28 +294,11 @@ def sample_tasks(
     ]
 
 
-def find_tasks(
-    tasks: Path, sample: str | None, seed: int, progress: Callable[[str, int, int], None]
-) -> list[Task]:
-    """All tasks of a folder; with ``sample`` "NxK" N tasks of K classes, drawn from one folder or zip of classes.
-
-    Raises:
-        BadInput: ``sample`` is not of that form, or something in the folder is no task.
-    """
-    checking = partial(progress, "checking images")
-    if sample is None:
-        return tasks_in(tasks, seed=seed, progress=checking)
-    count, _, classes = sample.partition("x")
-    if not (count.isdecimal() and classes.isdecimal()):
-        raise BadInput(f"{sample}: write NxK, e.g. 20x5 for 20 tasks of 5 classes", field="sample")
-    return sample_tasks(tasks, int(count), int(classes), seed, progress=checking)
-
-
 def tasks_in(folder: Path | str, seed: int = 0, progress: Progress | None = None) -> list[Task]:
     """Open every sub-folder and every zip of ``folder`` as a task, sorted by name.
 
     Raises:
-        BadInput: one of them is no task, or ``folder`` looks like a task itself.
+        BadInput: one of them is not a task, or ``folder`` looks like a task itself.
     """
     path = Path(folder).absolute()
     try:
@@ -343,6 +327,29 @@ def tasks_in(folder: Path | str, seed: int = 0, progress: Progress | None = None
     return list(tasks.values())
 
 
+def find_tasks(
+    source: Path,
+    sample: str | None,
+    seed: int,
+    progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
+) -> list[Task]:
+    """The tasks in a folder of tasks, or tasks drawn from the classes of one source.
+
+    Args:
+        source: a folder of tasks; with ``sample`` a folder or zip of classes.
+        sample: "NxK" for N tasks of K classes each.
+        seed: of the sample and the splits.
+        progress: called with (phase, done, total).
+    """
+    checking = partial(progress, "checking images")
+    if sample is None:
+        return tasks_in(source, seed=seed, progress=checking)
+    count, _, classes = sample.partition("x")
+    if not (count.isdecimal() and classes.isdecimal()):
+        raise BadInput(f"{sample}: write NxK, e.g. 20x5 for 20 tasks of 5 classes", field="sample")
+    return sample_tasks(source, int(count), int(classes), seed, progress=checking)
+
+
 def _name(path: Path) -> str:
     place = path.resolve()
     return (place.name if place.is_dir() else place.stem) or "task"
@@ -351,7 +358,7 @@ def _name(path: Path) -> str:
 def _class_sets(
     labels: Sequence[str], count: int, size: int, draw: random.Random
 ) -> list[tuple[str, ...]]:
-    """``count`` different sets of ``size`` labels; a larger count only adds some at the end."""
+    """``count`` different sets of ``size`` labels; a larger count appends sets at the end."""
     if math.comb(len(labels), size) <= _FEW:
         every = list(combinations(labels, size))
         draw.shuffle(every)

@@ -1,4 +1,4 @@
-"""Images that nobody labelled: every one in a folder or a zip, wherever it lies there."""
+"""Images without labels: all image files in a folder or a zip, in any sub-folder."""
 
 import random
 from collections.abc import Callable
@@ -22,20 +22,20 @@ def unlabelled_images(
     seed: int = 0,
     progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
 ) -> NDArray[np.uint8]:
-    """Decode them, or take them from the cache; what is no readable image is left out.
+    """Decode the images, or read them from the cache; files that cannot be decoded are left out.
 
     Args:
         source: a folder or a zip.
         preprocess: the network's.
-        most: so many at most, drawn by lot.
-        seed: of the drawing.
-        progress: told of each phase.
+        most: the largest number of images; of more, this many are drawn at random.
+        seed: of the drawing at random.
+        progress: called with (phase, done, total).
 
     Returns:
         uint8 [N, S, S, 3], in the order of the files' names.
 
     Raises:
-        BadInput: there is none that can be read.
+        BadInput: no image can be read.
     """
     path = source.absolute()
     listed = sorted(list_images(path))
@@ -47,7 +47,7 @@ def unlabelled_images(
     sound = [one for one in sound if one.file not in problems]
     if not sound:
         first = next((f": {file}: {why}" for file, why in problems.items()), "")
-        raise BadInput(f"--images {source}: no image that can be read{first}")
+        raise BadInput(f"{source}: no image that can be read{first}", field="images")
     key = sha256_json([identity(path), [one[:3] for one in sound]])
     files = {one.file: one.size for one in sound}
     return decoded(path, files, preprocess, key, partial(progress, "decoding images"))

@@ -22,7 +22,7 @@ from mvp_edge.pruning.arithmetic import choose_accelerator
 from mvp_edge.pruning.problem import Problem, Progress, Pruned
 from mvp_edge.pruning.recipe import Recipe
 from mvp_edge.pruning.results import costs, recipe_facts, scores, to_network
-from mvp_edge.subnetwork.backbone import Backbone, anchored, load_backbone
+from mvp_edge.subnetwork.backbone import Backbone, absolute_source, load_backbone
 from mvp_edge.subnetwork.budget import exact_widths
 from mvp_edge.subnetwork.units import POLICIES, unit_groups
 from mvp_edge.tasks.task import Images, Task, find_tasks
@@ -71,7 +71,7 @@ class ZooBuild:
                     f"{ratio:g}: a snapshot's ratio lies between --keep {self.keep:g} and 1",
                     field="snapshots",
                 )
-        backbone = load_backbone(anchored(self.backbone), self.input_size)
+        backbone = load_backbone(absolute_source(self.backbone), self.input_size)
         policy = self.policy or POLICIES[backbone.family][0]
         exact_widths(unit_groups(backbone.model, policy), self.keep)
         method = self._method(backbone.family)

@@ -28,7 +28,7 @@ from mvp_edge.pruning.finetune import accuracy, predict_logits
 from mvp_edge.pruning.problem import Problem, Progress, Pruned
 from mvp_edge.pruning.recipe import Recipe
 from mvp_edge.pruning.results import costs, recipe_facts, to_network
-from mvp_edge.subnetwork.backbone import Backbone, anchored, heads, load_backbone
+from mvp_edge.subnetwork.backbone import Backbone, absolute_source, heads, load_backbone
 from mvp_edge.subnetwork.budget import exact_widths
 from mvp_edge.subnetwork.cost import forward_macs
 from mvp_edge.subnetwork.units import POLICIES, unit_groups
@@ -150,10 +150,10 @@ class TrunkBuild:
                 raise BadInput(
                     f"{self.path} is no zoo yet: name the backbone of a new one with --backbone"
                 )
-            return load_backbone(anchored(self.backbone), self.input_size)
+            return load_backbone(absolute_source(self.backbone), self.input_size)
         zoo = Zoo.open(self.path)
         size = self.input_size or zoo.input_size
-        backbone = load_backbone(anchored(self.backbone or zoo.backbone_source), size)
+        backbone = load_backbone(absolute_source(self.backbone or zoo.backbone_source), size)
         zoo.check(backbone, self.policy)
         keep = zoo.keep if self.keep is None else self.keep
         if not self.force and any(abs(trunk.keep - keep) < 1e-9 for trunk in zoo.trunks()):

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mvp_edge.devices import calibrate as calibrating
-from mvp_edge.devices.calibrate import calibrate, sample_networks, sample_widths
+from mvp_edge.devices.calibrate import Sampling, calibrate, sample_networks, sample_widths
 from mvp_edge.devices.fitting import fit_law
 from mvp_edge.subnetwork.backbone import Architecture
 from mvp_edge.subnetwork.operators import operators
@@ -173,14 +173,9 @@ def test_a_profile_keeps_its_text_and_gains_a_calibration(tmp_path: Path) -> Non
     mine = tmp_path / "mine.yaml"
     text = "# my board\nschema: 1\nid: mine\nextends: rpi4   # but in my attic\n"
     mine.write_text(text)
-    options: Any = {
-        "networks": 12,
-        "threads": [1, 4],
-        "runtimes": ["onnxruntime"],
-        "families": TINY,
-    }
+    sampling = Sampling(12, [1, 4], ["onnxruntime"], TINY)
 
-    path, calibration = calibrate(str(mine), place=as_if(LAW), **options)
+    path, calibration = calibrate(str(mine), sampling, place=as_if(LAW))
 
     assert path == mine
     assert mine.read_text().startswith(text.rstrip())
@@ -194,7 +189,7 @@ def test_a_profile_keeps_its_text_and_gains_a_calibration(tmp_path: Path) -> Non
     assert {law.basis for law in latency_laws(loaded)} == {"predicted"}
 
     # Again, on a slower day: the section is replaced, and stands once.
-    calibrate(str(mine), place=as_if(LAW, factor=3), **options)
+    calibrate(str(mine), sampling, place=as_if(LAW, factor=3))
     assert mine.read_text().count("calibration:") == 1
     slower = load_profile(str(mine)).calibration
     assert slower is not None
@@ -210,9 +205,7 @@ def test_a_shipped_profile_is_extended_and_not_touched(
     before = load_profile("rpi4").path
     assert before is not None
     text = before.read_text()
-    path, _ = calibrate(
-        "rpi4", networks=12, threads=[1], runtimes=["onnxruntime"], families=TINY, place=as_if(LAW)
-    )
+    path, _ = calibrate("rpi4", Sampling(12, [1], ["onnxruntime"], TINY), place=as_if(LAW))
     assert path == Path("rpi4.yaml")
     assert before.read_text() == text
     extended = load_profile("rpi4.yaml")
@@ -226,10 +219,7 @@ def test_this_machine_is_timed_and_gets_a_profile_of_its_own(
     monkeypatch.setattr(timing, "time_models", partial(timing.time_models, seconds=0.1))
     path, calibration = calibrate(
         None,
-        networks=12,
-        threads=[1],
-        runtimes=["onnxruntime"],
-        families=TINY,
+        Sampling(12, [1], ["onnxruntime"], TINY),
         out=tmp_path / "new.yaml",
     )
     loaded = load_profile(str(path))
@@ -241,7 +231,7 @@ def test_this_machine_is_timed_and_gets_a_profile_of_its_own(
     assert loaded.budgets.latency is None
     with pytest.raises(BadInput, match="exists"):
         calibrate(
-            None, networks=12, threads=[1], runtimes=["onnxruntime"], families=TINY, out=path,
+            None, Sampling(12, [1], ["onnxruntime"], TINY), out=path,
             place=as_if(LAW),
         )  # fmt: skip
 

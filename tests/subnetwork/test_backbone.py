@@ -178,7 +178,7 @@ def test_names_that_lead_nowhere(name: str, problem: str) -> None:
 
 
 def test_sizes_that_cannot_be(describe: Describe) -> None:
-    assert "--input-size 0" in refusal(describe(), input_size=0)
+    assert "input_size 0" in refusal(describe(), input_size=0)
     assert "at least 4 pixels" in refusal(describe("vit"), input_size=3)
     assert "a single pixel is left" in refusal(describe("resnet26d"), input_size=8)
     assert load_backbone(describe("resnet26d"), 16).shape == (3, 16, 16)
@@ -196,8 +196,8 @@ def test_no_network_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown_host)
     line = refusal("resnet18")
-    assert "--backbone resnet18: the download of its weights failed (huggingface.co cannot" in line
-    assert "--backbone resnet18@FILE" in line
+    assert "backbone resnet18: the download of its weights failed (huggingface.co cannot" in line
+    assert "for a local file write resnet18@FILE" in line
 
 
 @pytest.mark.parametrize("error", [OSError, RuntimeError, ValueError])
@@ -213,7 +213,7 @@ def test_a_download_that_breaks_is_one_line(
 
     monkeypatch.setattr(timm, "create_model", create)
     monkeypatch.setattr("mvp_edge.subnetwork.backbone.getproxies", lambda: {"https": "proxy"})
-    assert "failed (connection reset); with a local file" in refusal("resnet18")
+    assert "failed (connection reset); for a local file" in refusal("resnet18")
 
 
 def test_a_download_that_succeeds_is_a_backbone(monkeypatch: pytest.MonkeyPatch) -> None:

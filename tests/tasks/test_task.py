@@ -514,7 +514,7 @@ def test_samples_are_distinct_and_stable(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("count", "classes"), [(21, 3), (1, 7), (0, 3), (1, 1), (1, 0)])
 def test_impossible_samples(count: int, classes: int, tmp_path: Path) -> None:
     source = pets(tmp_path / "pets", dict.fromkeys("abcdef", 1))
-    with pytest.raises(BadInput, match=rf"--sample {count}x{classes}: .* has 6 classes"):
+    with pytest.raises(BadInput, match=rf"sample {count}x{classes}: .* has 6 classes"):
         sample_tasks(source, count, classes)
 
 

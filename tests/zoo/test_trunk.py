@@ -82,7 +82,9 @@ def test_all_entries_vote_for_it(place: Path) -> None:
     usual = TrunkTraining(whole, zoo.policy, zoo.entries(), zoo.keep).run(pooled)[1]
     assert usual.steps == max(module.LEAST_STEPS, round(passes))
     shown = CliRunner().invoke(cli, ["zoo", "trunk", "--help"]).output
-    assert f"[{module.EPOCHS} passes through the images]" in " ".join(shown.split())  # said without importing it
+    assert f"[{module.EPOCHS} passes through the images]" in " ".join(
+        shown.split()
+    )  # said without importing it
 
 
 def test_a_vit_has_one_too() -> None:

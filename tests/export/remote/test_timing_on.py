@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mvp_edge.devices.calibrate import calibrate
+from mvp_edge.devices.calibrate import Sampling, calibrate
 from mvp_edge_export.bundle import Bundle
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.measuring.machine import differences, this_machine
@@ -58,7 +58,7 @@ def test_no_runtime_is_said(prepared: Device) -> None:
 def test_the_hosts_profile_is_written_here(prepared: Device, tmp_path: Path) -> None:
     with place_on(ALIAS, offline=True) as place:
         path, calibration = calibrate(
-            None, networks=12, threads=[1], runtimes=["onnxruntime"], families=TINY,
+            None, Sampling(12, [1], ["onnxruntime"], TINY),
             out=tmp_path / "host.yaml", place=place,
         )  # fmt: skip
     profile = load_profile(str(path))
