@@ -1,6 +1,7 @@
-"""Teachers (the unpruned backbone, or a committee of the zoo's networks) and a loss that heeds them."""
+"""Knowledge distillation (Hinton et al. 2015) from the unpruned backbone, or from several of the zoo's networks."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,46 +9,71 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mvp_edge.pruning.distill import network_features
-from mvp_edge.pruning.finetune import Ledger, Loss
-from mvp_edge.pruning.problem import Problem
+from mvp_edge.pruning.distill import network_features, teacher_logits
+from mvp_edge.pruning.distillation import Teacher
+from mvp_edge.pruning.finetune import Ledger, Loss, estimate_statistics, initialise_head
+from mvp_edge.pruning.mvp import Voting, average_into, hold_vote
+from mvp_edge.pruning.problem import Problem, Pruned, Training
 from mvp_edge.pruning.votes import Voter
 from mvp_edge.subnetwork.backbone import heads
-from mvp_edge.subnetwork.subnet import resize
+from mvp_edge.subnetwork.subnet import extract, resize
+
+WEIGHT, TEMPERATURE = 0.5, 2.0
+"""Of the teacher, in the variants that start from a pooled network."""
 
 
-def teaching_loss(share: float, temperature: float, smooth: float = 0.0) -> Loss:
-    """The loss of plain batches or of those with a teacher of the same classes, and of smoothed labels.
+def mvp_with_teacher(problem: Problem) -> Pruned:
+    """Meta-Vote Pruning whose fine-tuning distils the unpruned backbone's logits beside the labels."""
+    kept = {ballot.group.name: ballot.kept for ballot in hold_vote(problem, Voting())}
+    full = problem.backbone.with_head(problem.classes)
+    average_into(full, problem.voters, problem.policy)
+    training = Training(problem, extract(full, kept, problem.policy), kept)
+    estimate_statistics(training.model, training.batches, training.ledger)
+    initialise_head(training.model, training.batches, problem.classes, training.ledger)
+    use_teacher(training, teacher_logits(problem, training.ledger))
+    training.loss = distillation_loss(WEIGHT, TEMPERATURE)
+    training.run(problem.recipe.steps)
+    return training.finished({})
+
+
+def use_teacher(training: Training, logits: torch.Tensor) -> None:
+    """Let the training's batches carry a teacher's logits [N, C] of the training images."""
+    training.batches = replace(training.problem, teacher=Teacher(logits, own=True)).batches
+
+
+def distillation_loss(weight: float, temperature: float, smooth: float = 0.0) -> Loss:
+    """Cross entropy with the labels, and the divergence from a teacher of the same classes where there is one.
 
     Args:
-        share: of the loss that is the teacher's opinion.
-        temperature: temperature of that opinion.
-        smooth: label smoothing.
+        weight: of the divergence; the cross entropy has the rest.
+        temperature: of both distributions in the divergence.
+        smooth: label smoothing of the cross entropy.
     """
 
     def loss(logits: torch.Tensor, y: Any) -> torch.Tensor:
         y, theirs = y if isinstance(y, tuple) else (y, None)
         logits = logits.float()
-        value = (1 - share) * F.cross_entropy(logits, y, label_smoothing=smooth)
+        value = (1 - weight) * F.cross_entropy(logits, y, label_smoothing=smooth)
         if theirs is not None:
             ours, target = (
                 F.log_softmax(logits / temperature, 1),
                 F.softmax(theirs / temperature, 1),
             )
-            value = value + share * temperature**2 * F.kl_div(ours, target, reduction="batchmean")
+            value = value + weight * temperature**2 * F.kl_div(ours, target, reduction="batchmean")
         return value
 
     return loss
 
 
 FOLDS = 5
+"""Of the cross-validation by which several networks together judge the training images."""
 
 
-def committee_opinions(problem: Problem, voters: Sequence[Voter], ledger: Ledger) -> torch.Tensor:
-    """Logits of the training images [N, C] by what all the voters' networks see together; counted.
+def committee_logits(problem: Problem, voters: Sequence[Voter], ledger: Ledger) -> torch.Tensor:
+    """Logits float32 [N, C] of the training images, from the features of all voters' networks together.
 
-    Linear discriminant analysis of the concatenated features; each fifth of the images is judged by the
-    other four.
+    Linear discriminant analysis of the concatenated features, cross-validated: the logits of each fifth of
+    the images come from a fit to the other four. The multiply-adds go into ``ledger``.
     """
     own = [network_features(as_module(problem, voter), problem, ledger) for voter in voters]
     features = torch.cat(own, 1).double()
@@ -62,14 +88,14 @@ def committee_opinions(problem: Problem, voters: Sequence[Voter], ledger: Ledger
         (10.0**exponent for exponent in np.arange(-2, 1.01, 0.1)),
         key=lambda scale: float(F.cross_entropy(scale * logits, labels)),
     )
-    opinions: torch.Tensor = (scale * logits).float()
-    return opinions
+    scaled: torch.Tensor = (scale * logits).float()
+    return scaled
 
 
 def discriminant(
     features: torch.Tensor, labels: torch.Tensor, classes: int, shrinkage: float = 0.1
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight [C, D] and bias [C] of linear discriminant analysis, of standardised features."""
+    """Weight [C, D] and bias [C] of a linear discriminant analysis of features [N, D], standardised first."""
     centre, spread = features.mean(0), features.std(0).clamp(min=1e-6)
     x = (features - centre) / spread
     onehot = F.one_hot(labels, classes).double()
@@ -83,7 +109,7 @@ def discriminant(
 
 
 def as_module(problem: Problem, voter: Voter) -> nn.Module:
-    """The voter's own network, with a head that nobody looks at."""
+    """The voter's own network; its head is not trained and not used."""
     full = problem.backbone.with_head(problem.classes)
     widths = {name: len(units) for name, units in voter.kept.items()}
     model = resize(full, widths, problem.policy)

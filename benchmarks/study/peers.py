@@ -1,13 +1,13 @@
-"""What a user could do instead: functions ``Problem → Outcome``.
+"""Alternatives to this project's methods: functions ``Problem → Outcome``.
 
     unpruned        the whole backbone, fine-tuned
     torch_pruning   DepGraph's groups, several importances, at once or in rounds (pip install torch-pruning)
-    distilled       a small timm network, or the backbone's own architecture thin, taught by the backbone
-    pooled          a network of that shape that was trained once on many classes' images, fine-tuned
-    probe           a linear classifier on the frozen backbone: what no work at all gives, unpruned
+    distilled       a small timm network, or the backbone's architecture with fewer channels, distilled from the backbone
+    pooled          a network of the pruned shape that was trained once on the images of many classes, fine-tuned
+    probe           a linear classifier on the frozen, unpruned backbone
 
-All have the product's batches and augmentation; what else a plan sets for them stands in each row. All but
-`unpruned`, `probe` and timm's networks have the multiply-adds of the problem's widths, or just fewer.
+All use the product's batches and augmentation; each row records the other settings of its plan. All but
+`unpruned`, `probe` and timm's networks have at most the multiply-adds of the problem's widths, and hardly fewer.
 """
 
 import copy
@@ -35,24 +35,28 @@ from mvp_edge.subnetwork.subnet import resize
 
 Importance = Literal["magnitude", "taylor", "bn-scale", "fpgm", "lamp"]
 Scope = Literal["local", "global", "isomorphic"]
-WORTH_LOOKING = 512
-"""Training images that a Taylor importance is taken from."""
+TAYLOR_IMAGES = 512
+"""Training images whose gradients give a Taylor importance."""
 
 
 class CannotFitError(ValueError):
-    """There is no network of the allowed size that a peer could make."""
+    """A peer cannot make a network of the allowed size."""
 
 
 @dataclass
 class Outcome:
-    """A network that a peer made, and what it cost."""
+    """A network that a peer made, and its cost."""
 
     model: nn.Module
     ledger: Ledger = field(default_factory=Ledger)
 
 
 def by_name(variant: dict[str, Any], problem: Problem) -> Pruned | Outcome:
-    """What a variant of a study asks for that is no method of the product."""
+    """Run the peer that a variant names.
+
+    Raises:
+        SystemExit: there is no such peer.
+    """
     name = variant["method"]
     if name == "unpruned":
         whole = problem.backbone.with_head(problem.classes)
@@ -70,13 +74,13 @@ def by_name(variant: dict[str, Any], problem: Problem) -> Pruned | Outcome:
             else thin(problem)
         )
         return distilled(
-            problem, student, share=variant["share"], temperature=variant["temperature"]
+            problem, student, weight=variant["share"], temperature=variant["temperature"]
         )
     sys.exit(f"method {name}: no such method or peer")
 
 
 def allowed(problem: Problem) -> int:
-    """Multiply-adds of the network that the problem's widths make."""
+    """Multiply-adds of the network that has the problem's widths."""
     outline = problem.backbone.outline(problem.classes)
     return forward_macs(resize(outline, problem.widths, problem.policy), problem.backbone.shape)
 
@@ -84,14 +88,15 @@ def allowed(problem: Problem) -> int:
 def torch_pruning(
     problem: Problem, importance: Importance, *, scope: Scope, rounds: int
 ) -> Outcome:
-    """Prune by Torch-Pruning down to the same multiply-adds, and fine-tune.
+    """Prune with Torch-Pruning to the same multiply-adds, and fine-tune.
 
     Args:
-        problem: its widths only say how many multiply-adds are allowed.
+        problem: its widths only set the multiply-adds that are allowed.
         importance: of a group of coupled channels.
-        scope: the channels that are ranked together: of a layer, of all layers, or of all that are built alike
-            ("isomorphic", Fang et al. 2024).
-        rounds: cuts, in equal shares of what remains, evenly over the first 0.8 of the steps; 1: at once.
+        scope: the channels that are ranked together: those of a layer, of all layers, or of layers with the
+            same structure ("isomorphic", Fang et al. 2024).
+        rounds: pruning steps, each by the same ratio, evenly over the first 80 % of the training steps; 1: once,
+            before training.
     """
     model = problem.backbone.with_head(problem.classes)
     outcome = Outcome(model)
@@ -105,9 +110,9 @@ def torch_pruning(
         if importance == "taylor":
             _gradients(outcome, problem)
         _cut(outcome.model, problem, importance, scope, within)
-        outcome.model.zero_grad()  # the first update must not take what importance was told by
+        outcome.model.zero_grad()  # the first update must not use the gradients of the importance
         until = steps if number == rounds else round(0.8 * steps * number / rounds)
-        if rounds == 1:  # thin from the first step: as the product's own one-shot methods
+        if rounds == 1:  # small from the first step, like the product's own one-shot methods
             _begin(outcome, problem)
         _train(outcome, problem, done, until)
         done = until
@@ -117,10 +122,10 @@ def torch_pruning(
 def _cut(
     model: nn.Module, problem: Problem, importance: Importance, scope: Scope, within: int
 ) -> None:
-    """Prune in place by a ratio whose network has at most ``within`` multiply-adds, and no fewer than need be.
+    """Prune in place by the smallest ratio found whose network has at most ``within`` multiply-adds.
 
     Raises:
-        CannotFitError: no ratio leaves so few.
+        CannotFitError: no ratio gives so few.
     """
     import torch_pruning as tp
 
@@ -154,7 +159,7 @@ def _cut(
         middle = (low + ratio) / 2
         low, ratio = (low, middle) if macs(middle) <= within else (middle, ratio)
     if macs(ratio) > within:
-        # Torch-Pruning leaves a layer whole that would vanish, so that a larger ratio may leave more.
+        # Torch-Pruning does not prune a layer that would vanish, so a larger ratio may leave more.
         found = {one: macs(one) for one in 1 - np.geomspace(0.5, 0.002, 80)}
         fits = {one: size for one, size in found.items() if size <= within}
         if not fits:
@@ -166,7 +171,7 @@ def _cut(
 
 
 def _copied(model: nn.Module) -> nn.Module:
-    """With the gradients, which a deep copy leaves out."""
+    """A deep copy that has the gradients, too."""
     other = copy.deepcopy(model)
     for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
         theirs.grad = None if mine.grad is None else mine.grad.clone()
@@ -174,12 +179,12 @@ def _copied(model: nn.Module) -> nn.Module:
 
 
 def _gradients(outcome: Outcome, problem: Problem) -> None:
-    """Leave the gradients of the loss on some training images in the parameters; counted."""
+    """Leave the gradients of the loss on some training images in the parameters, and count the cost."""
     model = lay_out(outcome.model, problem.recipe.accelerator).eval()
     model.zero_grad()
     macs = forward_macs(model, problem.backbone.shape)
     plain = spoils_channels_last(model, problem.recipe.accelerator)
-    for x, y in problem.batches.plain(WORTH_LOOKING):
+    for x, y in problem.batches.plain(TAYLOR_IMAGES):
         with compute(problem.recipe.accelerator):
             loss = F.cross_entropy(model(x.contiguous() if plain else x), y)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -193,7 +198,7 @@ def _begin(outcome: Outcome, problem: Problem) -> None:
 
 
 def _train(outcome: Outcome, problem: Problem, first: int, until: int) -> None:
-    """The steps from ``first`` to ``until`` at the network's present size."""
+    """Train from step ``first`` to ``until`` at the network's present size."""
     batches, loss = problem.batches, problem.loss
     dense = forward_macs(problem.backbone.outline(problem.classes), problem.backbone.shape)
     stepper = Stepper(outcome.model, problem.recipe, problem.backbone.shape, dense)
@@ -204,34 +209,37 @@ def _train(outcome: Outcome, problem: Problem, first: int, until: int) -> None:
     outcome.model = stepper.model.eval()
 
 
-def distilled(problem: Problem, student: nn.Module, *, share: float, temperature: float) -> Outcome:
-    """Train a network of its own, taught by the unpruned backbone on the images as they are.
+def distilled(
+    problem: Problem, student: nn.Module, *, weight: float, temperature: float
+) -> Outcome:
+    """Train another network, with knowledge distillation from the unpruned backbone (Hinton et al. 2015).
 
     Args:
-        problem: its recipe, images and backbone; the widths are not used.
+        problem: its recipe, images and backbone; the widths are not used. The teacher sees images without
+            augmentation.
         student: any classifier of the task's classes and image size.
-        share: of the loss that is the backbone's opinion; 0: the labels alone.
-        temperature: temperature of that opinion.
+        weight: of the distillation loss; 0: the labels alone.
+        temperature: of the distillation loss.
     """
     outcome = Outcome(student)
-    if share:
+    if weight:
         logits = teacher_logits(problem, outcome.ledger)
-        problem = replace(problem, teacher=Teacher(logits, share, temperature, own=True))
+        problem = replace(problem, teacher=Teacher(logits, weight, temperature, own=True))
     _train(outcome, problem, 0, problem.recipe.steps)
     return outcome
 
 
 def off_the_shelf(name: str, classes: int, pixels: int) -> nn.Module:
-    """A network of timm with random weights, which sees the images enlarged to ``pixels``.
+    """A network of timm with random weights, whose input is enlarged to ``pixels``.
 
-    What was made for 224 px has hardly a pixel left of 32 in its last stages.
+    Of 32 px hardly one pixel would be left in the last stages of a network made for 224 px.
     """
     enlarge = nn.Upsample((pixels, pixels), mode="bilinear")
     return nn.Sequential(enlarge, timm.create_model(name, num_classes=classes))
 
 
 def pooled(problem: Problem, weights: Mapping[str, torch.Tensor]) -> Pruned:
-    """A network of the pruned ones' shape that `benchmarks.pooled` trained, fine-tuned for the task."""
+    """Fine-tune a network of the pruned shape that `benchmarks.study.pooled` trained from random weights."""
     model = thin(problem)
     own = tuple(f"{name}." for name in heads(model))
     body = {n: t for n, t in weights.items() if not n.startswith(own)}
@@ -240,19 +248,19 @@ def pooled(problem: Problem, weights: Mapping[str, torch.Tensor]) -> Pruned:
 
 
 def thin(problem: Problem) -> nn.Module:
-    """The shape of the problem's widths with random weights, as the architecture draws them."""
+    """A network of the problem's widths with random weights, initialised as its architecture does."""
     torch.manual_seed(problem.seed)
     whole = problem.backbone.architecture.build(problem.classes)
     return resize(whole, problem.widths, problem.policy)
 
 
 def first_units(problem: Problem) -> dict[str, NDArray[np.int64]]:
-    """Which units of the whole architecture it has, as far as its shape is concerned."""
+    """The units of a network that has only the shape of a pruned one: the first ones of each group."""
     return {name: np.arange(width) for name, width in problem.widths.items()}
 
 
 def probe(problem: Problem) -> Outcome:
-    """The frozen backbone under a logistic regression on its features, its strength by 5-fold cross-validation."""
+    """The frozen backbone with a logistic regression on its features, regularised by 5-fold cross-validation."""
     from sklearn.linear_model import LogisticRegressionCV
 
     model = problem.backbone.with_head(problem.classes).eval()
@@ -269,7 +277,7 @@ def probe(problem: Problem) -> Outcome:
     )
     fitted.fit(features.numpy(), problem.train.labels)
     rows, bias = fitted.coef_, fitted.intercept_
-    if len(rows) == 1:  # two classes: the second one's odds alone
+    if len(rows) == 1:  # two classes: scikit-learn gives the odds of the second alone
         rows, bias = np.vstack([-rows, rows]) / 2, np.hstack([-bias, bias]) / 2
     (head,) = heads(model).values()
     with torch.no_grad():

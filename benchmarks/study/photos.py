@@ -1,8 +1,8 @@
-"""A user's own folder: photographs → DeiT-Tiny for a Raspberry Pi → report, by the commands a user types.
+"""A folder of photographs → DeiT-Tiny for a Raspberry Pi → report, by the commands that a user types.
 
-    python -m benchmarks.photos [--steps 120]       needs MVP_EDGE_DATA
+    python -m benchmarks.study.photos [--steps 120]       needs MVP_EDGE_DATA
 
-There is no zoo for this backbone, so `prune` works from scratch (AHNP). Folder and run stay below `--keep-in`.
+There is no zoo for this backbone, so `prune` works from scratch (AHNP).
 """
 
 import argparse
@@ -16,22 +16,26 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.data import below_data, data_folder
+from benchmarks.study.rows import RESULTS
 from mvp_edge.runs.rundir import machine, versions
 from mvp_edge_export.storage import write_json
 
-HERE = Path(__file__).parent
 COMMAND = str(Path(sys.executable).parent / "mvp-edge")
 BACKBONE = "deit_tiny_patch16_224@weights/deit_tiny_patch16_224.safetensors"
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--steps", default="120")
-    arguments.add_argument("--device", default="rpi4")
     arguments.add_argument(
-        "--keep", default="0.5", help="at most; the device's budgets ask for less"
+        "--steps", default="120", help="pruning and training steps (default: 120)"
     )
-    arguments.add_argument("--keep-in", type=Path, default=None)
+    arguments.add_argument("--device", default="rpi4", help="device profile (default: rpi4)")
+    arguments.add_argument(
+        "--keep", default="0.5", help="largest keep ratio; the budgets may need less (default: 0.5)"
+    )
+    arguments.add_argument(
+        "--keep-in", type=Path, help="where images and run go (default: a temporary folder)"
+    )
     options = arguments.parse_args()
     chosen = ["--keep", options.keep, "--steps", options.steps]
     folder = options.keep_in or Path(tempfile.mkdtemp())
@@ -46,7 +50,7 @@ def main() -> None:
         "report": ["report", "run"],
     }  # fmt: skip
     asked = f"prune --device {options.device} --task imagenette_photos {' '.join(chosen)}"
-    record = folder / "seconds.json"  # what was done is not repeated
+    record = folder / "seconds.json"  # commands that have finished are not repeated
     done: dict[str, Any] = (
         json.loads(record.read_text()) if record.exists() else {"command": asked, "seconds": {}}
     )
@@ -58,7 +62,7 @@ def main() -> None:
             continue
         start = time.perf_counter()
         ended = subprocess.run([COMMAND, *command, "-q"], cwd=folder, stdout=subprocess.DEVNULL)
-        if ended.returncode not in (0, 3):  # 3: a budget was missed, which is a finding
+        if ended.returncode not in (0, 3):  # 3: a budget is missed, which is a result
             sys.exit(f"{name} ended with {ended.returncode}")
         seconds[name] = time.perf_counter() - start
         print(name, round(seconds[name], 1), flush=True)
@@ -71,11 +75,11 @@ def main() -> None:
         "seconds": seconds,
         **reached(folder / "run"),
     }
-    write_json(HERE / "results" / "photos.json", facts)
+    write_json(RESULTS / "photos.json", facts)
 
 
 def reached(run: Path) -> dict[str, Any]:
-    """What the run's own files say: images, verdicts, accuracy in each runtime, latency."""
+    """What the run's files record: images, verdicts, accuracy in each runtime, latency."""
     facts, verified, bench = (
         json.loads((run / f"{name}.json").read_text()) for name in ("run", "verified", "bench")
     )

@@ -1,4 +1,4 @@
-"""A study's plan with everything that it names loaded: its tasks, the zoo they see, its variants' recipes."""
+"""A study's plan with everything that it names: backbone, tasks, zoo, and the recipe of each variant."""
 
 import sys
 import time
@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 
 from benchmarks.data import below_data, data_folder
-from benchmarks.voters import Ranking, asks_zoo
+from benchmarks.study.results import Results
+from benchmarks.study.voters import Ranking, asks_zoo
 from mvp_edge.pruning.batches import LabelledImages, Recipe
 from mvp_edge.pruning.finetune import Ledger
 from mvp_edge.pruning.methods import METHODS, recipe_for
@@ -24,11 +25,10 @@ from mvp_edge.subnetwork.units import unit_groups
 from mvp_edge.tasks.task import Task, sample_tasks
 from mvp_edge.zoo.entries import Entry, Zoo
 from mvp_edge.zoo.neighbours import LEEP_IMAGES, Similarity, find_neighbours
-from mvp_edge_export.storage import read_json, sha256_file, sha256_json
+from mvp_edge_export.storage import read_json, sha256_json
 
-HERE = Path(__file__).parent
-POOLED = HERE / "zoos" / "pooled"
-"""Networks of `benchmarks.pooled`."""
+HERE = Path(__file__).parents[1]
+"""The folder of benchmarks, with `results/` and `zoos/`."""
 RECIPE = (
     "lr",
     "updates",
@@ -39,24 +39,24 @@ RECIPE = (
     "statistics",
     "augment",
 )
-"""What a variant may set otherwise in its recipe."""
+"""Fields of the product's recipe that a variant may override."""
 KEYS = (
     "method", "steps", "targets", "seed", "keep", "start", "teach",
-    "who", "neighbours", "disjoint", "first", "entries", "similarity",  # whom it asks
-    "units", "weights", "electorate", "tau", "spread", "l1",  # what it does with the answers
+    "who", "neighbours", "disjoint", "first", "entries", "similarity",  # which entries vote
+    "units", "weights", "electorate", "tau", "spread", "l1",  # how their votes are used
     "importance", "scope", "rounds", "share", "temperature", "student", "pixels",  # of peers
     *RECIPE,
 )  # fmt: skip
-"""What a variant of a study may say."""
+"""All keys that a variant of a study may have."""
 POOLED_KEYS = ("start", "images", "apart", "steps", "keep", "teach", "labels", "voters")
-"""What a plan may say of a network of `benchmarks.pooled`."""
-_ELSEWHERE = ("targets", "start")
-"""What changes no row, or stands in it as the network that it started from."""
+"""All keys that a plan may give a network of `benchmarks.study.pooled`."""
+_NOT_COMPARED = ("targets", "start")
+"""Keys that change no row, or that a row records by the hash of the network that it started from."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """A plan with everything it names loaded."""
+    """A plan with everything that it names loaded."""
 
     plan: dict[str, Any]
     backbone: Backbone
@@ -64,10 +64,11 @@ class Study:
     zoo: Zoo
     accelerator: str = "cpu"
     rankings: dict[tuple[str, str, int], Ranking] = field(default_factory=dict)
-    """What was found already, by (target, measure, entries)."""
+    """Rankings of the zoo that were computed already, by (target, similarity measure, number of entries)."""
 
     @classmethod
     def open(cls, path: Path, accelerator: str = "cpu") -> "Study":
+        """Read a plan; exits with a message if a variant of it has keys that nothing reads."""
         plan = yaml.safe_load(path.read_text())
         for name, variant in plan["variants"].items():
             if variant and "method" in variant and (wrong := fault(variant)):
@@ -80,14 +81,17 @@ class Study:
                 data_folder() / draw["images"], draw["count"], draw["classes"], draw["seed"]
             )
         ]
-        whose = plan.get("zoo", plan["study"])  # another study's it does not build
-        zoo = Zoo.create(HERE / "zoos" / whose, backbone, plan["policy"], plan["keep"])
+        owner = plan.get("zoo", plan["study"])  # a study that names another one's zoo only reads it
+        zoo = Zoo.create(HERE / "zoos" / owner, backbone, plan["policy"], plan["keep"])
         return cls(plan, backbone, tasks, zoo, accelerator)
 
     def problem(
         self, images: LabelledImages, classes: int, recipe: Recipe, keep: float, **more: Any
     ) -> Problem:
-        """The problem of these images at exact widths, without validation; ``more`` of Problem's fields."""
+        """The pruning problem of these images at exact widths, without validation images.
+
+        ``more`` are further fields of `Problem`.
+        """
         backbone, policy = self.backbone, self.zoo.policy
         return Problem(
             backbone=backbone,
@@ -101,11 +105,11 @@ class Study:
         )
 
     def entries(self, task: Task) -> list[Entry]:
-        """The zoo that a target sees: leave-one-out."""
+        """The zoo's entries that a target may use: all but its own (leave-one-out)."""
         return [one for one in self.zoo.entries() if one.name != task.name]
 
     def ranking(self, task: Task, entries: Sequence[Entry], measure: Similarity) -> Ranking:
-        """The entries by similarity to a target, as `prune` finds it; found once a process."""
+        """The entries by similarity to a target, measured as `prune` does; computed once a process."""
         key = (task.name, measure, len(entries))
         if key not in self.rankings:
             began, ledger = time.perf_counter(), Ledger()
@@ -124,13 +128,13 @@ class Study:
         return self.rankings[key]
 
     def place(self, task: Task) -> int:
-        """Which of its draw a target is."""
+        """The position of a target within the draw of tasks that it comes from."""
         counts: list[int] = [draw["count"] for draw in self.plan["draws"]]
         index = self.tasks.index(task)
         return index - max(start for start in accumulate([0, *counts]) if start <= index)
 
     def recipe(self, variant: Mapping[str, Any]) -> Recipe:
-        """The product's, with what the plan sets for all one-shot methods and the variant for itself."""
+        """The product's recipe, with what the plan sets for one-shot methods and the variant for itself."""
         name = variant["method"]
         method = METHODS.get(name)
         recipe = recipe_for(
@@ -144,34 +148,46 @@ class Study:
         return replace(recipe, **{key: variant[key] for key in RECIPE if key in variant})
 
     def seed(self, task: Task, variant: Mapping[str, Any]) -> int:
-        """What a run draws by; where units or voters are drawn by lot, each target has lots of its own."""
+        """The seed of a run; where units or voters are drawn at random, each target has a seed of its own."""
         seed = int(variant.get("seed", 0))
-        by_lot = "random" in (variant["method"], variant.get("units"), variant.get("who"))
-        return 1000 * seed + self.tasks.index(task) if by_lot else seed
+        at_random = "random" in (variant["method"], variant.get("units"), variant.get("who"))
+        return 1000 * seed + self.tasks.index(task) if at_random else seed
 
     def start(self, names: str | Sequence[str], task: Task) -> str:
-        """Of several networks of `benchmarks.pooled` the one that was kept apart from a target."""
+        """Of several pooled networks the one that was trained without a target's classes."""
         if isinstance(names, str):
             return names
         apart = {name: range(*self.plan["pooled"][name]["apart"]) for name in names}
         return next(name for name in names if self.tasks.index(task) in apart[name])
 
     def has_pooled(self, name: str) -> bool:
-        """Whether a network of `benchmarks.pooled` is there, made as the plan says (if it is this plan's)."""
-        row = pooled_row(name)
-        if not row.exists() or not (POOLED / name / "network.json").exists():
-            return False
-        made, how = read_json(row, "row"), self.plan.get("pooled", {}).get(name, {})
-        words = set(POOLED_KEYS) - ({"steps"} - set(how))  # unsaid: as many as they came to
-        return not how or all(made.get(word) == how.get(word) for word in words)
+        """Whether a pooled network lies in its folder, and was made as the plan says."""
+        return (
+            self.pooled_hash(name) is not None and (pooled_folder(name) / "network.json").exists()
+        )
+
+    def pooled_hash(self, name: str) -> str | None:
+        """The sha256 of a pooled network's weights, which need not be there.
+
+        None if none was ever made, or if it was made otherwise than the plan says (if it is this plan's).
+        """
+        if not pooled_row(name).exists():
+            return None
+        made, how = read_json(pooled_row(name), "row"), self.plan.get("pooled", {}).get(name, {})
+        keys = set(POOLED_KEYS) - (
+            {"steps"} - set(how)
+        )  # if no plan sets the steps, any number will do
+        if how and any(made.get(key) != how.get(key) for key in keys):
+            return None
+        return str(made["network_sha256"])
 
     def conditions(
         self, task: Task, entries: Sequence[Entry], variant: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """What a row of a variant depends on: once it changes, the row has to be made anew."""
+        """What a row depends on: a row that was made under other conditions has to be made anew."""
         recipe = self.recipe(variant)
         found: dict[str, Any] = {
-            "variant": {key: value for key, value in variant.items() if key not in _ELSEWHERE},
+            "variant": {key: value for key, value in variant.items() if key not in _NOT_COMPARED},
             "seed": self.seed(task, variant),
             "optimizer": recipe.optimizer,
             "lr": recipe.lr,
@@ -180,25 +196,24 @@ class Study:
             "augmented": list(recipe.augmentation(len(task.splits["train"]))),
         }
         if "start" in variant:
-            path = POOLED / self.start(variant["start"], task) / "network.safetensors"
-            found["network"] = sha256_file(path)
+            found["network"] = self.pooled_hash(self.start(variant["start"], task))
         elif asks_zoo(variant):
             found["zoo"] = len(entries)
             found["entries"] = sha256_json([[e.name, e.weights_sha256] for e in entries])[:16]
         return found
 
-    def file(self, task: Task) -> Path:
-        """Where a target's rows stand."""
-        return HERE / "results" / str(self.plan["study"]) / f"{task.name}.json"
+    @property
+    def results(self) -> Results:
+        """The file with the study's rows."""
+        return Results(HERE / "results" / f"{self.plan['study']}.jsonl")
 
     def rows(self, task: Task) -> dict[str, Any]:
-        """A target's rows by the variants' names."""
-        path = self.file(task)
-        return dict(read_json(path, "rows")["rows"]) if path.exists() else {}
+        """A target's rows by the names of their variants."""
+        return self.results.of(task.name)
 
 
 def fault(variant: Mapping[str, Any]) -> str | None:
-    """What is wrong with what a variant says: unknown words, or such as would make it another method."""
+    """What is wrong with a variant: unknown keys, or keys that its method does not read; None if nothing."""
     method = variant["method"]
     if unknown := set(variant) - set(KEYS):
         return f"unknown {', '.join(sorted(unknown))}"
@@ -212,18 +227,23 @@ def fault(variant: Mapping[str, Any]) -> str | None:
 
 
 def _with_few_images(task: Task, each: int) -> Task:
-    """The same task with so many training images a class; those of validation and test stay."""
+    """The same task with ``each`` training images a class; validation and test images stay."""
     rows = task.subsample("train", each * len(task.classes), 0)
     few = tuple(task.splits["train"][row] for row in rows)
     return replace(task, splits={**task.splits, "train": few})
 
 
+def pooled_folder(name: str) -> Path:
+    """Where a network of `benchmarks.study.pooled` lies, if it was kept."""
+    return HERE / "zoos" / "pooled" / name
+
+
 def pooled_row(name: str) -> Path:
-    """Where it stands how a network of `benchmarks.pooled` was made and what that cost; written last."""
+    """The record of how a pooled network was made and what that cost; it is written last."""
     return HERE / "results" / "pooled" / f"{name}.json"
 
 
 def pooled_voter(name: str) -> Voter:
-    """A network of `benchmarks.pooled` as the one voter of those that start from it."""
-    network = Network.load(POOLED / name)
+    """A pooled network as the only voter, for the variants that start from it."""
+    network = Network.load(pooled_folder(name))
     return Voter(name, network.kept, network.ranking, network.weights)

@@ -1,15 +1,20 @@
-"""One thin network for many tasks: the pruned ones' shape, trained once on the pooled images of many classes.
+"""Pooled networks: small networks trained once on the images of many tasks, from which targets start.
 
-    python -m benchmarks.pooled benchmarks/plans/resnet18-cifar100.yaml [trunk-0]
+    python -m benchmarks.study.pooled benchmarks/plans/resnet18-cifar100.yaml [trunk-0]
 
-The plan's ``pooled`` says how: ``start: zoo`` is the product's trunk, of all entries' votes and weights;
-``magnitude`` starts from the backbone's largest units, without any zoo; ``nothing`` from random weights.
-``images`` are those of so many tasks, or all of the backbone's data. ``teach: true``: the backbone's
-opinion counts beside the labels; ``labels: false``: alone, and accuracy is how often it is shared.
-``keep``: another ratio than the zoo's. ``voters``: so many of the first tasks' entries at most.
-``apart: [first, past]`` keeps it from these targets: their entries do not vote, and none of their classes is seen.
-What it cost is in its row. Resumable. It lies below `zoos/pooled/`; targets start from it by the product's method
-`trunk`, or the study's `pooled`.
+Each entry of the plan's ``pooled`` is one network:
+
+    start    zoo: the product's trunk, with the units and weights of all entries; magnitude: the backbone's largest
+             units, without a zoo; nothing: random weights
+    images   those of so many tasks, or "all": all of the backbone's data
+    apart    [first, past]: targets whose classes it does not see, and whose entries it does not use
+    voters   the entries of so many of the first tasks (default: all)
+    teach    true: distil the backbone's logits beside the labels
+    labels   false: distil them without labels; its accuracy is then its agreement with the backbone
+    keep     keep ratio (default: the zoo's)
+    steps    training steps (default: the product's)
+
+The network goes to `zoos/pooled/NAME/`, its cost and accuracy to `results/pooled/NAME.json`. Resumable.
 """
 
 import argparse
@@ -20,42 +25,49 @@ from typing import Any
 import torch
 
 from benchmarks.data import data_folder
-from benchmarks.peers import first_units, thin
-from benchmarks.plan import POOLED, Study, pooled_row
+from benchmarks.study.peers import first_units, thin
+from benchmarks.study.plan import Study, pooled_folder, pooled_row
 from mvp_edge.pruning.methods import recipe_for
 from mvp_edge.pruning.problem import Pruned
 from mvp_edge.pruning.scratch import fine_tune
 from mvp_edge.runs.rundir import machine, versions
+from mvp_edge.subnetwork.network import TENSORS
 from mvp_edge.tasks.task import Task
 from mvp_edge.zoo.build import claim, to_network
 from mvp_edge.zoo.entries import Entry
 from mvp_edge.zoo.trunk import Pool, pool, score, told_apart, train_trunk
-from mvp_edge_export.storage import write_json
+from mvp_edge_export.storage import sha256_file, write_json
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("plan", type=Path)
-    arguments.add_argument("name", nargs="?", help="of those below the plan's `pooled`; else all")
-    arguments.add_argument("--threads", type=int, default=1)
-    arguments.add_argument("--accelerator", choices=["cpu", "cuda"], default="cpu")
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    arguments.add_argument("plan", type=Path, help="a file of benchmarks/plans/")
+    arguments.add_argument("name", nargs="?", help="one of the plan's `pooled` (default: all)")
+    arguments.add_argument(
+        "--threads", type=int, default=1, help="CPU threads of PyTorch (default: 1)"
+    )
+    arguments.add_argument(
+        "--accelerator", choices=["cpu", "cuda"], default="cpu", help="default: cpu"
+    )
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
     study = Study.open(options.plan, options.accelerator)
     for name in study.plan["pooled"] if options.name is None else [options.name]:
-        with claim(POOLED / ".work", name) as claimed:
+        with claim(pooled_folder(name).parent / ".work", name) as claimed:
             if claimed is not None and not study.has_pooled(name):
                 print(name, flush=True)
                 make(study, name)
 
 
 def make(study: Study, name: str) -> None:
-    """Train one of them and keep it, and its row."""
+    """Train one network of a plan, and record what it cost."""
     how = study.plan["pooled"][name]
     unseen = study.tasks[slice(*how.get("apart", [0, 0]))]
-    folder = POOLED / name
+    folder = pooled_folder(name)
     folder.mkdir(parents=True, exist_ok=True)
-    more: dict[str, Any] = {"checkpoint": folder / "making.checkpoint", "progress": _said}
+    more: dict[str, Any] = {"checkpoint": folder / "making.checkpoint", "progress": _progress}
     own, theirs = {task.name for task in unseen}, {c for task in unseen for c in task.classes}
     if how["images"] == "all":
         whose = [Task.open(data_folder() / study.plan["draws"][0]["images"])]
@@ -82,6 +94,7 @@ def make(study: Study, name: str) -> None:
         "accuracy": score(made, test, study.backbone),
         "total_flops": made.ledger.total_flops,
         "seconds": made.seconds,
+        "network_sha256": sha256_file(folder / TENSORS),
         "machine": machine(),
         "versions": versions(),
     }
@@ -92,7 +105,7 @@ def make(study: Study, name: str) -> None:
 def _made(
     study: Study, how: dict[str, Any], seen: Pool, entries: list[Entry], more: dict[str, Any]
 ) -> Pruned:
-    """Trained from what the plan says."""
+    """Train from the start that the plan names."""
     backbone, start = study.backbone, how["start"]
     keep = how.get("keep", study.zoo.keep)
     if start != "nothing":
@@ -110,13 +123,13 @@ def _made(
         )[0]
     recipe = recipe_for(
         None, backbone.family, steps=how["steps"], accelerator=study.accelerator
-    )  # what random weights need:
+    )  # below: what random weights need
     recipe = replace(recipe, batch=256, lr=0.2, head="random", statistics=False)
     problem = study.problem(seen.images, len(seen.classes), recipe, keep, **more)
     return fine_tune(problem, thin(problem), first_units(problem))
 
 
-def _said(phase: str, done: int, total: int) -> None:
+def _progress(phase: str, done: int, total: int) -> None:
     if done % 200 == 0:
         print(f"{phase} {done}/{total}", flush=True)
 

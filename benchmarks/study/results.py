@@ -46,7 +46,9 @@ class Results:
         """The facts of each target: its classes, its number of images, and who wrote its last row."""
         return {line.pop("target"): line for line in self._lines() if "name" not in line}
 
-    def keep(self, target: str, name: str, row: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    def keep(
+        self, target: str, name: str, row: Mapping[str, Any], facts: Mapping[str, Any]
+    ) -> None:
         """Add or replace one row, and with it the facts of its target; a row that is equal changes nothing."""
         with self._locked():
             if self.of(target).get(name) == row:

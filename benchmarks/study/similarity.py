@@ -1,15 +1,15 @@
-"""What the similarity of tasks is worth: three questions to a study's zoo.
+"""Does the similarity of tasks matter? Three questions to a study's zoo.
 
-    python -m benchmarks.similarity overlap benchmarks/plans/resnet18-cifar100.yaml
-        Do similar tasks keep the same units? What a target's network and each other's have in common is the share
-        of its kept units that the other kept too, unit group by unit group. Chance is the keep ratio.
-    python -m benchmarks.similarity choice benchmarks/plans/zoo-size.yaml
-        Does it pay to choose neighbours by it? Of the rows in which three entries vote that were chosen
-        in different ways (nearest, further fifths, by lot): how similar LEEP and WordNet found them.
-    python -m benchmarks.similarity images benchmarks/plans/resnet18-cifar100.yaml
-        How many images does LEEP need? Its ranking of the zoo on some of them against that on the whole split.
+    python -m benchmarks.study.similarity overlap benchmarks/plans/resnet18-cifar100.yaml
+        Do similar tasks keep the same units? Measured is the share of a target's kept units that another task's
+        network keeps too, for each unit group. Chance is the keep ratio.
+    python -m benchmarks.study.similarity choice benchmarks/plans/zoo-size.yaml
+        Does it help to choose neighbours by similarity? For rows in which three entries vote that were chosen
+        in different ways (most similar, other fifths, at random): their similarity by LEEP and by WordNet.
+    python -m benchmarks.study.similarity images benchmarks/plans/resnet18-cifar100.yaml
+        How many images does LEEP need? Its ranking of the zoo on a few images against that on all of them.
 
-Each target ranks all other entries, on its training images only.
+The entries are ranked for each target, on its training images only.
 """
 
 import argparse
@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.plan import HERE, Study
-from benchmarks.rows import study_rows
+from benchmarks.study.plan import Study
+from benchmarks.study.rows import RESULTS, study_rows
 from mvp_edge.pruning.finetune import Ledger
 from mvp_edge.runs.rundir import machine, versions
 from mvp_edge.subnetwork.units import unit_groups
@@ -29,9 +29,9 @@ from mvp_edge.tasks.task import Task
 from mvp_edge.zoo.neighbours import find_neighbours
 from mvp_edge_export.storage import write_json
 
-CHOSEN = ("mvp@20", *(f"mvp@20-fifth-{n}" for n in range(2, 6)), "mvp@20-by-lot")
+CHOSEN = ("mvp@20", *(f"mvp@20-fifth-{n}" for n in range(2, 6)), "mvp@20-at-random")
 SUBSETS = (60, 125, 250, 500)
-ASKED = 12
+TARGETS = 12
 """Targets whose rankings on different numbers of images are compared."""
 
 
@@ -40,18 +40,18 @@ def main() -> None:
     arguments = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    arguments.add_argument("question", choices=questions)
-    arguments.add_argument("plan", type=Path)
+    arguments.add_argument("question", choices=questions, help="see above")
+    arguments.add_argument("plan", type=Path, help="a file of benchmarks/plans/")
     options = arguments.parse_args()
     torch.set_num_threads(1)
     study = Study.open(options.plan)
     name, facts = questions[options.question](study)
     heading = {"schema": 1, "machine": machine(), "versions": versions()}
-    write_json(HERE / "results" / f"{name}.json", {**heading, **facts})
+    write_json(RESULTS / f"{name}.json", {**heading, **facts})
 
 
 def overlap(study: Study) -> tuple[str, dict[str, Any]]:
-    """Where the answer stands, and it: each target's other entries, how similar and how much in common."""
+    """The result file's name and content: for each target the other entries, their similarity and overlap."""
     groups = unit_groups(study.backbone.model, study.zoo.policy)
     kept = {entry.name: entry.network.kept for entry in study.zoo.entries()}
     rows: list[dict[str, Any]] = []
@@ -80,7 +80,7 @@ def overlap(study: Study) -> tuple[str, dict[str, Any]]:
 
 
 def choice(study: Study) -> tuple[str, dict[str, Any]]:
-    """Where the answer stands, and it: what each measure says of a row's voters, and what they came to."""
+    """The result file's name and content: the similarity of each row's voters, and the row's accuracy."""
     found = study_rows(study.plan["study"])
     rows: list[dict[str, Any]] = []
     for task in study.tasks:
@@ -108,9 +108,9 @@ def choice(study: Study) -> tuple[str, dict[str, Any]]:
 
 
 def images(study: Study) -> tuple[str, dict[str, Any]]:
-    """Where the answer stands, and it: each target's rankings, by how many images LEEP saw."""
+    """The result file's name and content: each target's rankings of the zoo, by number of images."""
     rows = []
-    for task in study.tasks[:ASKED]:
+    for task in study.tasks[:TARGETS]:
         whole = len(task.splits["train"])
         rankings = {str(count): _ranking(study, task, count) for count in SUBSETS}
         rankings["whole"] = _ranking(study, task, whole)

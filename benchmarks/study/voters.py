@@ -1,4 +1,4 @@
-"""Whom a variant of a study asks: a part of the zoo, and of its entries by similarity the nearest or others."""
+"""The voters of a study's variant: which part of the zoo there is, and which of its entries are chosen."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,33 +14,39 @@ from mvp_edge.zoo.similarity import Candidate
 
 @dataclass(frozen=True)
 class Ranking:
-    """A zoo's entries by similarity to a target, and what that cost."""
+    """A zoo's entries by similarity to a target, the most similar first, and what the ranking cost."""
 
     candidates: tuple[Candidate, ...]
     flops: int
     seconds: float
 
     def among(self, entries: Sequence[Entry]) -> "Ranking":
-        """Of some of the entries alone, whose scores are the same, at their share of the cost."""
+        """The ranking of some of the entries, at their share of the cost; scores do not change."""
         names, share = {one.name for one in entries}, len(entries) / len(self.candidates)
         some = tuple(one for one in self.candidates if one.task in names)
         return Ranking(some, round(self.flops * share), self.seconds * share)
 
 
 def asks_zoo(variant: Mapping[str, Any]) -> bool:
-    """Whether a variant asks the zoo's entries, and not nobody or a network of `benchmarks.pooled`."""
+    """Whether a variant uses the zoo's entries, rather than none or a pooled network."""
     method = METHODS.get(variant["method"])
     return method is not None and method.asks != "nobody" and "start" not in variant
 
 
-def some_of(entries: Sequence[Entry], count: int | None, target: int) -> Sequence[Entry]:
-    """A smaller zoo: ``count`` of the entries, drawn anew for each target, nested in its larger draws."""
+def smaller_zoo(entries: Sequence[Entry], count: int | None, target: int) -> Sequence[Entry]:
+    """A zoo of ``count`` entries, drawn at random for each target; larger draws contain the smaller ones."""
     drawn = np.random.default_rng([target, 11]).permutation(len(entries))
     return [entries[i] for i in sorted(drawn[:count])]
 
 
-def asked(ranked: Sequence[Candidate], variant: dict[str, Any], seed: int) -> Sequence[Candidate]:
-    """Those of the ranked entries, the nearest first, whose networks a variant uses."""
+def chosen_voters(
+    ranked: Sequence[Candidate], variant: Mapping[str, Any], seed: int
+) -> Sequence[Candidate]:
+    """The entries whose networks a variant uses, of a ranking with the most similar first.
+
+    The variant's ``who`` is "nearest" (the default), "farthest", "random", "zoo" (all of them), or
+    "fifth-1" to "fifth-5": the most similar ones of that fifth of the ranking.
+    """
     whole = METHODS[variant["method"]].asks == "zoo"
     count = variant.get("neighbours", len(ranked) if whole else DEFAULT_NEIGHBOURS)
     who = variant.get("who", "nearest")
@@ -51,7 +57,7 @@ def asked(ranked: Sequence[Candidate], variant: dict[str, Any], seed: int) -> Se
         return [ranked[i] for i in sorted(rng.permutation(len(ranked))[:count])]
     if who == "zoo":
         return ranked
-    if who != "nearest":  # the nearest of a fifth of the zoo: "fifth-1" to "fifth-5"
+    if who != "nearest":
         first = (int(who.removeprefix("fifth-")) - 1) * len(ranked) // 5
         return ranked[first : first + count]
     return ranked[:count]

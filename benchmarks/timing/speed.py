@@ -1,10 +1,10 @@
-"""P3, P8, P10: wall time of the commands as a user types them, on an otherwise idle machine.
+"""Wall time of `--help`, `prune` and `export` as a user types them, on an otherwise idle machine.
 
-    python -m benchmarks.speed          needs MVP_EDGE_DATA and benchmarks/zoos/resnet18-cifar100
+    python -m benchmarks.timing.speed          needs MVP_EDGE_DATA and benchmarks/zoos/resnet18-cifar100
 
-Each command is a fresh process, imports included: `prune` by a vote of the zoo, and from a trunk (one of few
-steps, since how well it was trained changes no duration). P3 compares both with `prune --method ifp` and `taught`
-(1,000 steps) on the same tasks, the phases that prune (similarity and pruning), taken from run.json.
+Each command is a fresh process, imports included. `prune` is timed with a zoo's votes, from a trunk (trained for
+only 20 steps, since its accuracy does not affect the duration), and from scratch in 1,000 steps by
+`--method distill` and `--method ifp`. The phases are those of run.json.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from benchmarks.data import below_data, data_folder
 from mvp_edge.runs.rundir import machine, versions
 from mvp_edge_export.storage import write_json
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 ZOO = HERE / "zoos" / "resnet18-cifar100"
 COMMAND = [str(Path(sys.executable).parent / "mvp-edge")]
 CLASSES = ("chair,clock,elephant,ray,snail", "bear,boy,bridge,cup,tulip", "bus,fox,lamp,pear,worm")
@@ -32,7 +32,10 @@ CLASSES = ("chair,clock,elephant,ray,snail", "bear,boy,bridge,cup,tulip", "bus,f
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument(
-        "--ifp", type=int, default=1, help="tasks on which --method ifp (1,000 steps) is timed, too"
+        "--ifp",
+        type=int,
+        default=1,
+        help="number of tasks on which --method ifp is timed, too (default: 1)",
     )
     options = arguments.parse_args()
     data = data_folder()
@@ -52,7 +55,7 @@ def main() -> None:
                 run = f"{folder}/{way}{number}"
                 row[way] = pruned([way, *given, *zoo], run, folder)
                 row[way]["export"] = timed([*COMMAND, "export", run, "-q"], folder)
-            for way in ("taught", "ifp") if number < options.ifp else ("taught",):
+            for way in ("distill", "ifp") if number < options.ifp else ("distill",):
                 row[way] = pruned([way, *given], f"{folder}/{way}{number}", folder)
             rows.append({"classes": classes, **row})
             print(json.dumps(row), flush=True)
@@ -69,14 +72,14 @@ def main() -> None:
 
 
 def pruned(how: Sequence[str], run: str, folder: str) -> dict[str, Any]:
-    """Seconds of `prune --method`, of its phases and of its training steps."""
+    """Seconds of `prune --method …`, of its phases, and of its training steps."""
     prune = timed([*COMMAND, "prune", "-q", "--out", run, "--method", *how], folder)
     made = json.loads(Path(run, "pruned.json").read_text())
     return {"prune": prune, "phases": phases(run), "steps": made["training"]["step_seconds"]}
 
 
 def unpacked(archive: Path, classes: str, folder: str) -> str:
-    """A user's folder: the images of some classes."""
+    """A folder with the images of some classes, as a user would have it."""
     wanted = set(classes.split(","))
     with zipfile.ZipFile(archive) as zip_:
         zip_.extractall(folder, [n for n in zip_.namelist() if n.split("/")[-2] in wanted])

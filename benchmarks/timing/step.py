@@ -1,10 +1,10 @@
-"""P9: the training step of the one-shot methods against a bare PyTorch loop on the same module, interleaved.
+"""The training step of the one-shot methods against a bare PyTorch loop on the same module.
 
-    python -m benchmarks.step
+    python -m benchmarks.timing.step
 
-The bare loop is what one would write by hand: ready-made batches in memory, the same precision, layout and
-optimizer, nothing recorded. Both take turns of ten steps in one process. Also measured: the layouts that
-`arithmetic.lay_out` chooses between, and what a second thread brings, beside nothing and beside a busy process.
+The bare loop is what one would write by hand: batches prepared in memory, the same precision, layout and
+optimizer, nothing recorded. Both run alternately, ten steps at a time, in one process. Also measured: the memory
+layouts that `arithmetic.lay_out` chooses between, and the gain of a second thread, alone and beside a busy process.
 """
 
 import subprocess
@@ -37,7 +37,7 @@ CIFAR = {
     "conv1": "Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)",
     "maxpool": "Identity()",
 }
-TURNS, STEPS = 12, 10
+ROUNDS, STEPS = 12, 10
 
 
 def main() -> None:
@@ -73,7 +73,7 @@ def main() -> None:
         "rows": rows,
     }
     write_json(
-        Path(__file__).parent / "results" / "step.json",
+        Path(__file__).parents[1] / "results" / "step.json",
         {**facts, "layouts": layouts(backbone), "threads": threads_compared(backbone)},
     )
 
@@ -81,9 +81,9 @@ def main() -> None:
 def alternate(
     training: Training, bare: Callable[[int], Any], steps: int
 ) -> tuple[list[float], list[float]]:
-    """Seconds a step of each loop, by turns; the first turn warms up and does not count."""
+    """Seconds a step of each loop, round by round; the first round warms up and does not count."""
     ours, theirs = [], []
-    for _ in range(TURNS + 1):
+    for _ in range(ROUNDS + 1):
         ours.append(_seconds(lambda: training.run(training.step + steps), steps))
         theirs.append(_seconds(lambda: [bare(step) for step in range(steps)], steps))
     return ours[1:], theirs[1:]
@@ -136,7 +136,7 @@ def layouts(backbone: Backbone) -> list[dict[str, Any]]:
 
 
 def threads_compared(backbone: Backbone) -> list[dict[str, Any]]:
-    """Milliseconds of a step by keep ratio and threads, alone and beside a process that only spins."""
+    """Milliseconds of a step by keep ratio and threads, alone and beside a process in a busy loop."""
     rows = []
     x, y = torch.randn(128, 3, 32, 32), torch.randint(0, 5, (128,))
     before = torch.get_num_threads()

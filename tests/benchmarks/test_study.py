@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import yaml
+from benchmarks.plan import Study, fault
+from benchmarks.voters import asked, asks_zoo, some_of
 
 from benchmarks import plan
-from benchmarks.plan import Study, fault
 from benchmarks.study import is_current, keep_row
-from benchmarks.voters import asked, asks_zoo, some_of
 from mvp_edge.zoo.similarity import Candidate
 from mvp_edge_export.storage import write_json
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import yaml
+from benchmarks.plan import Study
 
 from benchmarks import peers, pooled
 from benchmarks import plan as plans
-from benchmarks.plan import Study
 from benchmarks.study import main, run_variants
 from mvp_edge.pruning.finetune import accuracy, predict_logits
 from mvp_edge.pruning.mvp import mvp

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-
 from benchmarks.trials.pipeline import Trial, Warm, pruned_by
+
 from mvp_edge.pruning.mvp import mvp
 from mvp_edge.subnetwork.cost import forward_macs
 from tests.support.networks import problem, voter

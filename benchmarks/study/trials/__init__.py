@@ -1,1 +1,1 @@
-"""Ways to better Meta-Vote Pruning (`python -m benchmarks.trials PLAN`)."""
+"""Changes to Meta-Vote Pruning that were tried, each beside the default on the same targets."""

@@ -1,10 +1,9 @@
-"""Ways to better Meta-Vote Pruning, each beside the default on the same targets.
+"""Changes to Meta-Vote Pruning, each beside the default on the same targets.
 
-    python -m benchmarks.trials benchmarks/plans/trials.yaml [--only NAME,…] [--steps 20,100] [--targets 8]
+    python -m benchmarks.study.trials benchmarks/plans/trials.yaml [--only NAME,…] [--steps 20,100] [--targets 8]
 
-The plan's variants say what is done otherwise (`pipeline.Trial`). What won is the product's default now, by
-its own name there; the rows of the others stay (`results/trials-PLAN/`). Resumable; several processes may
-share the work.
+Each variant of the plan sets fields of `pipeline.Trial`. The changes that helped are the product's defaults now.
+Rows go to `results/trials-STUDY.jsonl`. Resumable; several processes may share the work.
 """
 
 import argparse
@@ -16,68 +15,73 @@ from typing import Any
 
 import torch
 
-from benchmarks.plan import HERE, Study, pooled_voter
-from benchmarks.study import arithmetic, is_current
-from benchmarks.trials.pipeline import Trial, Warm, pruned_by
+from benchmarks.study.conditions import arithmetic, is_current
+from benchmarks.study.plan import Study, pooled_voter
+from benchmarks.study.results import Results
+from benchmarks.study.rows import RESULTS
+from benchmarks.study.trials.pipeline import Trial, Warm, pruned_by
 from mvp_edge.pruning.finetune import accuracy, predict_logits
 from mvp_edge.pruning.votes import Voter
 from mvp_edge.runs.rundir import machine, versions
 from mvp_edge.tasks.task import Task
 from mvp_edge.zoo.build import claim
 from mvp_edge.zoo.entries import Entry
-from mvp_edge_export.storage import read_json, write_json
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("plan", type=Path)
-    arguments.add_argument("--only", help="all of the plan's, unless said")
-    arguments.add_argument("--steps", default="100")
-    arguments.add_argument("--targets", type=int, default=8)
-    arguments.add_argument("--threads", type=int, default=1)
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    arguments.add_argument("plan", type=Path, help="a file of benchmarks/plans/")
+    arguments.add_argument("--only", help="names of variants, with commas (default: all)")
+    arguments.add_argument(
+        "--steps", default="100", help="training steps, with commas (default: 100)"
+    )
+    arguments.add_argument("--targets", type=int, default=8, help="number of targets (default: 8)")
+    arguments.add_argument(
+        "--threads", type=int, default=1, help="CPU threads of PyTorch (default: 1)"
+    )
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
     study = Study.open(options.plan)
-    out = HERE / "results" / f"trials-{study.plan['study']}"
+    results = Results(RESULTS / f"trials-{study.plan['study']}.jsonl")
     names = (options.only or ",".join(study.plan["variants"])).split(",")
     numbers = list(map(int, options.steps.split(",")))
     wanted = list(product(names, numbers, study.tasks[: options.targets]))
     while wanted:
-        left = [one for one in wanted if not _row(study, *one, out)]
+        left = [one for one in wanted if not _made(study, *one, results)]
         if len(left) == len(wanted):
             time.sleep(5)
         wanted = left
 
 
-def _row(study: Study, name: str, steps: int, task: Task, out: Path) -> bool:
-    """See that one target's row of one trial is there; False: another process is at this target."""
+def _made(study: Study, name: str, steps: int, task: Task, results: Results) -> bool:
+    """Make the row of one trial on one target if it is missing; False if another process is at this target."""
     key = f"{name}@{steps}"
-    file = out / f"{task.name}.json"
     with claim(study.zoo.path / ".work", f"trials-{study.plan['study']}-{task.name}") as work:
         if work is None:
             return False
-        rows: dict[str, Any] = read_json(file, "rows")["rows"] if file.exists() else {}
         entries, settings = study.entries(task), study.plan["variants"][name] or {}
         now = {"trial": settings, "zoo": len(entries)}
-        if is_current(rows.get(key), now):
+        if is_current(results.of(task.name).get(key), now):
             return True
-        rows[key] = {**run(study, task, entries, Trial(**settings), steps), **now}
-        print(f"{task.name} {key}: {100 * rows[key]['accuracy']:.1f} %", flush=True)
-        facts = {"schema": 1, "target": task.name, "machine": machine(), "versions": versions()}
-        write_json(file, {**facts, "rows": rows})
+        row = {**run(study, task, entries, Trial(**settings), steps), **now}
+        print(f"{task.name} {key}: {100 * row['accuracy']:.1f} %", flush=True)
+        facts = {"last_written_by": {"machine": machine(), "versions": versions()}}
+        results.keep(task.name, key, row, facts)
     return True
 
 
 def run(
     study: Study, task: Task, entries: Sequence[Entry], trial: Trial, steps: int
 ) -> dict[str, Any]:
-    """Accuracy on test images, and the cost."""
+    """The row of one trial on one target: accuracy on test images, and the cost."""
     backbone, began = study.backbone, time.perf_counter()
     images = task.images("train", backbone.preprocess)
     usual = study.recipe({"method": "mvp", "steps": steps})
     recipe = Warm(**{**vars(usual), **trial.recipe}, warmup=trial.warmup)
     keep = study.zoo.keep
-    zoo, spent = asked(study, task, entries, trial)
+    zoo, spent = voters_of(study, task, entries, trial)
     problem = study.problem(images, len(task.classes), recipe, keep, voters=zoo[: trial.neighbours])
     pruned = pruned_by(problem, trial, zoo)
     pruned.ledger.similarity_flops += spent
@@ -91,10 +95,10 @@ def run(
     }
 
 
-def asked(
+def voters_of(
     study: Study, task: Task, entries: Sequence[Entry], trial: Trial
 ) -> tuple[list[Voter], int]:
-    """Who votes, the most similar first, and what it took to rank them."""
+    """All possible voters, the most similar first, and the multiply-adds that ranking them took."""
     if trial.start:
         return [pooled_voter(trial.start)], 0
     found = study.ranking(task, entries, "leep")

@@ -1,6 +1,6 @@
-"""The pipeline of MVP with one thing of it done otherwise.
+"""Meta-Vote Pruning with one part of it changed.
 
-voters, similar ─→ units ─→ weights ─→ statistics, head ─→ steps
+voters, most similar first ─→ units ─→ weights ─→ statistics, head ─→ steps
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.teaching import (
+from benchmarks.study.distillation import (
     as_module,
-    committee_opinions,
-    teaching_loss,
+    committee_logits,
+    distillation_loss,
+    use_teacher,
 )
-from benchmarks.trials.rebuilding import rebuild
+from benchmarks.study.trials.rebuilding import rebuild
 from mvp_edge.pruning.arithmetic import compute
 from mvp_edge.pruning.batches import Recipe
 from mvp_edge.pruning.distill import network_features, teacher_logits
-from mvp_edge.pruning.distillation import Teacher
 from mvp_edge.pruning.finetune import estimate_statistics, initialise_head
 from mvp_edge.pruning.mvp import Voting, average_into, hold_vote
 from mvp_edge.pruning.problem import Problem, Pruned, Training
@@ -38,67 +38,73 @@ Kept = dict[str, NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class Trial:
-    """What is done otherwise; the defaults are the product's."""
+    """The changes; the default of each field is what the product does."""
 
     start: str | None = None
-    """A network of `benchmarks.pooled` instead of voters."""
+    """Name of a pooled network (`benchmarks.study.pooled`) to start from, instead of voters."""
     neighbours: int = 3
     weighted: float = 0.0
-    """Votes and weights by exp(weighted · similarity); 0: all alike."""
+    """Votes and weights count by exp(weighted · similarity); 0: all the same."""
     shrunk: float = 0.0
-    """So many votes' worth of how often the whole zoo keeps a unit is added."""
+    """Add this many votes times the share of the whole zoo that keeps a unit."""
     joint: float = 0.0
-    """A voter counts in a group by exp(joint · how far it agrees with what the other groups keep)."""
+    """A voter counts in a group by exp(joint · its agreement with the units kept in the other groups)."""
     draws: int = 1
-    """Masks drawn at τ = 0.2; the one with the least training loss before step 1 is taken."""
+    """Masks drawn at τ = 0.2, of which the one with the least training loss before step 1 is taken."""
     uneven: bool = False
-    """Widths by how far the zoo agrees: all groups cut at one score of SMSP's, for the same multiply-adds."""
+    """Non-uniform widths: all groups cut at the same SMSP score, for the same multiply-adds."""
     widen: float = 1.0
-    """Begin so many times as wide; after a fifth of the steps the least by Taylor go."""
+    """Begin this many times as wide; after a fifth of the steps prune the rest by Taylor importance."""
     weights: Literal["average", "vectors"] = "average"
     rebuilt: float = 0.0
-    """Each convolution is moved so far (1: all the way) towards the least-squares fit of what the teachers'
-    give at the kept channels, from what the thin network feeds it."""
+    """Move each convolution by this share towards the least-squares fit of the teachers' output at the kept
+    channels, given the input that the small network feeds it."""
     teachers: Literal["backbone", "voters"] = "backbone"
     head: Literal["means", "lda", "ridge", "voters"] = "means"
-    """voters: each class gets the rows of the voters' own heads, by what their networks say of its images."""
+    """voters: each class gets the rows of the voters' heads, weighted by their predictions on its images."""
     distil: float = 0.0
-    """Share of the loss that is a teacher's opinion."""
+    """Weight of the distillation loss."""
     committee: int = 0
-    """The teacher: so many of the nearest entries' networks together; 0: the unpruned backbone."""
+    """The teacher: this many of the most similar entries' networks together; 0: the unpruned backbone."""
     temperature: float = 2.0
-    """Temperature of that opinion."""
+    """Of the distillation loss."""
     smooth: float = 0.0
     """Label smoothing."""
     warmup: float = 0.0
-    """Share of the steps in which the rate rises."""
+    """Share of the steps in which the learning rate rises."""
     nesterov: bool = False
     uncovered: Literal["backbone", "zero"] = "backbone"
-    """Weights between two kept units that no voter kept together."""
+    """What weights become between two kept units that no voter kept together."""
     averaged: float = 0.0
-    """The network's weights are averaged over this last share of the steps."""
+    """Average the network's weights over this last share of the steps."""
     afterwards: bool = False
-    """BatchNorm's statistics are re-estimated after the last step, too."""
+    """Re-estimate BatchNorm's statistics after the last step, too."""
     closing: Literal["nothing", "lda"] = "nothing"
-    """The head is fitted anew, in closed form, after the last step."""
+    """Fit the head again, in closed form, after the last step."""
     recipe: Mapping[str, Any] = field(default_factory=dict)
-    """What is set otherwise in the recipe."""
+    """Fields of the recipe that are overridden."""
 
 
 @dataclass(frozen=True)
 class Warm(Recipe):
-    """A recipe whose rate rises first."""
+    """A recipe whose learning rate rises first."""
 
     warmup: float = 0.0
 
     def rate(self, step: float) -> float:
-        """Linear to the usual rate over the first share of the steps."""
+        """The learning rate at a step: linear warm-up over the first share of the steps, then the usual one."""
         rise = self.warmup * self.steps
         return super().rate(step) * min(1.0, (step + 1) / (rise + 1))
 
 
 def pruned_by(problem: Problem, trial: Trial, zoo: Sequence[Voter]) -> Pruned:
-    """The pipeline with the trial's change in it."""
+    """Meta-Vote Pruning with the trial's changes.
+
+    Args:
+        problem: with the voters, the most similar first.
+        trial: the changes.
+        zoo: all entries that could vote, the most similar first.
+    """
     if trial.uneven:
         asked = replace(problem, voters=zoo)
         problem = replace(problem, widths=global_widths(asked, score_mask(asked)[0]))
@@ -115,7 +121,7 @@ def pruned_by(problem: Problem, trial: Trial, zoo: Sequence[Voter]) -> Pruned:
     if trial.nesterov:
         training.optimizer.param_groups[0]["nesterov"] = True
     steps = problem.recipe.steps
-    heed(training, trial, zoo)
+    _set_loss(training, trial, zoo)
     if trial.widen > 1:
         shrink_after(training, steps // 5)
     if trial.averaged:
@@ -129,7 +135,7 @@ def pruned_by(problem: Problem, trial: Trial, zoo: Sequence[Voter]) -> Pruned:
 
 
 def masks(problem: Problem, trial: Trial, zoo: Sequence[Voter]) -> list[Kept]:
-    """The units of each mask that is tried."""
+    """The kept units of each mask that is tried."""
     wide = {
         g.name: min(g.size, round(problem.widths.get(g.name, g.size) * trial.widen))
         for g in problem.groups
@@ -161,18 +167,21 @@ def masks(problem: Problem, trial: Trial, zoo: Sequence[Voter]) -> list[Kept]:
 def _most_voted(
     problem: Problem, group: UnitGroup, choices: Sequence[tuple[NDArray[np.int64], float]]
 ) -> NDArray[np.int64]:
-    """The units of a group with the most votes, of choices that count so much each; larger ones where they tie."""
+    """The units of a group with the most votes, larger ones where they tie.
+
+    ``choices`` are the units that each voter keeps, and the weight of its vote.
+    """
     norms = weight_norms(problem.backbone.model, [group])[group.name]
     votes = 1e-6 * norms / norms.max()
-    for units, share in choices:
-        votes[units] += share
+    for units, weight in choices:
+        votes[units] += weight
     return np.sort(np.argsort(votes, kind="stable")[group.size - problem.widths[group.name] :])
 
 
 def _joint(problem: Problem, strength: float, rounds: int = 5) -> Kept:
-    """All groups chosen together: in each, a voter counts by how far it goes along with the others.
+    """Choose the units of all groups together: a voter counts more in a group the more it agrees in the others.
 
-    Networks are whole: who kept the units that one layer keeps, kept those of the next that go with them.
+    The reason: a voter that kept the chosen units of one layer also kept the units of the next that fit them.
     """
     choices = {
         group.name: [voter.choice(group, problem.widths[group.name]) for voter in problem.voters]
@@ -203,7 +212,7 @@ def _units(ballots: Sequence[Ballot]) -> Kept:
 
 @torch.no_grad()
 def _clear(model: nn.Module) -> None:
-    """Convolutions to zero; voters' means replace what any of them kept."""
+    """Set convolutions to zero, so that weights that no voter kept are zero after averaging."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             module.weight.zero_()
@@ -211,7 +220,10 @@ def _clear(model: nn.Module) -> None:
 
 @torch.no_grad()
 def add_vectors(full: nn.Module, voters: Sequence[Voter], policy: str) -> None:
-    """The backbone plus the mean over all voters of what training changed (nothing, where one kept nothing)."""
+    """Add to the backbone the mean over all voters of what training changed (task vectors).
+
+    A voter that did not keep a weight counts as no change.
+    """
     own = {**dict(full.named_parameters()), **dict(full.named_buffers())}
     skipped = tuple(f"{name}." for name in heads(full))
     before = {n: t.clone() for n, t in own.items()}
@@ -225,7 +237,7 @@ def add_vectors(full: nn.Module, voters: Sequence[Voter], policy: str) -> None:
 
 
 def begin(problem: Problem, full: nn.Module, kept: Kept, trial: Trial) -> Training:
-    """A network before its first step."""
+    """The training of one mask, before its first step."""
     training = Training(problem, extract(full, kept, problem.policy), kept)
     if trial.rebuilt:
         rebuild(training, trial.rebuilt, trial.teachers)
@@ -239,7 +251,7 @@ def begin(problem: Problem, full: nn.Module, kept: Kept, trial: Trial) -> Traini
 
 
 def best_of(candidates: Sequence[Training], problem: Problem) -> Training:
-    """The one with the least training loss, which pays for the others."""
+    """The one with the least training loss; the cost of the others is added to its own."""
     if len(candidates) == 1:
         return candidates[0]
 
@@ -258,7 +270,7 @@ def best_of(candidates: Sequence[Training], problem: Problem) -> Training:
 
 @torch.no_grad()
 def _closed_form(training: Training, classes: int, kind: str, limit: int = 1024) -> None:
-    """Linear discriminant analysis, or ridge regression to the one-hot labels, of the network's features."""
+    """Fit the head by linear discriminant analysis, or by ridge regression to the one-hot labels."""
     features, y = _features(training, limit)
     onehot = F.one_hot(y, classes).double()
     centre = features.mean(0)
@@ -280,10 +292,10 @@ def _closed_form(training: Training, classes: int, kind: str, limit: int = 1024)
 
 @torch.no_grad()
 def _rows_of_voters(training: Training, limit: int = 1024) -> None:
-    """Each class's row: what the voters' networks say of its images, over all classes', times their own rows.
+    """Head from the voters' heads: for each class their rows, weighted by their mean prediction on its images.
 
-    All networks are parts of one backbone, so that its coordinates align their heads; units that a voter
-    did not keep get nothing from it.
+    The mean over all classes is subtracted. All networks are parts of one backbone, whose coordinates align
+    their heads; a voter adds nothing at units that it did not keep.
     """
     problem = training.problem
     whole = problem.backbone.with_head(problem.classes)
@@ -306,14 +318,14 @@ def _rows_of_voters(training: Training, limit: int = 1024) -> None:
 def _seen_by_head(
     problem: Problem, full: nn.Module, kept: Mapping[str, NDArray[np.int64]]
 ) -> torch.Tensor:
-    """Which of the backbone's features the head of a sub-network sees."""
+    """Indices of the backbone's features that the head of a sub-network has as inputs."""
     ((name, head),) = heads(full).items()
     axes = kept_axes(problem.groups, kept, full.state_dict())
     return torch.from_numpy(axes.get((f"{name}.weight", 1), np.arange(head.in_features)))
 
 
 def _features(training: Training, limit: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the head sees of at most so many training images [n, D], and their labels; counted."""
+    """Inputs of the head [n, D] on at most ``limit`` training images, and their labels [n]; the cost is counted."""
     (head,) = heads(training.model).values()
     seen: list[torch.Tensor] = []
     hook = head.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].float()))
@@ -335,7 +347,7 @@ def _put(
     features: torch.Tensor,
     labels: torch.Tensor,
 ) -> None:
-    """A head of these rows, as sure of itself as is right on these images."""
+    """Set the head, scaled so that the cross entropy on these images is least."""
     (head,) = heads(training.model).values()
     scores = features @ weight.T + bias
 
@@ -347,20 +359,20 @@ def _put(
     head.bias.copy_(scale * bias)
 
 
-def heed(training: Training, trial: Trial, zoo: Sequence[Voter]) -> None:
-    """Give the training the trial's loss, and its teacher's opinions."""
+def _set_loss(training: Training, trial: Trial, zoo: Sequence[Voter]) -> None:
+    """Give the training the trial's loss, and the logits of its teacher."""
     if trial.distil:
         problem, ledger = training.problem, training.ledger
         if trial.committee:
-            opinions = committee_opinions(problem, zoo[: trial.committee], ledger)
+            logits = committee_logits(problem, zoo[: trial.committee], ledger)
         else:
-            opinions = teacher_logits(problem, ledger)
-        training.batches = replace(problem, teacher=Teacher(opinions, own=True)).batches
-    training.loss = teaching_loss(trial.distil, trial.temperature, trial.smooth)
+            logits = teacher_logits(problem, ledger)
+        use_teacher(training, logits)
+    training.loss = distillation_loss(trial.distil, trial.temperature, trial.smooth)
 
 
 def shrink_after(training: Training, step: int) -> None:
-    """Train wide up to ``step``, then drop the least by Taylor."""
+    """Train the wider network up to ``step``, then prune it by Taylor importance."""
     groups = unit_groups(training.model, training.problem.policy)
     training.run(max(1, step // 2))
     with Meter(training.model, groups, "taylor") as meter:
@@ -369,7 +381,7 @@ def shrink_after(training: Training, step: int) -> None:
 
 
 def average_last(training: Training, share: float) -> None:
-    """Train to the end and take the mean of the weights over the last share of the steps."""
+    """Train to the end, and average the weights over the last share of the steps."""
     steps = training.problem.recipe.steps
     training.run(round(steps * (1 - share)))
     mean = torch.optim.swa_utils.AveragedModel(training.model)

@@ -1,4 +1,4 @@
-"""A thin network's convolutions, fitted one after the other to what other networks compute."""
+"""Fit the convolutions of a small network, one after the other, to the outputs of other networks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.teaching import as_module
+from benchmarks.study.distillation import as_module
 from mvp_edge.pruning.finetune import estimate_statistics
 from mvp_edge.pruning.problem import Problem, Training
 from mvp_edge.subnetwork.cost import forward_macs
@@ -19,33 +19,33 @@ from mvp_edge.subnetwork.subnet import Kept, kept_axes
 
 @dataclass(frozen=True)
 class Teacher:
-    """A network whose convolutions' outputs the thin network's are fitted to."""
+    """A network to whose convolutions' outputs the small network is fitted."""
 
     outputs: Mapping[str, torch.Tensor]
-    """Convolution → what it gives [N, channels, H · W]."""
+    """Convolution → its output [N, channels, H · W]."""
     rows: Mapping[str, NDArray[np.int64]]
-    """Convolution → which of the backbone's channels those are; of all, where it is not named."""
+    """Convolution → indices of those channels in the backbone; all channels where it is not named."""
 
 
 @torch.no_grad()
 def rebuild(
     training: Training,
     share: float,
-    taught_by: Literal["backbone", "voters"],
+    teachers_are: Literal["backbone", "voters"],
     images: int = 256,
     places: int = 16,
 ) -> None:
-    """Move each convolution, first to last, by a ``share`` towards the least-squares fit of its teachers.
+    """Move each convolution, first to last, by a ``share`` towards the least-squares fit to its teachers.
 
-    What it is fitted to is the teachers' output, at some places of some images; what it is fitted from
-    is what the thin network, rebuilt so far, feeds it. All passes are counted.
+    The target of the fit is the teachers' output, at some places of some images; its input is what the small
+    network, as rebuilt so far, feeds the convolution. All passes are counted.
     """
     problem, thin = training.problem, training.model
     whole = problem.backbone.with_head(problem.classes)
     estimate_statistics(thin, training.batches, training.ledger, images)
     x = torch.cat([x for x, _ in training.batches.plain(images)])
     models = {"": whole}
-    if taught_by == "voters":
+    if teachers_are == "voters":
         models = {one.name: as_module(problem, one) for one in problem.voters}
     kept = {one.name: one.kept for one in problem.voters}
     teachers = [_teacher(problem, model, x, kept.get(name, {})) for name, model in models.items()]
@@ -62,7 +62,7 @@ def rebuild(
         inputs = _inputs(thin, conv, x)
         training.ledger.statistics_flops += len(x) * training.macs
         rows = axes.get((f"{name}.weight", 0), np.arange(conv.out_channels))
-        target, taught = _lesson(teachers, name, rows)
+        target, has_target = _targets(teachers, name, rows)
         assert not isinstance(conv.padding, str)
         patches = F.unfold(inputs, conv.kernel_size, conv.dilation, conv.padding, conv.stride)
         at = torch.randperm(patches.shape[2], generator=rng)[:places]
@@ -73,17 +73,17 @@ def rebuild(
         gram += 1e-2 * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
         fitted = torch.linalg.solve(gram, a.T @ b).T
         before = conv.weight.flatten(1)
-        # BatchNorm takes any length; steps are as long as before if the weights are.
+        # BatchNorm makes the scale irrelevant to the output; kept, it leaves the step sizes as they were.
         fitted *= before.norm(dim=1, keepdim=True) / fitted.norm(dim=1, keepdim=True).clamp(1e-12)
-        fitted[~taught] = before[~taught].double()
+        fitted[~has_target] = before[~has_target].double()
         conv.weight.lerp_(fitted.reshape(conv.weight.shape).to(conv.weight.dtype), share)
         estimate_statistics(thin, training.batches, training.ledger, images)
 
 
-def _lesson(
+def _targets(
     teachers: Sequence[Teacher], name: str, rows: NDArray[np.int64]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean standardised output [N, rows, places] of the teachers that have a channel, and which any has."""
+    """Mean standardised output [N, rows, places] of the teachers that have a channel, and whether any has it."""
     first = teachers[0].outputs[name]
     total = torch.zeros(first.shape[0], len(rows), first.shape[2])
     count = torch.zeros(len(rows))
@@ -119,7 +119,7 @@ def _teacher(problem: Problem, model: nn.Module, x: torch.Tensor, kept: Kept) ->
 
 
 def _inputs(model: nn.Module, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """What a module is fed when the network sees ``x``."""
+    """The input of a module when the network's input is ``x``."""
     found: list[torch.Tensor] = []
     hook = module.register_forward_pre_hook(lambda _m, inputs: found.append(inputs[0].float()))
     model.eval()
