@@ -2,7 +2,7 @@
 
     unpruned        the whole backbone, fine-tuned
     torch_pruning   DepGraph's groups, several importances, at once or in rounds (pip install torch-pruning)
-    distilled       a small timm network, or the backbone's architecture with fewer channels, distilled from the backbone
+    distilled       a small timm network, or the backbone's architecture made narrow, distilled from the backbone
     pooled          a network of the pruned shape that was trained once on the images of many classes, fine-tuned
     probe           a linear classifier on the frozen, unpruned backbone
 

@@ -102,7 +102,7 @@ def ratio(rows: Rows, ours: str, theirs: str, key: str) -> tuple[float, float, f
 
 
 def compared(both: Values, statistic: Statistic) -> tuple[float, float, float, int] | None:
-    """A statistic of [targets, columns], its interval, and the number of targets; None if there are fewer than two."""
+    """A statistic of [targets, columns], its interval, and the number of targets; None of fewer than two."""
     if len(both) < 2:
         return None
     found = float(statistic(both.T)), *interval(both, statistic)

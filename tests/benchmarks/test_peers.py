@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from benchmarks import peers
+from benchmarks.study import peers
 from mvp_edge.pruning.distill import network_features
 from mvp_edge.pruning.finetune import Ledger, predict_logits
 from mvp_edge.subnetwork.cost import forward_macs
@@ -73,13 +73,13 @@ def test_no_update_takes_the_gradients_that_importance_looked_at(
 
 
 def test_a_distilled_network_pays_for_its_teachers_opinions() -> None:
-    alone = peers.distilled(TASK, peers.thin(TASK), share=0.0, temperature=1.0)
-    taught = peers.distilled(TASK, peers.thin(TASK), share=0.5, temperature=2.0)
-    assert taught.ledger.statistics_flops == IMAGES * WHOLE
+    alone = peers.distilled(TASK, peers.thin(TASK), weight=0.0, temperature=1.0)
+    distilled = peers.distilled(TASK, peers.thin(TASK), weight=0.5, temperature=2.0)
+    assert distilled.ledger.statistics_flops == IMAGES * WHOLE
     assert alone.ledger.statistics_flops == 0
-    assert taught.ledger.training_flops == alone.ledger.training_flops
-    assert forward_macs(taught.model, SHAPE) == peers.allowed(TASK)
-    ours, theirs = (one.model.state_dict()["conv1.weight"] for one in (alone, taught))
+    assert distilled.ledger.training_flops == alone.ledger.training_flops
+    assert forward_macs(distilled.model, SHAPE) == peers.allowed(TASK)
+    ours, theirs = (one.model.state_dict()["conv1.weight"] for one in (alone, distilled))
     assert not torch.equal(ours, theirs)
 
 

@@ -1,17 +1,17 @@
-"""Whose networks a study's variant uses, and where its rows go."""
+"""Which voters a study's variant uses, and where its rows go."""
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
-from benchmarks.plan import Study, fault
-from benchmarks.voters import asked, asks_zoo, some_of
 
-from benchmarks import plan
-from benchmarks.study import is_current, keep_row
+from benchmarks.study import plan
+from benchmarks.study.conditions import is_current
+from benchmarks.study.plan import Study, fault
+from benchmarks.study.run import keep_row
+from benchmarks.study.voters import asks_zoo, chosen_voters, smaller_zoo
 from mvp_edge.zoo.similarity import Candidate
 from mvp_edge_export.storage import write_json
 
@@ -19,7 +19,7 @@ RANKED = [Candidate(f"task-{number}", -float(number), ("a", "b")) for number in 
 
 
 def names(**variant: Any) -> list[int]:
-    found = asked(RANKED, {"method": "mvp", **variant}, seed=3)
+    found = chosen_voters(RANKED, {"method": "mvp", **variant}, seed=3)
     return [int(one.task.removeprefix("task-")) for one in found]
 
 
@@ -37,7 +37,7 @@ def names(**variant: Any) -> list[int]:
         ({"method": "smsp", "neighbours": 5}, [0, 1, 2, 3, 4]),
     ],
 )
-def test_who_is_asked(variant: dict[str, Any], expected: list[int]) -> None:
+def test_who_is_chosen_voters(variant: dict[str, Any], expected: list[int]) -> None:
     assert names(**variant) == expected
 
 
@@ -57,8 +57,8 @@ def test_who_asks_the_zoo(variant: dict[str, Any], expected: bool) -> None:
 
 
 def test_random_neighbours_are_ranked_seeded_and_without_regard_to_similarity() -> None:
-    drawn = [asked(RANKED, {"method": "mvp", "who": "random"}, seed) for seed in range(200)]
-    again = asked(RANKED, {"method": "mvp", "who": "random"}, 5)
+    drawn = [chosen_voters(RANKED, {"method": "mvp", "who": "random"}, seed) for seed in range(200)]
+    again = chosen_voters(RANKED, {"method": "mvp", "who": "random"}, 5)
     assert again == drawn[5]
     for some in drawn:
         assert [one.score for one in some] == sorted((one.score for one in some), reverse=True)
@@ -68,20 +68,20 @@ def test_random_neighbours_are_ranked_seeded_and_without_regard_to_similarity() 
     assert max(counts) < 60
 
 
-def test_where_lots_are_drawn_each_target_has_its_own() -> None:
+def test_each_target_has_its_own_random_draw() -> None:
     tasks: list[Any] = list("abc")
     study = Study({"draws": [{"count": 3}]}, None, tasks, None)  # type: ignore[arg-type]
-    for by_lot in (
+    for at_random in (
         {"method": "random"},
         {"method": "mvp", "units": "random"},
         {"method": "mvp", "who": "random"},
     ):
-        drawn = {study.seed(task, {**by_lot, "seed": seed}) for task in tasks for seed in (0, 1)}
+        drawn = {study.seed(task, {**at_random, "seed": seed}) for task in tasks for seed in (0, 1)}
         assert len(drawn) == 6
     others = {study.seed(task, {"method": "mvp", "seed": 2}) for task in tasks}
     assert others == {2}  # as the product would for each of them
     whom = [
-        asked(
+        chosen_voters(
             RANKED,
             {"method": "mvp", "who": "random"},
             study.seed(t, {"method": "mvp", "who": "random"}),
@@ -93,12 +93,12 @@ def test_where_lots_are_drawn_each_target_has_its_own() -> None:
 
 def test_smaller_zoos_are_nested_and_differ_between_targets() -> None:
     entries: list[Any] = list(range(39))
-    few, more = (some_of(entries, count, 4) for count in (5, 20))
+    few, more = (smaller_zoo(entries, count, 4) for count in (5, 20))
     assert set(few) < set(more)
     assert (len(few), len(more)) == (5, 20)
-    assert some_of(entries, None, 4) == entries
-    assert some_of(entries, 5, 3) != few
-    drawn = [one for target in range(200) for one in some_of(entries, 5, target)]
+    assert smaller_zoo(entries, None, 4) == entries
+    assert smaller_zoo(entries, 5, 3) != few
+    drawn = [one for target in range(200) for one in smaller_zoo(entries, 5, target)]
     assert set(drawn) == set(entries)
 
 
@@ -112,16 +112,16 @@ def test_a_row_is_current_until_its_conditions_change() -> None:
     assert not is_current(None, now)
     # Older rows say less: their images were augmented.
     old = {"zoo": 5, "lr": 0.1}
-    assert is_current(old, {"seed": 0, "turn": 0.0})
+    assert is_current(old, {"seed": 0, "relative_step": 0.0})
     assert not is_current(old, {"seed": 3})
-    assert not is_current(old, {"turn": 0.01})
+    assert not is_current(old, {"relative_step": 0.01})
     assert is_current(old, {"zoo": 5, "lr": 0.1, "augmented": ["flip", "shift"]})
     assert not is_current(old, {"zoo": 5, "augmented": []})
     assert not is_current(old, {"network": "one"})
     assert not is_current(old, {"entries": "a"})
 
 
-def test_conditions_are_those_that_a_row_heeds() -> None:
+def test_conditions_are_what_a_row_depends_on() -> None:
     backbone: Any = SimpleNamespace(family="resnet")
     task: Any = SimpleNamespace(name="t", splits={"train": list(range(256))})
     study = Study({"study": "one"}, backbone, [task], None)  # type: ignore[arg-type]
@@ -167,7 +167,7 @@ PLANS = [yaml.safe_load(path.read_text()) for path in sorted((plan.HERE / "plans
 
 
 @pytest.mark.parametrize("study", PLANS, ids=lambda study: study["study"])
-def test_plans_say_nothing_that_is_not_heeded(study: dict[str, Any]) -> None:
+def test_plans_have_no_key_that_is_not_read(study: dict[str, Any]) -> None:
     for variant in study["variants"].values():
         assert "method" not in (variant or {}) or fault(variant) is None, variant
     for how in study.get("pooled", {}).values():
@@ -207,20 +207,22 @@ def test_a_pooled_network_is_there_once_it_was_made_as_the_plan_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plan, "HERE", tmp_path)
-    monkeypatch.setattr(plan, "POOLED", tmp_path)
     how = {"start": "magnitude", "apart": [0, 2]}
     study = Study({"pooled": {"first": how}}, None, [], None)  # type: ignore[arg-type]
-    write_json(tmp_path / "first" / "network.json", {})
+    write_json(plan.pooled_folder("first") / "network.json", {})
     assert not study.has_pooled("first")  # its row is written last
     for made, expected in (
         ({**how, "steps": 5}, True),
         ({**how, "apart": [0, 1]}, False),
         ({**how, "teach": True}, False),
     ):
-        write_json(plan.pooled_row("first"), {"schema": 1, **made})
+        write_json(plan.pooled_row("first"), {"schema": 1, "network_sha256": "a", **made})
         assert study.has_pooled("first") is expected
     elsewhere = Study({}, None, [], None)  # type: ignore[arg-type]
     assert elsewhere.has_pooled("first")  # of another plan, which says how
+    (plan.pooled_folder("first") / "network.json").unlink()
+    assert not elsewhere.has_pooled("first")
+    assert elsewhere.pooled_hash("first") == "a"  # rows that started from it are still current
 
 
 def test_rows_are_kept_beside_each_other_where_nothing_was_yet(
@@ -233,5 +235,5 @@ def test_rows_are_kept_beside_each_other_where_nothing_was_yet(
     for name, accuracy in (("one", 0.5), ("two", 0.6), ("one", 0.7)):
         keep_row(study, task, name, {"accuracy": accuracy})  # type: ignore[arg-type]
     assert study.rows(task) == {"one": {"accuracy": 0.7}, "two": {"accuracy": 0.6}}  # type: ignore[arg-type]
-    facts = json.loads((tmp_path / "results/s/a.json").read_text())
-    assert (facts["target"], facts["images"]) == ("a", {"train": 2})
+    facts = study.results.targets()["a"]
+    assert (facts["classes"], facts["images"]) == (["x", "y"], {"train": 2})

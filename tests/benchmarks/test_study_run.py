@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import yaml
-from benchmarks.plan import Study
 
-from benchmarks import peers, pooled
-from benchmarks import plan as plans
-from benchmarks.study import main, run_variants
+from benchmarks.study import peers, pooled
+from benchmarks.study import plan as plans
+from benchmarks.study.__main__ import main
+from benchmarks.study.plan import Study
+from benchmarks.study.run import run_variants, state_of
 from mvp_edge.pruning.finetune import accuracy, predict_logits
 from mvp_edge.pruning.mvp import mvp
 from mvp_edge_export.storage import read_json
@@ -22,7 +23,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "smsp@2": {"method": "smsp", "steps": 2},
     "random@2": {"method": "random", "steps": 2, "targets": 1},
     "trunk@2": {"method": "trunk", "start": "trunk", "steps": 2, "targets": 1},
-    "trunk@2-taught": {
+    "trunk@2-distill": {
         "method": "trunk",
         "start": "trunk",
         "steps": 2,
@@ -50,8 +51,6 @@ def here(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(tiny / "zoo", tmp_path / "zoos" / "tiny")
     monkeypatch.setenv("MVP_EDGE_DATA", str(tiny))
     monkeypatch.setattr(plans, "HERE", tmp_path)
-    for module in (plans, pooled):
-        monkeypatch.setattr(module, "POOLED", tmp_path / "zoos" / "pooled")
     return tmp_path
 
 
@@ -83,9 +82,11 @@ def test_a_plan_becomes_rows_with_everything_counted(here: Path) -> None:
     thin = {rows[name]["forward_flops"] for name in rows if name != "probe"}
     assert len(thin) == 1
     assert rows["probe"]["forward_flops"] > 2 * thin.pop()
-    assert rows["trunk@2-taught"]["statistics_flops"] > rows["trunk@2"]["statistics_flops"]
+    assert rows["trunk@2-distill"]["statistics_flops"] > rows["trunk@2"]["statistics_flops"]
     asked = {one["task"] for one in rows["mvp@2-zoo"]["neighbours"]}
     assert asked == {task.name for task in study.tasks[1:]}
+    shutil.rmtree(plans.pooled_folder("trunk"))  # rows stay current without the network they started from
+    assert {state_of(study, first, name) for name in VARIANTS} == {"current"}
 
 
 def test_a_voted_row_is_the_products_own(here: Path) -> None:
@@ -111,10 +112,10 @@ def test_what_is_done_is_not_repeated_until_its_plan_changes(
     assert "mvp@2" in first
     assert "random@2" in first
     assert "trunk@2 waits for" in first
-    before = study.file(study.tasks[0]).read_bytes()
+    before = study.results.path.read_bytes()
     run_variants(study, study.tasks[0], "mvp.*|random.*")
     assert capsys.readouterr().out == ""
-    assert study.file(study.tasks[0]).read_bytes() == before
+    assert study.results.path.read_bytes() == before
     changed = {**variants, "mvp@2": {**variants["mvp@2"], "lr": 0.5}}
     study = opened(here, variants=changed)
     run_variants(study, study.tasks[0], "mvp.*|random.*")

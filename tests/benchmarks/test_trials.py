@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from benchmarks.trials.pipeline import Trial, Warm, pruned_by
 
+from benchmarks.study.distillation import mvp_with_teacher
+from benchmarks.study.trials.pipeline import Trial, Warm, pruned_by
 from mvp_edge.pruning.mvp import mvp
 from mvp_edge.subnetwork.cost import forward_macs
 from tests.support.networks import problem, voter
@@ -23,6 +24,13 @@ TASK = replace(
 
 def test_without_a_change_it_is_the_product_bit_by_bit() -> None:
     ours, theirs = pruned_by(TASK, Trial(), ()), mvp(TASK)
+    for name, value in theirs.model.state_dict().items():
+        assert torch.equal(ours.model.state_dict()[name], value), name
+    assert ours.ledger.total_flops == theirs.ledger.total_flops
+
+
+def test_distillation_alone_is_the_studys_own_method_bit_by_bit() -> None:
+    ours, theirs = pruned_by(TASK, Trial(distil=0.5), ()), mvp_with_teacher(TASK)
     for name, value in theirs.model.state_dict().items():
         assert torch.equal(ours.model.state_dict()[name], value), name
     assert ours.ledger.total_flops == theirs.ledger.total_flops
