@@ -62,5 +62,9 @@ def test_several_processes_lose_no_row(tmp_path: Path) -> None:
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0, 0]
-    assert {target: len(rows) for target, rows in Results(path).rows().items()} == {"a": 20, "b": 20, "c": 20}
+    assert {target: len(rows) for target, rows in Results(path).rows().items()} == {
+        "a": 20,
+        "b": 20,
+        "c": 20,
+    }
     assert [entry.name for entry in tmp_path.iterdir() if entry.is_file()] == ["one.jsonl"]

@@ -85,7 +85,9 @@ def test_a_plan_becomes_rows_with_everything_counted(here: Path) -> None:
     assert rows["trunk@2-distill"]["statistics_flops"] > rows["trunk@2"]["statistics_flops"]
     asked = {one["task"] for one in rows["mvp@2-zoo"]["neighbours"]}
     assert asked == {task.name for task in study.tasks[1:]}
-    shutil.rmtree(plans.pooled_folder("trunk"))  # rows stay current without the network they started from
+    shutil.rmtree(
+        plans.pooled_folder("trunk")
+    )  # rows stay current without the network they started from
     assert {state_of(study, first, name) for name in VARIANTS} == {"current"}
 
 
