@@ -14,7 +14,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from benchmarks.peer_figures import best_peer
-from benchmarks.rows import MAIN, Rows, difference, interval, mean, paired, study_rows
+from benchmarks.study.rows import MAIN, Rows, difference, interval, mean, paired, study_rows
 from benchmarks.study_tables import CONTROLS, FEW, PEERS
 
 OUT = Path(__file__).parents[1] / "docs" / "evidence"

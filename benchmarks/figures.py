@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from benchmarks.rows import (
+from benchmarks.study.rows import (
     MAIN,
     Rows,
     Values,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from benchmarks.figures import RESNET, Figure, cost_figure, difference_figure, made_by
-from benchmarks.rows import Rows, Values, compared, mean, study_rows
+from benchmarks.study.rows import Rows, Values, compared, mean, study_rows
 
 
 def best_peer(rows: Rows, pattern: str) -> str | None:

@@ -7,7 +7,7 @@ import numpy as np
 
 from benchmarks.figures import RESNET, Figure, cost_figure, difference_figure, made_by
 from benchmarks.peer_figures import peer_figures
-from benchmarks.rows import (
+from benchmarks.study.rows import (
     DEIT,
     MAIN,
     RESULTS,

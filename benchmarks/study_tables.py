@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from benchmarks.rows import Rows, by_fifth, difference, interval, mean, ratio, study_rows
+from benchmarks.study.rows import Rows, by_fifth, difference, interval, mean, ratio, study_rows
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ from benchmarks.figures import (
     speed_figures,
     step_figures,
 )
-from benchmarks.rows import MAIN, RESULTS
+from benchmarks.study.rows import MAIN, RESULTS
 from benchmarks.study_figures import all_study_figures
 from benchmarks.study_tables import TABLES, overlap_table
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import figures, peer_figures, study_figures, summary
-from benchmarks.rows import MAIN, difference, interval, mean, paired
+from benchmarks.study.rows import MAIN, difference, interval, mean, paired
 from benchmarks.study_tables import StudyTable, overlap_table, table
 
 ROOT = Path(__file__).parent.parent

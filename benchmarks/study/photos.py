@@ -49,12 +49,12 @@ def main() -> None:
         "bench": ["bench", "run/bundle"],
         "report": ["report", "run"],
     }  # fmt: skip
-    asked = f"prune --device {options.device} --task imagenette_photos {' '.join(chosen)}"
+    typed = f"prune --device {options.device} --task imagenette_photos {' '.join(chosen)}"
     record = folder / "seconds.json"  # commands that have finished are not repeated
     done: dict[str, Any] = (
-        json.loads(record.read_text()) if record.exists() else {"command": asked, "seconds": {}}
+        json.loads(record.read_text()) if record.exists() else {"command": typed, "seconds": {}}
     )
-    if done["command"] != asked:
+    if done["command"] != typed:
         sys.exit(f"{folder} holds `{done['command']}`: choose another --keep-in")
     seconds: dict[str, float] = done["seconds"]
     for name, command in commands.items():
@@ -71,7 +71,7 @@ def main() -> None:
         "schema": 1,
         "machine": machine(),
         "versions": versions(),
-        "command": asked,
+        "command": typed,
         "seconds": seconds,
         **reached(folder / "run"),
     }

@@ -120,16 +120,16 @@ def run_variant(
     keep = variant.get("keep", study.zoo.keep)
     problem = study.problem(images, len(task.classes), recipe, keep, seed=study.seed(task, variant))
     row: dict[str, Any] = {}
-    asked = _ask(study, task, entries, variant, problem) if asks_zoo(variant) else None
+    selected = _select(study, task, entries, variant, problem.seed) if asks_zoo(variant) else None
     clock = time.perf_counter()
     pruned: Pruned | Outcome
     if "start" in variant:
         row["start"] = study.start(variant["start"], task)
         pruned = _from_pooled(variant, row["start"], problem)
-    elif asked is not None:
-        clock -= asked.seconds
-        row |= {"similarity_seconds": asked.seconds, "neighbours": asked.neighbours}
-        pruned = _method(variant, asked.zoo)(replace(problem, voters=asked.voters))
+    elif selected is not None:
+        clock -= selected.seconds
+        row |= {"similarity_seconds": selected.seconds, "neighbours": selected.neighbours}
+        pruned = _method(variant, selected.zoo)(replace(problem, voters=selected.voters))
     elif variant["method"] in METHODS:
         pruned = _method(variant)(problem)
     else:
@@ -146,12 +146,12 @@ def run_variant(
         "arithmetic": arithmetic(study.accelerator),
         "processor": processor(study.accelerator),
         "torch": torch.__version__,
-        **_spent(study, pruned, asked.flops if asked else 0, problem),
+        **_spent(study, pruned, selected.flops if selected else 0, problem),
     }
 
 
 @dataclass(frozen=True)
-class Asked:
+class Selection:
     """The voters of a target, and what it cost to rank the zoo's entries by similarity."""
 
     voters: list[Voter]
@@ -164,14 +164,14 @@ class Asked:
     seconds: float
 
 
-def _ask(
+def _select(
     study: Study,
     task: Task,
     entries: Sequence[Entry],
     variant: dict[str, Any],
-    problem: Problem,
-) -> Asked:
-    """The voters of a variant on one target."""
+    seed: int,
+) -> Selection:
+    """Choose the voters of a variant on one target."""
     whole = study.ranking(task, entries, variant.get("similarity", "leep"))
     first = entries[: variant.get("first")]
     zoo = smaller_zoo(first, variant.get("entries"), study.tasks.index(task))
@@ -179,9 +179,9 @@ def _ask(
     ranked = found.candidates
     if variant.get("disjoint"):
         ranked = tuple(one for one in ranked if not set(one.classes) & set(task.classes))
-    chosen = chosen_voters(ranked, variant, problem.seed)
+    chosen = chosen_voters(ranked, variant, seed)
     by_name, keep = {entry.name: entry for entry in entries}, variant.get("keep", study.zoo.keep)
-    return Asked(
+    return Selection(
         [by_name[one.task].voter(keep, one.score) for one in chosen],
         [by_name[one.task].voter(keep, one.score) for one in ranked],
         [{"task": one.task, "score": one.score} for one in chosen],

@@ -106,8 +106,8 @@ def pruned_by(problem: Problem, trial: Trial, zoo: Sequence[Voter]) -> Pruned:
         zoo: all entries that could vote, the most similar first.
     """
     if trial.uneven:
-        asked = replace(problem, voters=zoo)
-        problem = replace(problem, widths=global_widths(asked, score_mask(asked)[0]))
+        whole = replace(problem, voters=zoo)
+        problem = replace(problem, widths=global_widths(whole, score_mask(whole)[0]))
     full = problem.backbone.with_head(problem.classes)
     if trial.uncovered == "zero":
         _clear(full)
