@@ -37,7 +37,7 @@ class Architecture:
     task: str
     classes: str | None = None
     steps: int = 0
-    """Fine-tuning steps of the pruned networks whose widths are multiples of 8, so that their accuracy is usable."""
+    """Fine-tuning steps of pruned networks whose widths are multiples of 8, so that their accuracy is usable."""
 
     @property
     def trained(self) -> bool:

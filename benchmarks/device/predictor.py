@@ -4,8 +4,8 @@
     python -m benchmarks.device.predictor compare                            needs scikit-learn
 
 ``collect`` gives networks of five architectures widths as pruning does (uniform or not, rounded to 8 or not, 5 % to
-all of the units; random weights, on which time does not depend) and times each for 0.6 s, all of them in one process
-for each runtime and number of threads. Measurements that another load disturbed are left out.
+all of the units; random weights, on which time does not depend) and times each for 0.6 s, one after the other in a
+process for each runtime and number of threads. Measurements that another load disturbed are left out.
 
 ``compare`` fits the models twice and predicts the networks outside the fit: every third network of each family
 ("split": third), and a whole family at a time ("split": family). Rows contain every prediction.
