@@ -1,4 +1,4 @@
-"""The rows of one study: a JSON-lines file, one row a line, sorted by target and variant.
+"""The rows of one study: a JSON-lines file, one row a line, sorted by target and variant (mvp@20 before mvp@100).
 
     {"target": "t-000", "classes": […], "images": {…}, "last_written_by": {…}}     the facts of a target
     {"target": "t-000", "name": "mvp@100", "accuracy": 0.9, …}                     a row: a variant on that target
@@ -8,6 +8,7 @@ Several processes may add rows to one file: each addition happens under a lock, 
 
 import fcntl
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ class Results:
             lines = {(one["target"], one.get("name", "")): one for one in self._lines()}
             lines[target, ""] = {"target": target, **facts}
             lines[target, name] = {"target": target, "name": name, **row}
-            text = "".join(json.dumps(lines[key]) + "\n" for key in sorted(lines))
+            text = "".join(json.dumps(lines[key]) + "\n" for key in sorted(lines, key=_natural))
             write_text(self.path, text)
 
     def _lines(self, target: str | None = None) -> Iterator[Row]:
@@ -76,3 +77,10 @@ class Results:
         with (work / f"{self.path.stem}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def _natural(key: tuple[str, str]) -> list[list[str | int]]:
+    """A sort key of (target, variant) that orders numbers by their value."""
+    return [
+        [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", word)] for word in key
+    ]

@@ -12,14 +12,14 @@ FACTS: dict[str, Any] = {"classes": ["x", "y"]}
 
 def test_rows_are_sorted_lines_whatever_the_order_they_came_in(tmp_path: Path) -> None:
     one, other = Results(tmp_path / "one.jsonl"), Results(tmp_path / "other.jsonl")
-    keys = [("b", "mvp@20"), ("a", "mvp@100"), ("a", "ifp@5"), ("b", "mvp@0")]
+    keys = [("b", "mvp@100"), ("a", "mvp@100"), ("a", "ifp@5"), ("b", "mvp@20")]
     for results, order in ((one, keys), (other, keys[::-1])):
         for target, name in order:
             results.keep(target, name, {"accuracy": 0.1 + 0.2}, FACTS)
     assert one.path.read_bytes() == other.path.read_bytes()
     lines = [json.loads(line) for line in one.path.read_text().splitlines()]
     assert [(line["target"], line.get("name")) for line in lines] == [
-        ("a", None), ("a", "ifp@5"), ("a", "mvp@100"), ("b", None), ("b", "mvp@0"), ("b", "mvp@20"),
+        ("a", None), ("a", "ifp@5"), ("a", "mvp@100"), ("b", None), ("b", "mvp@20"), ("b", "mvp@100"),
     ]  # fmt: skip
     assert one.rows() == {target: one.of(target) for target in "ab"}
     assert one.of("a")["ifp@5"] == {"accuracy": 0.1 + 0.2}
