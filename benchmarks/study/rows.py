@@ -64,14 +64,14 @@ def interval(values: Values, statistic: Statistic) -> tuple[float, float]:
         values: [targets] or [targets, columns]; the columns of a target are resampled together.
         statistic: of the resampled values.
     """
-    columns = values.T if values.ndim > 1 else values[None]
+    columns = tuple(np.atleast_2d(values.T))
 
     def resampled(*drawn: Values, axis: int) -> Values:
         assert axis == -1
-        return statistic(np.stack(drawn, -2) if values.ndim > 1 else drawn[0])
+        return statistic(np.stack(drawn, -2) if len(drawn) > 1 else drawn[0])
 
     found = bootstrap(
-        tuple(columns),
+        columns,
         resampled,
         n_resamples=10_000,
         paired=True,
