@@ -44,7 +44,7 @@ evidence-quick: $(READY)
 	$(BIN)/python -m benchmarks.report.tables quick ifp@1000
 
 QUICK   := OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study benchmarks/plans/quick.yaml
-STUDIES := resnet18-cifar100 resnet18-keep0.32 deit-tiny-imagenet deit-trunk deit-unseen zoo-size zoo-taught classes \
+STUDIES := resnet18-cifar100 resnet18-keep0.32 deit-tiny-imagenet deit-trunk deit-unseen zoo-size zoo-distill classes \
            unseen few-10 few-30 few-100 ratios seeds peers
 POOLED  := resnet18-cifar100 ratios deit-trunk peers
 PLAN    := benchmarks/plans/resnet18-cifar100.yaml
@@ -52,14 +52,14 @@ PLAN    := benchmarks/plans/resnet18-cifar100.yaml
 evidence: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study $(PLAN) --only zoo
 	for plan in $(POOLED); do \
-	  OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.pooled benchmarks/plans/$$plan.yaml || exit; \
+	  OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study.pooled benchmarks/plans/$$plan.yaml || exit; \
 	done
 	for study in $(STUDIES); do \
 	  OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study benchmarks/plans/$$study.yaml || exit; \
 	done
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trials benchmarks/plans/trials.yaml --steps 20,100
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.similarity overlap $(PLAN)
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.similarity choice benchmarks/plans/zoo-size.yaml
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study.trials benchmarks/plans/trials.yaml --steps 20,100
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study.similarity overlap $(PLAN)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study.similarity choice benchmarks/plans/zoo-size.yaml
 	$(BIN)/python -m benchmarks.report
 	$(BIN)/python -m benchmarks.report.curves
 

@@ -1,4 +1,4 @@
-"""Where the research data lies: below $MVP_EDGE_DATA (benchmarks/README.md)."""
+"""Where the research data lies: in the folder that MVP_EDGE_DATA names (see benchmarks/README.md)."""
 
 import os
 import sys
@@ -6,7 +6,11 @@ from pathlib import Path
 
 
 def data_folder() -> Path:
-    """The folder with the image sets, and the weights below ``weights/``."""
+    """The folder with the image sets, and with the backbones in ``weights/``.
+
+    Raises:
+        SystemExit: MVP_EDGE_DATA is not set.
+    """
     folder = os.environ.get("MVP_EDGE_DATA")
     if not folder:
         sys.exit(
@@ -16,6 +20,6 @@ def data_folder() -> Path:
 
 
 def below_data(name: str) -> str:
-    """A path in it as the product takes it, with ``ARCHITECTURE@`` kept in front."""
+    """A path in the data folder as `--backbone` takes it, with ``ARCHITECTURE@`` kept in front."""
     architecture, at, path = name.rpartition("@")
     return f"{architecture}{at}{data_folder() / path}"

@@ -1,10 +1,10 @@
-"""Our p50 against those of tools that share no code with us, on the same files, in turns.
+"""Our median latency (p50) against that of other tools that share no code with ours, on the same files.
 
-    python -m benchmarks.device.crosscheck [--seconds 5] [--turns 5]     (on an idle machine: 20 min)
+    python -m benchmarks.device.crosscheck [--seconds 5] [--turns 5]     on an idle machine: 20 min
 
-OpenVINO's `benchmark_app` (synchronous, one stream, float32 input), and a plain loop in each runtime, as
-`onnxruntime_perf_test` does it. Every figure is of a fresh process; a turn measures with each tool once, and
-the order is reversed from turn to turn. Goal: within 10 %. Needs MVP_EDGE_DATA.
+The tools are OpenVINO's `benchmark_app` (synchronous, one stream, float32 input), and a plain loop in each runtime
+that measures as `onnxruntime_perf_test` does. Each measurement is a new process. A turn measures once with each
+tool, and the order is reversed from turn to turn. Goal: within 10 %. Needs MVP_EDGE_DATA.
 """
 
 import argparse
@@ -35,11 +35,24 @@ NETWORKS = (
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--seconds", type=float, default=5.0)
-    arguments.add_argument("--turns", type=int, default=5)
-    arguments.add_argument("--work", type=Path, default=WORK)
-    arguments.add_argument("--out", type=Path, default=RESULT)
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    arguments.add_argument(
+        "--seconds", type=float, default=5.0, help="timed seconds a measurement (default: 5)"
+    )
+    arguments.add_argument(
+        "--turns", type=int, default=5, help="measurements with each tool (default: 5)"
+    )
+    arguments.add_argument(
+        "--work",
+        type=Path,
+        default=WORK,
+        help="where networks go (default: benchmarks/device/.work)",
+    )
+    arguments.add_argument(
+        "--out", type=Path, default=RESULT, help="default: crosscheck.json beside this file"
+    )
     options = arguments.parse_args()
     rows = []
     for name, variant in NETWORKS:
@@ -66,7 +79,7 @@ Job = tuple[Path, int, str, int, float]
 
 
 def _turns(job: Job, turns: int) -> dict[str, Any]:
-    """Tool → its p50 in ms in each turn; and the ratios of our median to theirs."""
+    """The p50 in ms of each tool in each turn, and the ratio of our median to each other tool's."""
     tools: dict[str, Callable[[Job], float]] = {"ours": _ours, "plain loop": _plain}
     if job[2] == "openvino":
         tools["benchmark_app"] = _benchmark_app
@@ -89,19 +102,19 @@ def _ours(job: Job) -> float:
 def _plain(job: Job) -> float:
     model, _, runtime, threads, seconds = job
     words = [sys.executable, "-P", LOOP, model, runtime, threads, seconds]
-    said = _run([str(word) for word in words])
-    return float(json.loads(said)["p50"])
+    output = _run([str(word) for word in words])
+    return float(json.loads(output)["p50"])
 
 
 def _benchmark_app(job: Job) -> float:
     model, _, _, threads, seconds = job
     words = ["-m", model, "-d", "CPU", "-hint", "none", "-nstreams", "1", "-nthreads", threads]
     words += ["-api", "sync", "-t", max(1, round(seconds)), "-ip", "f32"]
-    said = _run([BENCHMARK_APP, *(str(word) for word in words)])
+    output = _run([BENCHMARK_APP, *(str(word) for word in words)])
     # Its JSON report rounds to hundredths of a millisecond.
-    told = re.search(r"Median:\s+([\d.]+) (us|ms|s)\b", said)
-    assert told is not None, said
-    return float(told[1]) * {"us": 1e-3, "ms": 1.0, "s": 1e3}[told[2]]
+    median_time = re.search(r"Median:\s+([\d.]+) (us|ms|s)\b", output)
+    assert median_time is not None, output
+    return float(median_time[1]) * {"us": 1e-3, "ms": 1.0, "s": 1e3}[median_time[2]]
 
 
 def _run(words: list[str]) -> str:

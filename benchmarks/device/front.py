@@ -1,12 +1,12 @@
-"""A front of five networks on targets of two families: accuracy at each ratio, what is picked, what it costs.
+"""Fronts of five networks on targets of two families: accuracy at each size, the choice, and what it costs.
 
-    python -m benchmarks.device.front make --family resnet18 --targets 0,1,2,3      (resumable; any machine)
-    python -m benchmarks.device.front time --family resnet18                        (on an idle machine)
-    python -m benchmarks.device.front cost --family resnet18 --targets 0            (on an idle machine)
+    python -m benchmarks.device.front make --family resnet18 --targets 0,1,2,3      resumable, on any machine
+    python -m benchmarks.device.front time --family resnet18                        on an idle machine
+    python -m benchmarks.device.front cost --family resnet18 --targets 0            on an idle machine
 
-`make` runs `prune --front 5 --reference` for each target, leave-one-out, and adds its rows to front.json (--rows).
-`time` measures the latency of what was made; `cost` the wall time of a front and of the same five as single
-runs, by the commands that a user types. Needs MVP_EDGE_DATA; DeiT's zoo is not committed: --zoo names one.
+`make` runs `prune --front 5 --reference` for each target, leave-one-out, and adds rows to front.json (--rows).
+`time` measures the latency of these networks. `cost` measures the wall time of a front, and of the same five sizes
+as single runs, by the commands that a user types. Needs MVP_EDGE_DATA; DeiT's zoo is not committed (--zoo).
 """
 
 import argparse
@@ -23,7 +23,7 @@ import torch
 from benchmarks.data import below_data, data_folder
 from mvp_edge.machine import this_computer, versions
 from mvp_edge.runs.choice import Front
-from mvp_edge.runs.front import Bench, _times
+from mvp_edge.runs.front import Bench, time_member
 from mvp_edge.runs.prune import prune_for
 from mvp_edge.runs.request import Request
 from mvp_edge.runs.run import Run
@@ -40,14 +40,14 @@ MAX_DROP = 3.0
 
 @dataclass(frozen=True)
 class Family:
-    """A backbone, its data, and how its fronts are asked for."""
+    """A backbone, its tasks, and the size of its fronts."""
 
     backbone: str
     images: str
     input_size: int | None
     targets: int
     keep: float
-    """The largest member's ratio: budgets do not bind."""
+    """Keep ratio of the largest member; no budget is tighter."""
 
 
 FAMILIES = {
@@ -63,13 +63,31 @@ FAMILIES = {
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("which", choices=["make", "time", "cost"])
-    arguments.add_argument("--family", choices=FAMILIES, default="resnet18")
-    arguments.add_argument("--zoo", type=Path, default=HERE.parent / "zoos" / "resnet18-cifar100")
-    arguments.add_argument("--targets", default="0,1,2,3")
-    arguments.add_argument("--work", type=Path, default=Path("fronts"))
-    arguments.add_argument("--rows", type=Path, default=ROWS, help="one writer at a time")
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    arguments.add_argument("which", choices=["make", "time", "cost"], help="see above")
+    arguments.add_argument(
+        "--family", choices=FAMILIES, default="resnet18", help="default: resnet18"
+    )
+    arguments.add_argument(
+        "--zoo",
+        type=Path,
+        default=HERE.parent / "zoos" / "resnet18-cifar100",
+        help="default: benchmarks/zoos/resnet18-cifar100",
+    )
+    arguments.add_argument(
+        "--targets", default="0,1,2,3", help="indices, with commas (default: 0,1,2,3)"
+    )
+    arguments.add_argument(
+        "--work", type=Path, default=Path("fronts"), help="where runs go (default: fronts)"
+    )
+    arguments.add_argument(
+        "--rows",
+        type=Path,
+        default=ROWS,
+        help="default: front.json; one process at a time may write it",
+    )
     options = arguments.parse_args()
     torch.set_num_threads(1)
     family, data = FAMILIES[options.family], data_folder()
@@ -85,13 +103,13 @@ def main() -> None:
         if options.which == "make" and row is None:
             request = _request(options.family, options.zoo, task, data)
             if not RunDirectory.finished(where):
-                prune_for(request, where, False, _quiet, _said)
+                prune_for(request, where, False, _progress, _print)
             rows["fronts"].append({"family": options.family, **_row(where, task)})
         if options.which == "time" and row is not None:
             bench = Bench.here(_profile())
             for member in row["members"]:
                 run = Run.load(where / "front" / str(member["number"]))
-                member["timings"] = [t.model_dump(mode="json") for t in _times(run, bench)]
+                member["timings"] = [t.model_dump(mode="json") for t in time_member(run, bench)]
             row["timed"] = bench.told
         if options.which == "cost":
             cost = _cost(options.family, options.zoo, task, data)
@@ -141,7 +159,7 @@ def _row(where: Path, task: Task) -> dict[str, Any]:
 
 
 def _cost(name: str, zoo: Path, task: Task, data: Path) -> dict[str, Any]:
-    """Seconds of the front and of its members as single runs, each a fresh process."""
+    """Wall time of a front and of its members as single runs, in seconds; each is a new process."""
     family = FAMILIES[name]
     command = [str(Path(sys.executable).parent / "mvp-edge"), "prune", "--device", "x86-laptop"]
     command += ["--task", str(data / family.images), "--classes", ",".join(task.classes)]
@@ -176,12 +194,12 @@ def _timed(command: list[str]) -> float:
     return round(time.perf_counter() - start, 2)
 
 
-def _quiet(phase: str, done: int, total: int) -> None:
+def _progress(phase: str, done: int, total: int) -> None:
     if done == total:
         print(f"{time.strftime('%H:%M:%S')} {phase}", flush=True)
 
 
-def _said(line: str) -> None:
+def _print(line: str) -> None:
     print(line, flush=True)
 
 

@@ -1,14 +1,13 @@
-"""The latency grid: networks x keep ratios x runtimes x precisions x threads, in turns, on an idle machine.
+"""The latency grid: networks × keep ratios × runtimes × precisions × threads, on an idle machine.
 
     python -m benchmarks.device.grid [NETWORK …]           the default protocol: about 13 min a network
     python -m benchmarks.device.grid [NETWORK …] --full    headline rows: about 20 min a network
 
-All variants of a network take turns in one runtime with one number of threads (a *group*), so that a drift
-of the machine meets all of them. One JSON file a network below `results/`; a group that it has is not
-measured again, so that the same command goes on where it was interrupted. `--seconds 0.3 --out FOLDER`
-tries everything in minutes. Needs MVP_EDGE_DATA; networks are made first, which takes longer than timing them
-(`--make` only makes them). With one thread, the layers of the networks with devices' widths are held against the
-machine's roofline.
+All variants of a network are timed alternately in one runtime with one number of threads (a *group*), so that a
+drift of the machine affects all of them. Each network has a JSON file in `results/`. Groups that it contains are
+not measured again, so an interrupted command can be repeated. `--seconds 0.3 --out FOLDER` tries everything in
+minutes. Needs MVP_EDGE_DATA. The networks are made first, which takes longer than timing them (`--make` only makes
+them). With one thread, the layers of networks with widths rounded to 8 are compared with the machine's roofline.
 """
 
 import argparse
@@ -32,35 +31,50 @@ from mvp_edge_export.storage import read_json, write_json
 RESULTS = Path(__file__).parent / "results"
 KEEPS = (0.5, 0.25, 0.1)
 WIDTHS = (1, 16)
-"""What widths are rounded to beside the devices' 8: not at all, and what kernels for AVX-512 take."""
+"""Multiples that widths are rounded to, beside the default of 8: none, and the vector length of AVX-512."""
 THREADS = (1, 2)
 
 Choice = Mapping[Variant, tuple[NumberFormat, ...]]
 
 GRID: Choice = {Variant(keep): PRECISIONS for keep in (1.0, *KEEPS)}
 ROUNDING: Choice = {Variant(keep, width): ("fp32",) for keep in KEEPS for width in WIDTHS}
-"""Beside the grid, with one thread."""
+"""Measured in addition to the grid, with one thread."""
 ALL = {**GRID, **ROUNDING}
 HEADLINE: Choice = {Variant(keep): ("fp32",) for keep in (1.0, 0.5, 0.1)}
 PLANS = {"grid": Plan(15.0), "full": Plan(60.0, runs=1024, processes=3)}
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     arguments.add_argument("networks", nargs="*", metavar="NETWORK", help=", ".join(ARCHITECTURES))
-    arguments.add_argument("--full", action="store_true", help="unpruned, 0.5 and 0.1, one thread")
-    arguments.add_argument("--make", action="store_true", help="the networks, and time nothing")
-    arguments.add_argument("--seconds", type=float, help="a cell, to try it")
-    arguments.add_argument("--work", type=Path, default=WORK)
-    arguments.add_argument("--out", type=Path, default=RESULTS)
+    arguments.add_argument(
+        "--full",
+        action="store_true",
+        help="longer protocol for unpruned, 0.5 and 0.1, with one thread",
+    )
+    arguments.add_argument("--make", action="store_true", help="only make the networks")
+    arguments.add_argument(
+        "--seconds", type=float, help="seconds a cell, to try the command (needs --out)"
+    )
+    arguments.add_argument(
+        "--work",
+        type=Path,
+        default=WORK,
+        help="where networks go (default: benchmarks/device/.work)",
+    )
+    arguments.add_argument(
+        "--out", type=Path, default=RESULTS, help="default: benchmarks/device/results"
+    )
     options = arguments.parse_args()
     if options.seconds and options.out == RESULTS:
         arguments.error(
-            "--seconds: with another --out, for what is measured so would count as measured"
+            "--seconds: choose another --out, or these short measurements would count as finished"
         )
     for name in options.networks or ARCHITECTURES:
         if name not in ARCHITECTURES:
-            arguments.error(f"{name}: choose some of {', '.join(ARCHITECTURES)}")
+            arguments.error(f"{name}: choose among {', '.join(ARCHITECTURES)}")
     protocol = "full" if options.full else "grid"
     plan = Plan(options.seconds) if options.seconds else PLANS[protocol]
     for name in options.networks or ARCHITECTURES:
@@ -105,7 +119,7 @@ def _facts(name: str) -> dict[str, Any]:
 def _group(
     networks: Sequence[Made], chosen: Choice, runtime: str, threads: int, plan: Plan
 ) -> dict[str, Any]:
-    """Measure the chosen variants in turns: a row a cell, and the reason for each that failed."""
+    """Measure the chosen variants alternately: one row a cell, and a reason for each that failed."""
     made = {one.variant: one for one in networks}
     subjects: dict[Subject, Variant] = {}
     for variant, precisions in chosen.items():
@@ -117,7 +131,7 @@ def _group(
                 model = bundle.model(form).resolve()
                 subjects[Subject("pruned", precision, model, needs)] = variant
     shape = (1, 3, *[networks[0].bundle.preprocess.size] * 2)
-    cells, failed = measure(list(subjects), shape, runtime, threads, plan, _said)
+    cells, failed = measure(list(subjects), shape, runtime, threads, plan, _no_progress)
     timed = [subject for subject in subjects if subject not in failed]
     pairs = list(zip(timed, cells, strict=True))
     found = {
@@ -140,7 +154,7 @@ def _group(
 def _against_roofline(
     networks: Sequence[tuple[Made, Path, Cell]], shape: Sequence[int]
 ) -> dict[str, Any]:
-    """What the machine needs at least for each network's layers, and why they take longer."""
+    """For each network the least time that its layers need on this machine, and why they take longer."""
     roofline = measure_roofline(this_machine(), 1)
     rows = []
     unpruned: LayerProfile | None = None
@@ -184,8 +198,8 @@ def _row(cell: Cell) -> dict[str, Any]:
     }
 
 
-def _said(what: str, share: float) -> None:
-    """Nothing: whoever looks at a terminal sees each group when it is done."""
+def _no_progress(what: str, share: float) -> None:
+    """Print nothing: each group is printed when it is done."""
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What `pip install mvp-edge[RUNTIME]` brings, in a clean virtual environment, and how large it is.
+"""The installed size of `pip install mvp-edge[RUNTIME]` in a clean virtual environment.
 
     python -m benchmarks.device.light_install     → benchmarks/device/light_install.json
 
-A package's size is the sum of all files that pip lists for it, byte-compiled ones included. Counted
-*beside the runtime* is all that is installed but the runtime, NumPy, Pillow, and what the runtime
-itself requires. Needs the package index; each Python that is on this machine is measured.
+A package's size is the sum of all files that pip lists for it, byte-compiled ones included. Counted as
+*beside the runtime* is everything except the runtime, NumPy, Pillow, and the requirements of the runtime.
+Needs the package index; each Python version on this machine is measured.
 """
 
 import json
@@ -24,7 +24,7 @@ RESULT = Path(__file__).with_suffix(".json")
 PYTHONS = ("3.11", "3.12", "3.13")
 RUNTIMES = ("onnxruntime", "openvino")
 LIMIT = 60 * 10**6
-"""Bytes beside the runtime, NumPy and Pillow."""
+"""Goal: at most this many bytes beside the runtime, NumPy and Pillow."""
 
 # Run by the Python of the environment: name → [version, bytes, names of what it requires].
 _LISTING = """
@@ -43,7 +43,7 @@ print(json.dumps(found))
 
 
 class Unavailable(Exception):
-    """No such Python here, or no package index."""
+    """There is no such Python on this machine, or no package index."""
 
 
 def python_of(version: str) -> Path:

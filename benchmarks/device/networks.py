@@ -1,9 +1,9 @@
-"""The networks that the latency grid and the cross-check time, made by the commands a user types.
+"""The networks that the latency grid and the cross-check time, made by the commands that a user types.
 
-    weights (trained, or random: what is timed does not depend on their values)
+    weights (trained, or random: latency does not depend on their values)
         → prune --method magnitude --keep R, widths rounded to N → export, fp32 and int8 → bundle
 
-What was made stays below a work folder and is not made again. Needs MVP_EDGE_DATA.
+Networks stay in a work folder and are not made again. Needs MVP_EDGE_DATA.
 """
 
 import subprocess
@@ -28,7 +28,7 @@ _VNNI = ("avx_vnni", "avx512_vnni")
 
 @dataclass(frozen=True)
 class Architecture:
-    """An architecture at one image size, and the task that it is given."""
+    """An architecture at one image size, and the task that it is pruned for."""
 
     title: str
     backbone: str
@@ -37,7 +37,7 @@ class Architecture:
     task: str
     classes: str | None = None
     steps: int = 0
-    """Of fine-tuning the pruned networks with devices' widths, so that their accuracy means something."""
+    """Fine-tuning steps of pruned networks whose widths are multiples of 8, so that their accuracy is usable."""
 
     @property
     def trained(self) -> bool:
@@ -63,14 +63,14 @@ ARCHITECTURES = {
 
 @dataclass(frozen=True)
 class Variant:
-    """A share of the units that is kept, and what the widths are rounded to."""
+    """A keep ratio, and the multiple that widths are rounded to."""
 
     keep: float
     round_to: int = 8
 
     @property
     def name(self) -> str:
-        """As it stands in the rows."""
+        """The name in the rows."""
         if self.keep == 1:
             return "unpruned"
         return f"keep {self.keep:g}" + ("" if self.round_to == 8 else f", round {self.round_to}")
@@ -84,7 +84,7 @@ class Made:
     bundle: Bundle
 
     def facts(self) -> dict[str, Any]:
-        """What is known about it before anything is timed."""
+        """Its variant, counted costs, file sizes and accuracy."""
         manifest = self.bundle.manifest
         accuracy = [
             {
@@ -119,23 +119,23 @@ def make(
 
     Args:
         name: a key of ``ARCHITECTURES``.
-        variant: how much is kept of it.
+        variant: its keep ratio and rounding.
         precisions: number formats of the files.
-        work: where everything goes.
+        work: the folder that the network goes to.
     """
     architecture = ARCHITECTURES[name]
     folder = work / name / variant.name.replace(", ", "-").replace(" ", "")
     bundle = folder / "bundle"
-    asked = folder / "asked.json"
+    record = folder / "asked.json"
     tuned = architecture.steps if variant.keep < 1 and variant.round_to == 8 else 0
-    question = {
+    settings = {
         "keep": variant.keep,
         "round_to": variant.round_to,
         "steps": tuned,
         "classes": architecture.classes,
         "precisions": list(precisions),
     }
-    if not _answered(asked, question):
+    if not _is_made(record, settings):
         folder.mkdir(parents=True, exist_ok=True)
         _profile(folder / "device.yaml", variant.round_to)
         prune = ["prune", "--device", "device.yaml", "--task", below_data(architecture.task)]
@@ -148,17 +148,17 @@ def make(
             subprocess.run(
                 [COMMAND, *words, "-q"], check=True, cwd=folder, stdout=subprocess.DEVNULL
             )
-        write_json(asked, question)
+        write_json(record, settings)
     return Made(variant, load_bundle(bundle))
 
 
-def _answered(asked: Path, question: Mapping[str, Any]) -> bool:
+def _is_made(record: Path, settings: Mapping[str, Any]) -> bool:
     """Whether this network was made already, in these precisions at least."""
-    if not asked.exists():
+    if not record.exists():
         return False
-    known = read_json(asked, "network")
-    more = set(known.pop("precisions")) >= set(question["precisions"])
-    return more and known == {key: question[key] for key in known}
+    known = read_json(record, "network")
+    more = set(known.pop("precisions")) >= set(settings["precisions"])
+    return more and known == {key: settings[key] for key in known}
 
 
 def _backbone(architecture: Architecture, folder: Path) -> str:

@@ -1,8 +1,8 @@
-"""A model in a runtime, run over and over, with nothing of mvp-edge: what the bench is checked against.
+"""Time a model in a runtime without any code of mvp-edge: the reference of `crosscheck`.
 
     python plain_loop.py MODEL RUNTIME THREADS SECONDS → {"p50": ms, "n": …}
 
-As onnxruntime_perf_test does it: warm up, then time each call by itself until the seconds are over.
+Like onnxruntime_perf_test: warm up, then time each call separately until the seconds are over.
 """
 
 import json

@@ -1,15 +1,14 @@
-"""How well latency is predicted: pruned networks that no fit has seen, a linear law beside trees.
+"""How well is latency predicted? A linear law and gradient-boosted trees, on pruned networks outside the fit.
 
-    python -m benchmarks.device.predictor collect --threads 1 --until 400    an idle machine; goes on when killed
+    python -m benchmarks.device.predictor collect --threads 1 --until 400    on an idle machine; resumable
     python -m benchmarks.device.predictor compare                            needs scikit-learn
 
-``collect`` cuts networks of five architectures to widths such as pruning gives (uniform and not, rounded to
-8 and not, 5 % to all of the units; random weights, which time does not depend on) and times each for 0.6 s,
-one after the other in a process a runtime and number of threads. What another load disturbed is left out.
+``collect`` gives networks of five architectures widths as pruning does (uniform or not, rounded to 8 or not, 5 % to
+all of the units; random weights, on which time does not depend) and times each for 0.6 s, one after the other in a
+process for each runtime and number of threads. Measurements that another load disturbed are left out.
 
-``compare`` fits both models twice and predicts what was not fitted: every third network of each family
-("split": third), and a whole family at a time ("split": family). Rows carry every prediction; the table in
-docs/evidence/tables/predictor.md follows from them (`benchmarks.report.device_tables`).
+``compare`` fits the models twice and predicts the networks outside the fit: every third network of each family
+("split": third), and a whole family at a time ("split": family). Rows contain every prediction.
 """
 
 import argparse
@@ -46,17 +45,17 @@ FAMILIES = {
     "ResNet-18, 224 px": (Architecture("resnet18", {}, {}, 224), 40),
     "ResNet-50, 224 px": (Architecture("resnet50", {}, {}, 224), 40),
 }
-"""Architecture, and how many networks of it."""
+"""Architecture, and the number of networks of it."""
 RUNTIMES = ("onnxruntime", "openvino")
 CLASSES, SECONDS, TOGETHER = 10, 0.6, 10
 HELD_OUT = 3
-"""Every third network of a family is predicted and not fitted to."""
+"""Every third network of a family is predicted and not used in the fit."""
 LANES = 16
-"""Of this machine's vectors; the features of the trees count with it."""
+"""Vector length of this machine in float32 values, for the features of the trees."""
 
 
 def collect(threads: int, until: float) -> None:
-    """Time networks until the time is up; rows that are there are not measured again."""
+    """Time networks for ``until`` seconds; rows that exist are not measured again."""
     end = time.monotonic() + until
     facts: dict[str, Any] = (
         read_json(TIMES, "times") if TIMES.exists() else {"schema": 1, "networks": {}, "rows": []}
@@ -103,7 +102,7 @@ def collect(threads: int, until: float) -> None:
 
 
 def compare() -> dict[str, Any]:
-    """Fit, predict what was held out, and say how far off each model is."""
+    """Fit the models, and predict the networks that were held out."""
     facts = read_json(TIMES, "times")
     networks = dict(_networks(facts["networks"]))
     quiet = [row for row in facts["rows"] if row["status"] == "OK"]
@@ -176,7 +175,7 @@ def _trees(known: Sequence[Operators], times: Floats, asked: Sequence[Operators]
 
 
 def _trees_on_law(known: Sequence[Operators], times: Floats, asked: Sequence[Operators]) -> Floats:
-    """The law, and trees for what it leaves: the logarithm of measured over predicted."""
+    """The law, and trees for its residual: the logarithm of measured over predicted."""
     from sklearn.ensemble import GradientBoostingRegressor
 
     law = fit_law(known, times)
@@ -190,7 +189,7 @@ def _trees_on_law(known: Sequence[Operators], times: Floats, asked: Sequence[Ope
 
 
 def _totals(networks: Sequence[Operators]) -> Floats:
-    """The features by sort, and summed over all sorts, as logarithms: trees cannot add."""
+    """The features by kind of operator, and summed over all kinds, since trees cannot add; as logarithms."""
     table = feature_table(networks, LANES)
     sums = table[:, 1:].reshape(len(table), -1, len(FEATURES)).sum(axis=1)
     return np.log1p(1e6 * np.concatenate([table, sums], axis=1))
@@ -200,10 +199,16 @@ MODELS: Mapping[str, Predict] = {"law": _linear, "trees": _trees, "law and trees
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["collect", "compare"])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--until", type=float, default=400.0, help="seconds")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["collect", "compare"], help="see above")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="CPU threads of the runtimes (default: 1)"
+    )
+    parser.add_argument(
+        "--until", type=float, default=400.0, help="seconds until it stops (default: 400)"
+    )
     given = parser.parse_args()
     if given.what == "collect":
         collect(given.threads, given.until)

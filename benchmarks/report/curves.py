@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from benchmarks.report import panels
-from benchmarks.rows import MAIN
+from benchmarks.study.rows import MAIN
 
 OUT = Path(__file__).parents[2] / "docs" / "evidence"
 RESNET = "ResNet-18, five-class tasks of CIFAR-100"

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report.grid_tables import RUNTIMES
-from benchmarks.rows import interval, mean
+from benchmarks.study.rows import interval, mean
 
 TRIED_ON = 8
 """Targets on which every way of choosing widths was tried."""

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from benchmarks.report.words import in_words, method_in_words
-from benchmarks.rows import Rows, difference, interval, mean
+from benchmarks.study.rows import Rows, difference, interval, mean
 
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 VERMILION, BLUE, GREEN, GREY, ORANGE = "#d55e00", "#0072b2", "#009e73", "#777777", "#e69f00"

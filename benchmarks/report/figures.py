@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from benchmarks.report import sources
 from benchmarks.report.figure import Figure
 from benchmarks.report.words import in_words
-from benchmarks.rows import (
+from benchmarks.study.rows import (
     MAIN,
     Rows,
     Values,

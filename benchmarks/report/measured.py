@@ -8,7 +8,7 @@ from scipy.stats import spearmanr
 
 from benchmarks.report import sources
 from benchmarks.report.figure import Figure
-from benchmarks.rows import MAIN, Values, by_fifth, interval, mean
+from benchmarks.study.rows import MAIN, Values, by_fifth, interval, mean
 
 RESNET = "ResNet-18, CIFAR-100, tied keep 0.1"
 

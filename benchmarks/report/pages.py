@@ -23,7 +23,7 @@ from benchmarks.report.figures import catalogue
 from benchmarks.report.measured import measured_figures
 from benchmarks.report.sources import measurement
 from benchmarks.report.tables import described_tables, leep_table, overlap_table
-from benchmarks.rows import MAIN
+from benchmarks.study.rows import MAIN
 
 ROOT = Path(__file__).parents[2]
 EVIDENCE = ROOT / "docs" / "evidence"

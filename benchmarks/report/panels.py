@@ -26,7 +26,7 @@ from benchmarks.report.figures import BEST, resolved
 from benchmarks.report.grid_tables import RUNTIMES, grids, speed_rows
 from benchmarks.report.sources import device_measurement, pooled_networks, study_rows
 from benchmarks.report.words import in_words
-from benchmarks.rows import MAIN, Rows, difference, mean, paired
+from benchmarks.study.rows import MAIN, Rows, difference, mean, paired
 
 LOWEST = -25.0
 """Points below the base; what is lower is left to the tables."""

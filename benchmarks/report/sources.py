@@ -5,35 +5,23 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from benchmarks import rows as stored
-from benchmarks.rows import RESULTS, Rows
+from benchmarks.study import rows as stored
+from benchmarks.study.rows import RESULTS, Rows
 
 DEVICE = Path(__file__).parents[1] / "device"
 """Measurements of latency, memory and installed size."""
 
 
-def _new_name(name: str) -> str:
-    """TEMPORARY, until the rows themselves are renamed: what a variant or a key is called now."""
-    return name.replace("untaught", "no-teacher").replace("taught", "distill")
-
-
 @cache
 def study_rows(study: str) -> Rows:
     """The rows of a study, with those of the study whose targets it shares: target → variant → row."""
-    found = stored.study_rows(study)
-    if not found and "distill" in study:
-        found = stored.study_rows(study.replace("distill", "taught"))
-    return {
-        target: {_new_name(name): one for name, one in row.items()} for target, row in found.items()
-    }
+    return stored.study_rows(study)
 
 
 @cache
 def task_classes(study: str) -> dict[str, list[str]]:
     """The names of the classes of each of the study's tasks, in the order of the tasks."""
-    files = sorted((RESULTS / study).glob("*.json"))
-    facts = [json.loads(file.read_text()) for file in files]
-    return {one["target"]: one["classes"] for one in facts}
+    return stored.task_classes(study)
 
 
 @cache
@@ -58,5 +46,5 @@ def pooled_networks(pattern: str) -> list[dict[str, Any]]:
 def _read(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
-    found: dict[str, Any] = json.loads(_new_name(path.read_text()))
+    found: dict[str, Any] = json.loads(path.read_text())
     return found

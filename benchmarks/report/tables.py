@@ -19,7 +19,7 @@ from scipy.stats import spearmanr
 from benchmarks.report import sources
 from benchmarks.report.measured import leep_agreement
 from benchmarks.report.words import in_words
-from benchmarks.rows import Rows, by_fifth, difference, interval, mean, ratio
+from benchmarks.study.rows import Rows, by_fifth, difference, interval, mean, ratio
 
 MOST_ROWS = 10
 """Of a table on a page; longer ones stand in files of their own."""

@@ -209,12 +209,13 @@ def _timed(
     timings = []
     for done, run in enumerate(runs):
         progress("latency", done, len(runs))
-        timings.append(_times(run, bench))
+        timings.append(time_member(run, bench))
     progress("latency", len(runs), len(runs))
     return timings
 
 
-def _times(run: Run, bench: Bench) -> tuple[MemberLatency, ...]:
+def time_member(run: Run, bench: Bench) -> tuple[MemberLatency, ...]:
+    """Latency of one network in each of the runtimes; empty where none is installed."""
     if not bench.runtimes:
         return ()
     size = run.network.preprocess.size

@@ -13,7 +13,7 @@ from benchmarks.report import figures, sources
 from benchmarks.report.figure import Figure
 from benchmarks.report.figures import Catalogue, cost_to_parity
 from benchmarks.report.measured import choice_figures, speed_figures
-from benchmarks.rows import difference, interval, mean, paired
+from benchmarks.study.rows import difference, interval, mean, paired
 
 GivenRows = Callable[[dict[str, Any]], None]
 

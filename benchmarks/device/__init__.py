@@ -1,0 +1,1 @@
+"""Measurements of exported networks on this machine: latency, memory and installed size."""

@@ -1,0 +1,1 @@
+"""Changes to Meta-Vote Pruning that were tried, each beside the default on the same targets."""

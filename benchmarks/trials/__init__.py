@@ -1,1 +1,0 @@
-"""Ways to better Meta-Vote Pruning (`python -m benchmarks.trials PLAN`)."""
