@@ -1,4 +1,4 @@
-"""The camera loop in the README is a program that runs, here with a camera that shows digits."""
+"""The camera loop in docs/devices-and-budgets.md is a program that runs, here with a camera that shows digits."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from PIL import Image
 from mvp_edge_export.bundle import Bundle
 from mvp_edge_export.predict import Classifier
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "devices-and-budgets.md"
 
 # Stands for OpenCV: frames from a file, each of them shown twice, in its order of colours.
 CV2 = """
@@ -32,12 +32,12 @@ def cvtColor(frame, code):
 
 
 def the_loop() -> str:
-    after = README.read_text("utf-8").partition("<!-- camera loop")[2]
+    after = PAGE.read_text("utf-8").partition("<!-- camera loop")[2]
     return after.partition("```python\n")[2].partition("```")[0]
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_the_loop_in_the_readme_names_what_the_camera_sees(
+def test_the_loop_in_the_docs_names_what_the_camera_sees(
     there: bool, bundle: Bundle, digits: Any, tmp_path: Path
 ) -> None:
     shown = digits.test[:12] if there else digits.test[:0]
