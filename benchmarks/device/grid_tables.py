@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mvp_edge_export.sessions import RUNTIME_BYTES
+from mvp_edge_export.running.sessions import RUNTIME_BYTES
 
 RESULTS = Path(__file__).parent / "results"
 RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}

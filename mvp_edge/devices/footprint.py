@@ -62,7 +62,7 @@ def _of_bundle(path: Path) -> Footprint:
 
 
 def _of_onnx(path: Path) -> Footprint:
-    from mvp_edge_export.writing.graph import live_numbers, load_graph, operators_of_graph
+    from mvp_edge_export.server.graph import live_numbers, load_graph, operators_of_graph
 
     graph, shapes = load_graph(path)
     try:

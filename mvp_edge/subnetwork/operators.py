@@ -1,6 +1,6 @@
 """The operators of a network, read from its module by shapes alone.
 
-`mvp_edge_export.writing.graph` reads the same list from an exported file (a test holds them together), so
+`mvp_edge_export.server.graph` reads the same list from an exported file (a test holds them together), so
 a prediction does not depend on whether the network was exported yet.
 """
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from mvp_edge_export.errors import BadInput
-from mvp_edge_export.protobuf import fields, varint
+from mvp_edge_export.running.protobuf import fields, varint
 
 Shape = tuple[int, ...]
 

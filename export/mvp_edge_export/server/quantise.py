@@ -14,9 +14,9 @@ import numpy as np
 
 from mvp_edge_export.manifest import RuntimeAccuracy, Trial
 from mvp_edge_export.profile import DeviceProfile
-from mvp_edge_export.sessions import Session
-from mvp_edge_export.writing import int8_onnx, int8_openvino
-from mvp_edge_export.writing.parity import MAX_DROP, Floats, Labels, accuracy_of, beyond_chance
+from mvp_edge_export.running.sessions import Session
+from mvp_edge_export.server import int8_onnx, int8_openvino
+from mvp_edge_export.server.parity import MAX_DROP, Floats, Labels, accuracy_of, beyond_chance
 
 CALIBRATION_IMAGES = 256
 """Training images that the ranges are found on; fewer where the task has fewer."""

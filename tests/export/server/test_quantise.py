@@ -19,10 +19,10 @@ from mvp_edge_export.bundle import Bundle
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.manifest import Candidate, RuntimeAccuracy, Trial
 from mvp_edge_export.profile import DeviceProfile
-from mvp_edge_export.sessions import RUNTIMES, import_runtime, open_session
-from mvp_edge_export.writing import int8_onnx, int8_openvino, quantise
-from mvp_edge_export.writing.convert import onnx_graph
-from mvp_edge_export.writing.quantise import Images, passes
+from mvp_edge_export.running.sessions import RUNTIMES, import_runtime, open_session
+from mvp_edge_export.server import int8_onnx, int8_openvino, quantise
+from mvp_edge_export.server.convert import onnx_graph
+from mvp_edge_export.server.quantise import Images, passes
 
 Accuracies = Callable[[int, int], RuntimeAccuracy]
 
@@ -284,7 +284,7 @@ def test_the_gate(limit: float | None, lost: int, gained: int, expected: bool) -
 def test_what_loses_too_much_is_kept_out_with_its_figures(
     bundle_path: Path, tmp_path: Path, digits: Any, preprocess: Any
 ) -> None:
-    from mvp_edge_export.writing.candidates import Judges, int8_candidate
+    from mvp_edge_export.server.candidates import Judges, int8_candidate
 
     inputs = preprocess.normalise(digits.test)
     exact = RUNTIMES["onnxruntime"](bundle_path / "model.onnx").run(inputs)
@@ -354,7 +354,7 @@ def test_quantising_tells_nobody_and_prints_nothing(bundle_path: Path, tmp_path:
         "def refuse(*arguments, **more): raise SystemExit('somebody opened a connection')\n"
         "socket.socket.connect = refuse; socket.create_connection = refuse\n"
         "socket.getaddrinfo = refuse\n"
-        "from mvp_edge_export.writing import int8_openvino as o, int8_onnx as r\n"
+        "from mvp_edge_export.server import int8_openvino as o, int8_onnx as r\n"
         "images = np.random.default_rng(0).normal(size=(4, 3, 16, 16)).astype(np.float32)\n"
         "source, out = Path(sys.argv[1]), Path(sys.argv[2])\n"
         "next(o.attempts(source, images, out, full_range=True))\n"
