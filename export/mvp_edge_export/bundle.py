@@ -21,8 +21,8 @@ import numpy.typing as npt
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.images import Preprocess
 from mvp_edge_export.manifest import MANIFEST, BundleFile, Manifest, read_manifest
+from mvp_edge_export.model_files import has_external_data
 from mvp_edge_export.quantities import format_bytes
-from mvp_edge_export.running.model_files import has_external_data
 from mvp_edge_export.storage import sha256_file
 
 

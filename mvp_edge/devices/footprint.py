@@ -3,9 +3,9 @@
 from math import prod
 from pathlib import Path
 
-from mvp_edge_export.devices.fit import Footprint
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.measuring.result import BenchResult
+from mvp_edge_export.running.fit import Footprint
 from mvp_edge_export.storage import read_json
 from mvp_edge_export.verified import parse
 

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mvp_edge_export.bundle import Bundle, load_bundle
 from mvp_edge_export.errors import BadInput
-from mvp_edge_export.running.model_files import has_external_data
+from mvp_edge_export.model_files import has_external_data
 from mvp_edge_export.storage import sha256_file
 
 
@@ -204,7 +204,8 @@ def test_any_bytes_are_answered_or_refused(
 def test_the_light_half_imports_nothing_heavy() -> None:
     heavy = "torch torchvision timm onnx onnxscript onnxruntime openvino safetensors fvcore"
     program = (
-        "import sys; from mvp_edge_export import bundle, verified; from mvp_edge_export.running import predict, sessions;"
+        "import sys; from mvp_edge_export import bundle, verified;"
+        "from mvp_edge_export.running import predict, sessions;"
         "from mvp_edge_export.measuring import bench;"
         f"print(*(set('{heavy}'.split()) & set(sys.modules)))"
     )

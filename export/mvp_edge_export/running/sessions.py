@@ -20,9 +20,9 @@ import numpy.typing as npt
 
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.measuring.machine import available_memory
+from mvp_edge_export.model_files import IR_VERSIONS, ir_version
 from mvp_edge_export.profile_sections import NUMBER_FORMATS, NumberFormat
 from mvp_edge_export.quantities import format_bytes
-from mvp_edge_export.running.model_files import IR_VERSIONS, ir_version
 from mvp_edge_export.verified import Cost
 
 if TYPE_CHECKING:

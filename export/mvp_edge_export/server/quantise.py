@@ -121,7 +121,7 @@ def quantised(
         models.append(model)
         wrong.append(logits.argmax(axis=1) != judged_by.targets)
         begin = now
-    best = _best(trials, wrong)
+    best = best_trial(trials, wrong)
     return Quantised(models[best], trials[best], tuple(trials), _why(trials[best], profile))
 
 
@@ -147,8 +147,13 @@ def _timed(session: Session, images: Floats) -> tuple[Floats, float]:
     return np.concatenate(logits), 1e3 * min(times)
 
 
-def _best(trials: list[Trial], wrong: list[np.ndarray]) -> int:
-    """The index of the trial that is taken."""
+def best_trial(trials: list[Trial], wrong: list[np.ndarray]) -> int:
+    """The index of the trial that is taken.
+
+    Args:
+        trials: one for each scheme that was tried.
+        wrong: for each trial the images it got wrong, bool [N].
+    """
     order = sorted(range(len(trials)), key=lambda k: -trials[k].validation.top1)
     allowed = [k for k in order if trials[k].passed]
     if not allowed:

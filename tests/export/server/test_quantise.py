@@ -251,19 +251,21 @@ def test_of_equals_the_fastest_is_taken_and_of_others_the_most_accurate() -> Non
     near = _trial("near", 2, 0, 1.0)  # two images more wrong: chance
     far = _trial("far", 9, 0, 0.5)  # nine: not chance
     wrong = [_wrong(), _wrong(0, 1), _wrong(*range(9))]
-    assert quantise._best([exact, near, far], wrong) == 1
-    assert quantise._best([exact, far], [wrong[0], wrong[2]]) == 0
+    assert quantise.best_trial([exact, near, far], wrong) == 1
+    assert quantise.best_trial([exact, far], [wrong[0], wrong[2]]) == 0
     floats = near.model_copy(update={"float_layers": 2, "milliseconds": 0.99})
-    assert quantise._best([floats, near], [wrong[1], wrong[1]]) == 1  # as fast, and all in int8
+    assert (
+        quantise.best_trial([floats, near], [wrong[1], wrong[1]]) == 1
+    )  # as fast, and all in int8
 
 
 def test_what_does_not_pass_is_taken_only_when_nothing_does() -> None:
     passing = _trial("passes", 3, 0, 9.0)
     better = _trial("better", 2, 0, 1.0, passed=False)
     wrong = [_wrong(0, 1, 2), _wrong(0, 1)]
-    assert quantise._best([passing, better], wrong) == 0
+    assert quantise.best_trial([passing, better], wrong) == 0
     failing = passing.model_copy(update={"passed": False})
-    assert quantise._best([failing, better], wrong) == 1
+    assert quantise.best_trial([failing, better], wrong) == 1
 
 
 @pytest.mark.parametrize(

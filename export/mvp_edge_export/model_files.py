@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from mvp_edge_export.errors import BadInput
-from mvp_edge_export.running.protobuf import fields
+from mvp_edge_export.protobuf import fields
 
 IR_VERSIONS = ("10", "11")
 """Those that OpenVINO 2026.4 reads; tried from 7 to 12."""
