@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.device.networks import ARCHITECTURES, PRECISIONS, WORK, Variant, make
 from mvp_edge.machine import this_computer, versions
 from mvp_edge_export.measuring.bench import time_model
-from mvp_edge_export.sessions import RUNTIMES, format_of
+from mvp_edge_export.running.sessions import RUNTIMES, format_of
 from mvp_edge_export.storage import write_json
 
 RESULT = Path(__file__).with_suffix(".json")

@@ -23,9 +23,9 @@ from mvp_edge_export.measuring.layers import LayerProfile, explain
 from mvp_edge_export.measuring.machine import this_machine
 from mvp_edge_export.measuring.result import Cell
 from mvp_edge_export.measuring.roofline import measure_roofline
-from mvp_edge_export.measuring.rounds import Plan, Subject, measure
+from mvp_edge_export.measuring.rounds import CellLength, Subject, measure
 from mvp_edge_export.profile_sections import NumberFormat
-from mvp_edge_export.sessions import FORMATS, RUNTIMES, memory_needed
+from mvp_edge_export.running.sessions import FORMATS, RUNTIMES, memory_needed
 from mvp_edge_export.storage import read_json, write_json
 
 RESULTS = Path(__file__).parent / "results"
@@ -41,7 +41,7 @@ ROUNDING: Choice = {Variant(keep, width): ("fp32",) for keep in KEEPS for width 
 """Measured in addition to the grid, with one thread."""
 ALL = {**GRID, **ROUNDING}
 HEADLINE: Choice = {Variant(keep): ("fp32",) for keep in (1.0, 0.5, 0.1)}
-PLANS = {"grid": Plan(15.0), "full": Plan(60.0, runs=1024, processes=3)}
+PLANS = {"grid": CellLength(15.0), "full": CellLength(60.0, runs=1024, processes=3)}
 
 
 def main() -> None:
@@ -76,7 +76,7 @@ def main() -> None:
         if name not in ARCHITECTURES:
             arguments.error(f"{name}: choose among {', '.join(ARCHITECTURES)}")
     protocol = "full" if options.full else "grid"
-    plan = Plan(options.seconds) if options.seconds else PLANS[protocol]
+    plan = CellLength(options.seconds) if options.seconds else PLANS[protocol]
     for name in options.networks or ARCHITECTURES:
         wanted = HEADLINE if options.full else ALL
         networks = [
@@ -117,7 +117,7 @@ def _facts(name: str) -> dict[str, Any]:
 
 
 def _group(
-    networks: Sequence[Made], chosen: Choice, runtime: str, threads: int, plan: Plan
+    networks: Sequence[Made], chosen: Choice, runtime: str, threads: int, plan: CellLength
 ) -> dict[str, Any]:
     """Measure the chosen variants alternately: one row a cell, and a reason for each that failed."""
     made = {one.variant: one for one in networks}

@@ -33,8 +33,8 @@ from mvp_edge_export.devices.law import FEATURES
 from mvp_edge_export.devices.operators import Operators
 from mvp_edge_export.measuring.machine import this_machine
 from mvp_edge_export.measuring.timing import Job, time_models
+from mvp_edge_export.server.convert import save_openvino
 from mvp_edge_export.storage import read_json, write_json
-from mvp_edge_export.writing.convert import save_openvino
 
 HERE = Path(__file__).parent
 TIMES, RESULT = HERE / "predictor_times.json", HERE / "predictor.json"

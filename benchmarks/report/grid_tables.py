@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report.sources import DEVICE
-from mvp_edge_export.sessions import RUNTIME_BYTES
+from mvp_edge_export.running.sessions import RUNTIME_BYTES
 
 RESULTS = DEVICE / "results"
 RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}

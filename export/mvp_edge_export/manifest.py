@@ -109,7 +109,7 @@ class Trial(BaseModel):
     """What quantising and judging it took."""
 
 
-class Timing(BaseModel):
+class CandidateTiming(BaseModel):
     """A candidate's latency and memory with one number of threads, on one machine."""
 
     model_config = _FROZEN
@@ -147,7 +147,7 @@ class Candidate(BaseModel):
     """What it was chosen by; None if no validation images were given."""
     test: RuntimeAccuracy
     """What is reported; nothing was chosen by it."""
-    timings: tuple[Timing, ...] = ()
+    timings: tuple[CandidateTiming, ...] = ()
     kept: bool
     """Whether its files are in the bundle."""
     why: str

@@ -145,8 +145,8 @@ def device_time(console: Console, jobs: Path, seconds: float) -> None:
 def device_fit(console: Console, network: Path) -> None:
     """Compare one network with the budgets of every shipped profile."""
     from mvp_edge.devices.footprint import footprint
-    from mvp_edge_export.devices.fit import fit_all, fit_table
     from mvp_edge_export.profile import load_profile, shipped_profiles
+    from mvp_edge_export.running.fit import fit_all, fit_table
 
     rows = fit_all(footprint(network), map(load_profile, shipped_profiles()))
     console.result(

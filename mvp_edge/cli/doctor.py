@@ -24,8 +24,8 @@ from mvp_edge_export.errors import BadInput
 @common
 def doctor(console: Console, device: str | None, on: str | None) -> None:
     """Say what works on a machine, what does not, and what to do; exit 2 if nothing can run."""
-    from mvp_edge_export.devices.doctor import examine, look_here, look_there
     from mvp_edge_export.profile import load_profile
+    from mvp_edge_export.running.doctor import examine, look_here, look_there
 
     profile = load_profile(device) if device else None
     if on is None:

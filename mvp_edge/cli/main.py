@@ -242,8 +242,8 @@ def predict(
         raise click.UsageError("--json and --jsonl: give one of them")
 
     from mvp_edge_export.bundle import load_bundle
-    from mvp_edge_export.predict import STREAM
-    from mvp_edge_export.predict import predict as classify
+    from mvp_edge_export.running.predict import STREAM
+    from mvp_edge_export.running.predict import predict as classify
 
     if STREAM in images and sys.stdin.isatty():
         raise BadInput("-: nothing is piped into standard input; pipe an image or JPEG frames")

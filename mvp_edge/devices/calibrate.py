@@ -29,10 +29,10 @@ from mvp_edge.subnetwork.units import UnitGroup
 from mvp_edge_export.devices.operators import Operators
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.measuring.machine import differences
-from mvp_edge_export.measuring.timing import HERE, Job, Place, Timing
+from mvp_edge_export.measuring.timing import HERE, Job, JobTiming, Place
 from mvp_edge_export.profile import load_profile
 from mvp_edge_export.profile_sections import Calibrated, Calibration, CalibrationError
-from mvp_edge_export.sessions import RUNTIMES
+from mvp_edge_export.running.sessions import RUNTIMES
 from mvp_edge_export.storage import sha256_json
 
 CIFAR_STEM = {
@@ -136,7 +136,7 @@ def jobs(samples: Sequence[Sample], runtimes: Sequence[str], threads: Sequence[i
     ]
 
 
-def fits(samples: Sequence[Sample], timings: Sequence[Timing]) -> list[Calibrated]:
+def fits(samples: Sequence[Sample], timings: Sequence[JobTiming]) -> list[Calibrated]:
     """A law for each runtime and number of threads, with its error on the held-out networks."""
     found = []
     of = {sample.name: sample for sample in samples}
@@ -175,7 +175,7 @@ def _write(
     path: Path,
     runtimes: Sequence[str],
 ) -> dict[str, Path]:
-    from mvp_edge_export.writing.convert import save_openvino
+    from mvp_edge_export.server.convert import save_openvino
 
     onnx, xml = path.with_suffix(".onnx"), path.with_suffix(".xml")
     if not onnx.exists():

@@ -3,9 +3,9 @@
 from math import prod
 from pathlib import Path
 
-from mvp_edge_export.devices.fit import Footprint
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.measuring.result import BenchResult
+from mvp_edge_export.running.fit import Footprint
 from mvp_edge_export.storage import read_json
 from mvp_edge_export.verified import parse
 
@@ -62,7 +62,7 @@ def _of_bundle(path: Path) -> Footprint:
 
 
 def _of_onnx(path: Path) -> Footprint:
-    from mvp_edge_export.writing.graph import live_numbers, load_graph, operators_of_graph
+    from mvp_edge_export.server.graph import live_numbers, load_graph, operators_of_graph
 
     graph, shapes = load_graph(path)
     try:

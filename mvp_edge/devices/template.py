@@ -40,7 +40,7 @@ class Template:
     """
 
     def __init__(self, model: nn.Module, policy: str | None, shape: Shape) -> None:
-        from mvp_edge_export.writing.convert import onnx_graph
+        from mvp_edge_export.server.convert import onnx_graph
 
         blank = blank_copy(model)
         self.groups = unit_groups(blank, policy)

@@ -11,7 +11,7 @@ from mvp_edge.reporting.printed import NNBSP, count, duration, percent, points, 
 from mvp_edge.reporting.results import RunResult
 from mvp_edge_export.manifest import Manifest, Shipped, parts_of
 from mvp_edge_export.measuring.result import Cell
-from mvp_edge_export.sessions import format_of
+from mvp_edge_export.running.sessions import format_of
 
 RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "torch": "PyTorch"}
 FORMATS = {

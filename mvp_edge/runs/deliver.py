@@ -21,10 +21,10 @@ from mvp_edge_export.bundle import Bundle
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.profile import DeviceProfile
 from mvp_edge_export.profile_sections import NumberFormat
+from mvp_edge_export.server.quantise import CALIBRATION_IMAGES
+from mvp_edge_export.server.write import WRITABLE, export_bundle
 from mvp_edge_export.storage import read_json
 from mvp_edge_export.verified import parse
-from mvp_edge_export.writing.quantise import CALIBRATION_IMAGES
-from mvp_edge_export.writing.write import WRITABLE, export_bundle
 
 GATE_IMAGES = 64
 """The parity gate wants at least this many real images; small test splits are filled up."""

@@ -38,9 +38,9 @@ from mvp_edge_export.errors import BadInput
 from mvp_edge_export.measuring.bench import time_model
 from mvp_edge_export.measuring.machine import differences, this_machine
 from mvp_edge_export.profile import DeviceProfile
-from mvp_edge_export.sessions import format_of, installed_runtimes
+from mvp_edge_export.running.sessions import format_of, installed_runtimes
+from mvp_edge_export.server.convert import frozen, write_network
 from mvp_edge_export.storage import atomic_file, sha256_json
-from mvp_edge_export.writing.convert import frozen, write_network
 
 FOLDER = "front"
 RUNGS = 5

@@ -28,7 +28,7 @@ from mvp_edge_export.measuring.bench import time_model
 from mvp_edge_export.measuring.machine import differences, this_machine
 from mvp_edge_export.measuring.result import Cell, Protocol
 from mvp_edge_export.profile import DeviceProfile
-from mvp_edge_export.sessions import installed_runtimes
+from mvp_edge_export.running.sessions import installed_runtimes
 
 ROUNDS = 3
 SECONDS = 2.0
@@ -111,7 +111,7 @@ def _timed(
     settled: Settled, plan: Plan, laws: Sequence[LatencyLaw]
 ) -> tuple[Operators, list[Cell]]:
     """A network of these widths in each runtime, with each number of threads, that a law speaks of."""
-    from mvp_edge_export.writing.convert import frozen, onnx_graph, save_openvino
+    from mvp_edge_export.server.convert import frozen, onnx_graph, save_openvino
 
     backbone = settled.backbone
     small = resize(backbone.with_head(len(settled.task.classes)), plan.widths, settled.policy)

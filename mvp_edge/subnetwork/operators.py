@@ -1,6 +1,6 @@
 """The operators of a network, from the shapes in its module.
 
-`mvp_edge_export.writing.graph` reads the same list from an exported file (a test compares them), so the
+`mvp_edge_export.server.graph` reads the same list from an exported file (a test compares them), so the
 prediction of a network's latency is the same before and after its export.
 """
 

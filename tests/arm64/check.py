@@ -23,7 +23,7 @@ import pip
 
 from mvp_edge_export.bundle import Bundle, load_bundle
 from mvp_edge_export.remote.wheels import fetch, own_wheel, requirements
-from mvp_edge_export.sessions import FORMATS
+from mvp_edge_export.running.sessions import FORMATS
 from mvp_edge_export.storage import write_json
 from tests.arm64.board import BOARDS, Broken, Emulated, emulated, missing
 

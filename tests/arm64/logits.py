@@ -13,7 +13,7 @@ import numpy as np
 
 from mvp_edge_export.bundle import load_bundle
 from mvp_edge_export.images import open_rgb
-from mvp_edge_export.sessions import FORMATS, RUNTIMES, Session, installed_runtimes
+from mvp_edge_export.running.sessions import FORMATS, RUNTIMES, Session, installed_runtimes
 
 
 def main(bundle_path: Path, images: Path, out: Path) -> None:

@@ -33,7 +33,7 @@ sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 import numpy as np
 from mvp_edge_export.bundle import load_bundle
-from mvp_edge_export.sessions import FORMATS, RUNTIMES
+from mvp_edge_export.running.sessions import FORMATS, RUNTIMES
 bundle = load_bundle(Path("/work/bundle"))
 session = RUNTIMES[sys.argv[2]](bundle.model(FORMATS[sys.argv[2]]["fp32"]))
 size = bundle.preprocess.size

@@ -68,7 +68,7 @@ def test_the_demo_from_nothing_to_the_report_and_what_follows(tmp_path: Path) ->
     assert read(place / "runs/002/run.json")["arguments"]["augment"] == []
 
     # A network that a runtime computes otherwise leaves no bundle.
-    gate = {"mvp_edge_export.writing.parity": {"TOLERANCE": 1e-12}}
+    gate = {"mvp_edge_export.server.parity": {"TOLERANCE": 1e-12}}
     failed = command("export", "runs/001", "--format", "onnx", cwd=place, patch=gate)
     assert failed.code == 4, failed.err
     assert "onnxruntime" in failed.error

@@ -26,10 +26,10 @@ from mvp_edge_export.devices.operators import Operators
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.measuring import timing
 from mvp_edge_export.measuring.machine import Machine, differences, this_machine
-from mvp_edge_export.measuring.timing import Job, Timing
+from mvp_edge_export.measuring.timing import Job, JobTiming
 from mvp_edge_export.profile import DeviceProfile, load_profile
-from mvp_edge_export.writing.convert import frozen, onnx_graph
-from mvp_edge_export.writing.graph import live_numbers, operators_of_graph, with_shapes
+from mvp_edge_export.server.convert import frozen, onnx_graph
+from mvp_edge_export.server.graph import live_numbers, operators_of_graph, with_shapes
 from tests.support.networks import CIFAR, FAMILIES, SHALLOW, backbone
 
 TINY = {
@@ -145,7 +145,7 @@ class Imagined:
         assert set(asked) <= set(offered)
         return list(asked)
 
-    def time(self, work: Sequence[Job], told: Any) -> list[Timing]:
+    def time(self, work: Sequence[Job], told: Any) -> list[JobTiming]:
         assert all(job.model.is_file() for job in work)
         told(len(work), len(work))
         return [_timing(job, self.law, self.factor) for job in work]
@@ -155,12 +155,12 @@ def as_if(law: Law, profile: str = "rpi4", factor: float = 1.0) -> Imagined:
     return Imagined(law, load_profile(profile), factor)
 
 
-def _timing(job: Job, law: Law, factor: float) -> Timing:
-    from mvp_edge_export.writing.graph import load_graph
+def _timing(job: Job, law: Law, factor: float) -> JobTiming:
+    from mvp_edge_export.server.graph import load_graph
 
     model = job.model.with_suffix(".onnx")
     p50 = factor * law.milliseconds(operators_of_graph(*load_graph(model)))
-    return Timing(
+    return JobTiming(
         name=job.name, runtime=job.runtime, version="9.9", arithmetic="f32", threads=job.threads, p50=p50,
         p50_interval=(p50, p50), p90=1.25 * p50, runs=100, status="OK",
     )  # fmt: skip

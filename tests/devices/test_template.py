@@ -11,7 +11,7 @@ import torch
 
 from mvp_edge.devices.template import Template
 from mvp_edge.subnetwork.subnet import resize
-from mvp_edge_export.writing.convert import frozen, onnx_graph
+from mvp_edge_export.server.convert import frozen, onnx_graph
 from tests.support.networks import backbone, shaken
 
 

@@ -171,7 +171,7 @@ def bundle_path(
         import torch
 
         from mvp_edge.subnetwork.operators import operators
-        from mvp_edge_export.writing.write import export_bundle
+        from mvp_edge_export.server.write import export_bundle
 
         torch.set_num_threads(1)
         weights = root / "weights.bin"

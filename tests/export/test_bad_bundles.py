@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from mvp_edge_export.bundle import load_bundle
 from mvp_edge_export.errors import BadInput
-from mvp_edge_export.sessions import FORMATS, open_session
+from mvp_edge_export.running.sessions import FORMATS, open_session
 from mvp_edge_export.storage import sha256_file
 
 

@@ -24,9 +24,9 @@ from mvp_edge.subnetwork.units import unit_groups
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.images import Preprocess
 from mvp_edge_export.profile import DeviceProfile
+from mvp_edge_export.server.write import export_bundle
 from mvp_edge_export.storage import sha256_file
 from mvp_edge_export.verified import Verified
-from mvp_edge_export.writing.write import export_bundle
 
 SMALL = (3, 32, 32)
 PROFILE = {

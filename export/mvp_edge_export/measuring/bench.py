@@ -26,10 +26,10 @@ from mvp_edge_export.measuring.result import (
     doubts,
     judge,
 )
-from mvp_edge_export.measuring.rounds import Plan, Subject, measure
+from mvp_edge_export.measuring.rounds import CellLength, Subject, measure
 from mvp_edge_export.profile import DeviceProfile
 from mvp_edge_export.profile_sections import NumberFormat
-from mvp_edge_export.sessions import (
+from mvp_edge_export.running.sessions import (
     FORMATS,
     RUNTIMES,
     import_runtime,
@@ -76,7 +76,7 @@ def bench(
     """
     profile = profile or bundle.manifest.profile
     machine = this_machine()
-    plan = Plan(
+    length = CellLength(
         seconds=seconds or (_FULL_SECONDS if full else _DEFAULT_SECONDS),
         runs=_FULL_RUNS if full else 1,
         processes=_FULL_PROCESSES if full else 1,
@@ -98,7 +98,7 @@ def bench(
         def step(what: str, share: float, done: int = done, name: str = name) -> None:
             progress(f"{name}: {what}", (done + share) / len(groups))
 
-        found, failed = measure(subjects, shape, runtime, count, plan, step)
+        found, failed = measure(subjects, shape, runtime, count, length, step)
         cells += found
         failures += [
             Failure(
@@ -112,7 +112,7 @@ def bench(
         ]
     if not any(cell.network == "pruned" for cell in cells):
         raise BadInput(f"{bundle.path}: nothing could be measured: {_in_words(failures)}")
-    result = _result(bundle, profile, machine, plan, cells, failures)
+    result = _result(bundle, profile, machine, length, cells, failures)
     if layers:
         result = with_layers(bundle, result, progress)
     progress("done", 1.0)
@@ -136,7 +136,7 @@ def time_model(
     """
     subject = Subject("pruned", "fp32", model)
     cells, failures = measure(
-        [subject], shape, runtime, threads, Plan(seconds), lambda what, share: None
+        [subject], shape, runtime, threads, CellLength(seconds), lambda what, share: None
     )
     if failures:
         raise BadInput(f"{model}: {failures[subject]}")
@@ -179,12 +179,12 @@ def _result(
     bundle: Bundle,
     profile: DeviceProfile,
     machine: Machine,
-    plan: Plan,
+    length: CellLength,
     cells: Sequence[Cell],
     failures: Sequence[Failure],
 ) -> BenchResult:
     other = tuple(differences(machine, profile))
-    protocol = _protocol(plan)
+    protocol = _protocol(length)
     judged = judged_cell(profile, cells, other, protocol, bundle.manifest.shipped)
     versions = {cell.runtime: cell.version for cell in cells}
     fingerprint = {
@@ -215,16 +215,16 @@ def _result(
     )
 
 
-def _protocol(plan: Plan) -> Protocol:
-    full = plan.seconds >= _FULL_SECONDS and plan.processes >= _FULL_PROCESSES
-    processes = "one process" if plan.processes == 1 else f"{plan.processes} processes"
-    kind = f"full protocol, at least {plan.runs:,} runs" if full else "not --full"
-    warm = f"warm-up from {plan.warm_seconds:.1g} s"
+def _protocol(length: CellLength) -> Protocol:
+    full = length.seconds >= _FULL_SECONDS and length.processes >= _FULL_PROCESSES
+    processes = "one process" if length.processes == 1 else f"{length.processes} processes"
+    kind = f"full protocol, at least {length.runs:,} runs" if full else "not --full"
+    warm = f"warm-up from {length.warm_seconds:.1g} s"
     return Protocol(
         full=full,
-        seconds=plan.seconds,
-        processes=plan.processes,
-        statement=f"{kind}: {plan.seconds:g} s in {processes} a cell, {warm}",
+        seconds=length.seconds,
+        processes=length.processes,
+        statement=f"{kind}: {length.seconds:g} s in {processes} a cell, {warm}",
     )
 
 

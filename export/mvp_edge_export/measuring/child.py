@@ -26,7 +26,7 @@ from time import perf_counter, perf_counter_ns, process_time
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
-    from mvp_edge_export.sessions import Floats, Session
+    from mvp_edge_export.running.sessions import Floats, Session
 
 _SETTLED = 0.02
 _BLOCK = 10
@@ -63,7 +63,7 @@ def _start(job: dict[str, Any]) -> tuple["Session", "Floats", dict[str, Any]]:
     begin = perf_counter()
     import numpy as np
 
-    from mvp_edge_export.sessions import RUNTIMES, import_runtime
+    from mvp_edge_export.running.sessions import RUNTIMES, import_runtime
 
     import_runtime(job["runtime"])
     imported = perf_counter()

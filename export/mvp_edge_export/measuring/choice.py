@@ -15,9 +15,9 @@ from mvp_edge_export.errors import BadInput, BudgetMissed
 from mvp_edge_export.manifest import (
     MANIFEST,
     Candidate,
+    CandidateTiming,
     Manifest,
     Shipped,
-    Timing,
     parts_of,
     quantisation_verdict,
 )
@@ -243,9 +243,9 @@ def _settled(candidate: Candidate, shipped: Shipped, result: BenchResult) -> Can
     return timed
 
 
-def _timings(cells: Sequence[Cell], result: BenchResult) -> Iterator[Timing]:
+def _timings(cells: Sequence[Cell], result: BenchResult) -> Iterator[CandidateTiming]:
     for cell in cells:
-        yield Timing(
+        yield CandidateTiming(
             threads=cell.threads,
             p50=cell.latency.p50,
             p50_interval=cell.latency.p50_interval,

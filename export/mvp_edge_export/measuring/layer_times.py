@@ -12,7 +12,7 @@ from mvp_edge_export.measuring.layers import LayerProfile, against_roofline
 from mvp_edge_export.measuring.process import PATIENCE, Child, ChildDied, started
 from mvp_edge_export.measuring.result import BenchResult, Cell
 from mvp_edge_export.measuring.roofline import Roofline, measure_roofline
-from mvp_edge_export.sessions import format_of
+from mvp_edge_export.running.sessions import format_of
 
 _RUNS = (100, 200)
 """At least for a median, at most because ONNX Runtime keeps a kilobyte for each layer of a run."""

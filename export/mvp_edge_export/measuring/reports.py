@@ -102,7 +102,7 @@ def _onnxruntime(session: Any, run: Callable[[], int], runs: int) -> tuple[list[
     # The order of the last run: nodes are numbered in another one.
     ordered = sorted(last, key=lambda node: last[node]["ts"])
     return whole, [
-        onnxruntime_layer(last[node], graph, _typical(times[node][-runs:])) for node in ordered
+        onnxruntime_layer(last[node], graph, typical_time(times[node][-runs:])) for node in ordered
     ]
 
 
@@ -114,7 +114,7 @@ def _events(profile: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line.strip().rstrip(",").removesuffix("]"))
 
 
-def _typical(microseconds: Sequence[int]) -> float:
+def typical_time(microseconds: Sequence[int]) -> float:
     """The mean of the middle half: as robust as a median, and finer than the clock's steps."""
     ranked = np.sort(microseconds)
     quarter = len(ranked) // 4
@@ -178,7 +178,7 @@ def _openvino(session: Any, run: Callable[[], int], runs: int) -> tuple[list[int
         if op == "Const" or (sources and constants.issuperset(sources)):
             constants.add(name)  # computed once, when the network was loaded
         elif op not in ("Input", "Output") and name in after:
-            mean = _between(before.get(name, 0), earlier, after[name], earlier + runs)
+            mean = mean_between(before.get(name, 0), earlier, after[name], earlier + runs)
             layers.append(openvino_layer(node, facts, constants, mean * typical))
     return whole, layers
 
@@ -192,7 +192,7 @@ def _whole(time: timedelta) -> int:
     return time // timedelta(microseconds=1)
 
 
-def _between(before: int, runs_before: int, after: int, runs: int) -> float:
+def mean_between(before: int, runs_before: int, after: int, runs: int) -> float:
     """The mean of the later runs, from two means that were rounded down."""
     if after == 0:
         return 0.5

@@ -34,7 +34,7 @@ from mvp_edge_export.measuring.result import (
     summary,
 )
 from mvp_edge_export.profile_sections import NumberFormat
-from mvp_edge_export.sessions import check_memory
+from mvp_edge_export.running.sessions import check_memory
 
 MAX_ATTEMPTS = 4
 """A disturbed cell is measured again at most three times."""
@@ -62,7 +62,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Plan:
+class CellLength:
     """How long a cell is measured."""
 
     seconds: float
@@ -97,7 +97,7 @@ def measure(
     shape: Sequence[int],
     runtime: str,
     threads: int,
-    plan: Plan,
+    length: CellLength,
     progress: Progress,
 ) -> tuple[list[Cell], dict[Subject, str]]:
     """Measure models in one runtime with one number of threads, in turns.
@@ -107,13 +107,13 @@ def measure(
     """
     turns: list[dict[Subject, _Measured]] = []
     failures: dict[Subject, str] = {}
-    for turn in range(plan.processes):
+    for turn in range(length.processes):
 
         def step(what: str, share: float, turn: int = turn) -> None:
-            progress(what, (turn + min(1.0, share)) / plan.processes)
+            progress(what, (turn + min(1.0, share)) / length.processes)
 
         alive = [subject for subject in subjects if subject not in failures]
-        turns.append(_one_turn(alive, shape, runtime, threads, plan, step, failures))
+        turns.append(_one_turn(alive, shape, runtime, threads, length, step, failures))
     cells = [
         _cell(subject, runtime, threads, [turn[subject] for turn in turns])
         for subject in subjects
@@ -124,7 +124,7 @@ def measure(
 
 @contextmanager
 def one_after_another(
-    runtime: str, threads: int, plan: Plan
+    runtime: str, threads: int, length: CellLength
 ) -> Iterator[Callable[[Path, Sequence[int]], Cell]]:
     """Measures models one by one in a single process, which imports its runtime but once.
 
@@ -143,7 +143,7 @@ def one_after_another(
             else:
                 children.append(stack.enter_context(started(model, shape, runtime, threads)))
             subject = Subject("pruned", "fp32", model)
-            measured = _in_turns({subject: children[0]}, plan, lambda what, share: None)
+            measured = _in_turns({subject: children[0]}, length, lambda what, share: None)
             return _cell(subject, runtime, threads, [measured[subject]])
 
         yield clock
@@ -178,7 +178,7 @@ def _one_turn(
     shape: Sequence[int],
     runtime: str,
     threads: int,
-    plan: Plan,
+    length: CellLength,
     progress: Progress,
     failures: dict[Subject, str],
 ) -> dict[Subject, _Measured]:
@@ -195,7 +195,7 @@ def _one_turn(
                 failures[subject] = str(error)
         while children:
             try:
-                return _in_turns(children, plan, progress)
+                return _in_turns(children, length, progress)
             except ChildDied as died:
                 subject = next(one for one, child in children.items() if child is died.child)
                 failures[subject] = str(died)
@@ -204,18 +204,18 @@ def _one_turn(
 
 
 def _in_turns(
-    children: dict[Subject, Child], plan: Plan, progress: Progress
+    children: dict[Subject, Child], length: CellLength, progress: Progress
 ) -> dict[Subject, _Measured]:
     """Warm each child up, then rounds in turns; the quietest of the attempts counts."""
     warm: dict[Subject, dict[str, Any]] = {}
     for subject, child in children.items():
         progress(f"{subject.name}, warming up", 0.0)
-        order = {"do": "warm", "seconds": plan.warm_seconds, "cap": plan.warm_cap}
-        warm[subject] = child.ask(order, 10 * plan.warm_cap + PATIENCE)
+        order = {"do": "warm", "seconds": length.warm_seconds, "cap": length.warm_cap}
+        warm[subject] = child.ask(order, 10 * length.warm_cap + PATIENCE)
     before = throttling()
     attempt = 1
-    while (tallies := _attempt(children, plan, progress, attempt)) is None:
-        time.sleep(plan.seconds / 3)  # the other load may be over by then
+    while (tallies := _attempt(children, length, progress, attempt)) is None:
+        time.sleep(length.seconds / 3)  # the other load may be over by then
         attempt += 1
     throttled = was_throttled(before, throttling())
     return {
@@ -228,7 +228,7 @@ def _in_turns(
 
 
 def _attempt(
-    children: dict[Subject, Child], plan: Plan, progress: Progress, attempt: int
+    children: dict[Subject, Child], length: CellLength, progress: Progress, attempt: int
 ) -> dict[Subject, _Tally] | None:
     """All rounds; None as soon as the cell cannot be quiet any more, but for the last attempt."""
     tallies = {subject: _Tally() for subject in children}
@@ -237,13 +237,13 @@ def _attempt(
     if attempt > 1:
         what += f" again, another load ran on the machine (attempt {attempt} of {MAX_ATTEMPTS})"
     rounds = 0
-    while rounds < _ROUNDS or min(tally.n for tally in tallies.values()) < plan.runs:
+    while rounds < _ROUNDS or min(tally.n for tally in tallies.values()) < length.runs:
         progress(what, (rounds + 1) / (_ROUNDS + 1))
         for subject in order:
             tally = tallies[subject]
-            _round(children[subject], tally, plan)
+            _round(children[subject], tally, length)
             if attempt < MAX_ATTEMPTS and tally.other > MAX_OTHER_LOAD * max(
-                plan.seconds, tally.wall
+                length.seconds, tally.wall
             ):
                 return None
         order.reverse()  # A B B A: a drift of the machine weighs on both alike
@@ -251,11 +251,11 @@ def _attempt(
     return tallies
 
 
-def _round(child: Child, tally: _Tally, plan: Plan) -> None:
+def _round(child: Child, tally: _Tally, length: CellLength) -> None:
     time.sleep(0.02)  # until the other child's threads have stopped spinning
     busy, begin = busy_seconds(), time.monotonic()
-    limit = 10 * plan.round_seconds + PATIENCE
-    facts = child.ask({"do": "round", "seconds": plan.round_seconds}, limit)
+    limit = 10 * length.round_seconds + PATIENCE
+    facts = child.ask({"do": "round", "seconds": length.round_seconds}, limit)
     tally.wall += time.monotonic() - begin
     tally.other += busy_seconds() - busy - facts["cpu"]
     tally.samples.append(child.samples(facts["n"], limit))

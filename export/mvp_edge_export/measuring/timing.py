@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.measuring.machine import Machine, this_machine
 from mvp_edge_export.measuring.result import Cell, Status
-from mvp_edge_export.measuring.rounds import Plan, one_after_another
-from mvp_edge_export.sessions import import_runtime, installed_runtimes
+from mvp_edge_export.measuring.rounds import CellLength, one_after_another
+from mvp_edge_export.running.sessions import import_runtime, installed_runtimes
 from mvp_edge_export.storage import read_json
 from mvp_edge_export.verified import parse
 
@@ -36,7 +36,7 @@ class Job(BaseModel):
     threads: int = Field(ge=1)
 
 
-class Timing(BaseModel):
+class JobTiming(BaseModel):
     """What a job took."""
 
     model_config = _FROZEN
@@ -86,7 +86,7 @@ class Place(Protocol):
             BadInput: none can be, or not all that must.
         """
 
-    def time(self, jobs: Sequence[Job], told: Told) -> list[Timing]:
+    def time(self, jobs: Sequence[Job], told: Told) -> list[JobTiming]:
         """Time each job; ``told`` follows.
 
         Raises:
@@ -117,7 +117,7 @@ class ThisMachine:
                 raise BadInput(f"{pin} stands in runtime.denylist: install another release")
         return chosen
 
-    def time(self, jobs: Sequence[Job], told: Told) -> list[Timing]:
+    def time(self, jobs: Sequence[Job], told: Told) -> list[JobTiming]:
         """See ``Place``."""
         return time_models(jobs, progress=told)
 
@@ -142,7 +142,7 @@ def time_models(
     *,
     seconds: float = 1.0,
     progress: Told = lambda done, total: None,
-) -> list[Timing]:
+) -> list[JobTiming]:
     """Time each job on this machine.
 
     Args:
@@ -160,20 +160,20 @@ def time_models(
             progress(done, len(jobs))
             place = job.runtime, job.threads
             if place not in clocks:
-                clocks[place] = stack.enter_context(one_after_another(*place, Plan(seconds)))
+                clocks[place] = stack.enter_context(one_after_another(*place, CellLength(seconds)))
             found.append(_timing(job, clocks[place](job.model, job.shape)))
     progress(len(jobs), len(jobs))
     return found
 
 
-def _timing(job: Job, cell: Cell) -> Timing:
+def _timing(job: Job, cell: Cell) -> JobTiming:
     if cell.status == "INVALID":
         raise BadInput(
             "the board was throttled or short of voltage while it was timed: cool it, give it a"
             " stronger supply, and start again"
         )
     latency = cell.latency
-    return Timing(
+    return JobTiming(
         name=job.name,
         runtime=job.runtime,
         version=cell.version,

@@ -12,13 +12,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mvp_edge_export.bundle import Bundle
-from mvp_edge_export.devices.doctor import Facts, avoided, look_at, obstacles
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.manifest import MANIFEST
 from mvp_edge_export.measuring.result import BenchResult
 from mvp_edge_export.profile import DeviceProfile
 from mvp_edge_export.remote.host import Host, Progress, connect
-from mvp_edge_export.sessions import FORMATS
+from mvp_edge_export.running.doctor import Facts, avoided, look_at, obstacles
+from mvp_edge_export.running.sessions import FORMATS
 from mvp_edge_export.storage import write_text
 from mvp_edge_export.verified import parse
 

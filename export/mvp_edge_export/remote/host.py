@@ -35,7 +35,7 @@ _ROOM, _ROOM_EACH = 50 * 2**20, 180 * 2**20
 
 
 class Facts(BaseModel):
-    """What an environment for mvp-edge is made from on a host; ``devices.doctor`` knows more."""
+    """What an environment for mvp-edge is made from on a host; ``running.doctor`` knows more."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

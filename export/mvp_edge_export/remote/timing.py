@@ -12,13 +12,13 @@ from tempfile import TemporaryDirectory
 
 from pydantic import BaseModel
 
-from mvp_edge_export.devices.doctor import avoided, look_at
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.manifest import parts_of
 from mvp_edge_export.measuring.machine import Machine
-from mvp_edge_export.measuring.timing import Job, Timing, Told
+from mvp_edge_export.measuring.timing import Job, JobTiming, Told
 from mvp_edge_export.remote.bench import usable
 from mvp_edge_export.remote.host import Host, Progress, connect
+from mvp_edge_export.running.doctor import avoided, look_at
 from mvp_edge_export.storage import write_json
 from mvp_edge_export.verified import parse
 
@@ -29,7 +29,7 @@ _MOST_MEMORY = 2**28
 
 
 class _Timings(BaseModel):
-    timings: tuple[Timing, ...]
+    timings: tuple[JobTiming, ...]
 
 
 class ThatHost:
@@ -59,9 +59,9 @@ class ThatHost:
         self._host.install(ready, avoid=avoid, offline=self._offline)
         return ready
 
-    def time(self, jobs: Sequence[Job], told: Told) -> list[Timing]:
+    def time(self, jobs: Sequence[Job], told: Told) -> list[JobTiming]:
         """Send the models, time them there, and remove them; see ``measuring.timing.Place``."""
-        found: list[Timing] = []
+        found: list[JobTiming] = []
         for first in range(0, len(jobs), _BATCH):
 
             def heard(done: int, first: int = first) -> None:
@@ -71,7 +71,7 @@ class ThatHost:
         told(len(jobs), len(jobs))
         return found
 
-    def _timed(self, jobs: Sequence[Job], told: Callable[[int], None]) -> Sequence[Timing]:
+    def _timed(self, jobs: Sequence[Job], told: Callable[[int], None]) -> Sequence[JobTiming]:
         def hear(line: str) -> None:
             if match := re.search(r"timing: (\d+) of", line):
                 told(int(match[1]))

@@ -15,7 +15,7 @@ from mvp_edge_export.measuring.bench import bench
 from mvp_edge_export.measuring.choice import check_choosable, choose, decided
 from mvp_edge_export.measuring.result import BenchResult, Cell
 from mvp_edge_export.profile import DeviceProfile
-from mvp_edge_export.sessions import open_session
+from mvp_edge_export.running.sessions import open_session
 from mvp_edge_export.storage import read_json
 from tests.support.run_fixture import Recipe, write_run
 

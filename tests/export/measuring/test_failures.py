@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from mvp_edge_export import sessions
 from mvp_edge_export.bundle import Bundle, load_bundle
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.measuring.bench import bench
 from mvp_edge_export.measuring.result import BenchResult
-from mvp_edge_export.sessions import memory_needed, open_session
+from mvp_edge_export.running import sessions
+from mvp_edge_export.running.sessions import memory_needed, open_session
 
 Faked = Callable[[str], None]
 

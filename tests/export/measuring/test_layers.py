@@ -208,7 +208,7 @@ def test_a_mean_between_two_rounded_means(
     before = int(np.floor(times[:earlier]).mean())
     after = int(np.floor(times).mean())
 
-    found = reports._between(before, earlier, after, earlier + later)
+    found = reports.mean_between(before, earlier, after, earlier + later)
 
     tolerance = 1 + (earlier + later + earlier) / later / 2
     assert found == pytest.approx(times[earlier:].mean(), abs=tolerance)
@@ -220,7 +220,7 @@ def test_a_typical_time_is_finer_than_the_clock(typical: float, seed: int) -> No
     times = random.normal(typical, 0.8, 400).clip(0)
     times[:40] += 1000  # interrupted
 
-    found = reports._typical(np.floor(times).astype(int).tolist())
+    found = reports.typical_time(np.floor(times).astype(int).tolist())
 
     assert found == pytest.approx(np.median(times), abs=0.3)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mvp_edge_export.devices.doctor import facts_from
 from mvp_edge_export.measuring import probe
+from mvp_edge_export.running.doctor import facts_from
 
 VERSIONS = ("3.6", "3.7", "3.8", "3.9", "3.10", "3.11", "3.12", "3.13", "3.14")
 

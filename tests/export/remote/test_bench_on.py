@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from mvp_edge_export.bundle import Bundle
-from mvp_edge_export.devices.doctor import Facts, look_at
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.measuring.machine import this_machine
 from mvp_edge_export.measuring.result import BenchResult
 from mvp_edge_export.profile import load_profile
 from mvp_edge_export.remote.bench import bench_on, usable
 from mvp_edge_export.remote.host import connect
+from mvp_edge_export.running.doctor import Facts, look_at
 from tests.support.sshd import ALIAS, Device
 
 QUICK = ["--seconds", "0.1", "--threads", "1"]

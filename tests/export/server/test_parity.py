@@ -9,8 +9,8 @@ from hypothesis.extra.numpy import arrays
 
 from mvp_edge_export.errors import GateFailed
 from mvp_edge_export.manifest import Parity, RuntimeAccuracy
-from mvp_edge_export.sessions import Shape
-from mvp_edge_export.writing.parity import (
+from mvp_edge_export.running.sessions import Shape
+from mvp_edge_export.server.parity import (
     RANDOM_IMAGES,
     REAL_IMAGES,
     Floats,

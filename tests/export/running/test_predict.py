@@ -16,8 +16,8 @@ from PIL import Image
 
 from mvp_edge_export.bundle import Bundle
 from mvp_edge_export.errors import BadInput
-from mvp_edge_export.predict import Classifier, predict
-from mvp_edge_export.sessions import RUNTIMES, Arithmetic, OpenVinoSession, open_session
+from mvp_edge_export.running.predict import Classifier, predict
+from mvp_edge_export.running.sessions import RUNTIMES, Arithmetic, OpenVinoSession, open_session
 
 COMMAND = [sys.executable, "-c", "from mvp_edge.cli.main import main; main()", "predict"]
 

@@ -6,8 +6,6 @@
 Server side: PyTorch's logits are the reference.
 """
 
-# ruff: noqa: TID253 - runs on the server alone
-
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,10 +20,10 @@ from mvp_edge_export.manifest import Candidate, RuntimeAccuracy, parts_of
 from mvp_edge_export.profile import DeviceProfile
 from mvp_edge_export.profile_sections import NumberFormat
 from mvp_edge_export.quantities import format_bytes
-from mvp_edge_export.sessions import FORMATS, RUNTIMES, Session
-from mvp_edge_export.writing.convert import PLACES
-from mvp_edge_export.writing.parity import Floats, accuracy_of, check_accuracy
-from mvp_edge_export.writing.quantise import Images, quantised
+from mvp_edge_export.running.sessions import FORMATS, RUNTIMES, Session
+from mvp_edge_export.server.convert import PLACES
+from mvp_edge_export.server.parity import Floats, accuracy_of, check_accuracy
+from mvp_edge_export.server.quantise import Images, quantised
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from packaging.version import Version
 
 from mvp_edge.cli.main import main
-from mvp_edge_export.devices import doctor
-from mvp_edge_export.devices.doctor import Facts, Finding, examine, facts_from
-from mvp_edge_export.devices.known import known, release
 from mvp_edge_export.profile import load_profile, shipped_profiles
+from mvp_edge_export.running import doctor
+from mvp_edge_export.running.doctor import Facts, Finding, examine, facts_from
+from mvp_edge_export.running.known import known, release
 
 ARMV8_0 = "fp asimd evtstrm crc32 cpuid"
 ARMV8_2 = f"{ARMV8_0} atomics fphp asimdhp asimdrdm lrcpc dcpop asimddp"

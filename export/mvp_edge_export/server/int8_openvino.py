@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mvp_edge_export.sessions import import_runtime, untold
+from mvp_edge_export.running.sessions import import_runtime, untold
 
 Floats = npt.NDArray[np.float32]
 

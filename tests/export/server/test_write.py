@@ -17,10 +17,10 @@ from mvp_edge_export.devices.operators import table
 from mvp_edge_export.errors import BadInput, BudgetMissed, GateFailed
 from mvp_edge_export.images import Preprocess
 from mvp_edge_export.profile import DeviceProfile
-from mvp_edge_export.sessions import open_session
+from mvp_edge_export.running.sessions import open_session
+from mvp_edge_export.server import convert, quantise, write
+from mvp_edge_export.server.write import export_bundle
 from mvp_edge_export.verified import Verdict, Verified
-from mvp_edge_export.writing import convert, quantise, write
-from mvp_edge_export.writing.write import export_bundle
 
 
 @pytest.fixture(autouse=True)

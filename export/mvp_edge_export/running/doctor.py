@@ -18,12 +18,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from mvp_edge_export.devices.known import Known, known, release
 from mvp_edge_export.measuring import probe
 from mvp_edge_export.measuring.machine import Machine, differences, machine_from, throttling_in
 from mvp_edge_export.profile import DeviceProfile
 from mvp_edge_export.quantities import format_bytes
 from mvp_edge_export.remote.host import Host, Progress, connect
+from mvp_edge_export.running.known import Known, known, release
 
 OLDEST_PYTHON = (3, 11)
 ROOM = 300 * 2**20

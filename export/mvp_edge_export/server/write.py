@@ -6,8 +6,6 @@
 The bundle appears under its name only after the last check; a failure leaves nothing.
 """
 
-# ruff: noqa: TID253 - runs on the server alone
-
 import importlib.metadata
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,10 +33,8 @@ from mvp_edge_export.measuring.bench import bench
 from mvp_edge_export.measuring.choice import decided, is_device
 from mvp_edge_export.profile import DeviceProfile
 from mvp_edge_export.profile_sections import NUMBER_FORMATS, NumberFormat
-from mvp_edge_export.sessions import FORMATS, Session, import_runtime
-from mvp_edge_export.storage import atomic_directory, sha256_file, write_json
-from mvp_edge_export.verified import Verdict, Verified
-from mvp_edge_export.writing.candidates import (
+from mvp_edge_export.running.sessions import FORMATS, Session, import_runtime
+from mvp_edge_export.server.candidates import (
     Judges,
     asked_for,
     float_candidates,
@@ -46,9 +42,11 @@ from mvp_edge_export.writing.candidates import (
     loaded,
     within_budget,
 )
-from mvp_edge_export.writing.convert import PLACES, Network, Written, frozen, write_network
-from mvp_edge_export.writing.parity import Floats, Labels, Pixels, check_parity, gate_images
-from mvp_edge_export.writing.quantise import Images
+from mvp_edge_export.server.convert import PLACES, Network, Written, frozen, write_network
+from mvp_edge_export.server.parity import Floats, Labels, Pixels, check_parity, gate_images
+from mvp_edge_export.server.quantise import Images
+from mvp_edge_export.storage import atomic_directory, sha256_file, write_json
+from mvp_edge_export.verified import Verdict, Verified
 
 RUNTIME_OF = {forms["fp32"]: runtime for runtime, forms in FORMATS.items()}
 WRITABLE = tuple(RUNTIME_OF)

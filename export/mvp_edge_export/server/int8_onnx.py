@@ -7,8 +7,6 @@ Weights are quantised per output channel. What computes in int8 is data: each sc
 *kinds* of nodes in float, from nothing to all but the layers with weights. Server side.
 """
 
-# ruff: noqa: TID253 - runs on the server alone
-
 import io
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from mvp_edge_export.sessions import import_runtime
-from mvp_edge_export.writing.convert import INPUT
+from mvp_edge_export.running.sessions import import_runtime
+from mvp_edge_export.server.convert import INPUT
 
 Floats = npt.NDArray[np.float32]
 Kind = Literal["norm", "softmax", "gelu", "attention", "sum", "move", "layer"]

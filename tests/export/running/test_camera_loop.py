@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from mvp_edge_export.bundle import Bundle
-from mvp_edge_export.predict import Classifier
+from mvp_edge_export.running.predict import Classifier
 
-PAGE = Path(__file__).parents[2] / "docs" / "devices-and-budgets.md"
+PAGE = Path(__file__).parents[3] / "docs" / "devices-and-budgets.md"
 
 # Stands for OpenCV: frames from a file, each of them shown twice, in its order of colours.
 CV2 = """

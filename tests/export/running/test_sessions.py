@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mvp_edge_export import sessions
 from mvp_edge_export.bundle import Bundle
 from mvp_edge_export.errors import BadInput
-from mvp_edge_export.sessions import (
+from mvp_edge_export.running import sessions
+from mvp_edge_export.running.sessions import (
     RUNTIMES,
     OnnxRuntimeSession,
     OpenVinoSession,
@@ -121,7 +121,7 @@ def test_ctrl_c_after_several_sessions_is_an_interruption_not_a_crash(bundle: Bu
     program = (
         "import os, signal, sys, time\n"
         "from pathlib import Path\n"
-        "from mvp_edge_export.sessions import OpenVinoSession\n"
+        "from mvp_edge_export.running.sessions import OpenVinoSession\n"
         "for _ in range(3): session = OpenVinoSession(Path(sys.argv[1]))\n"  # the next before the last is gone
         "del session\n"
         "try:\n"

@@ -1,7 +1,5 @@
 """What an ONNX graph computes and needs, read from its shapes; nothing is run."""
 
-# ruff: noqa: TID253 - runs on the server alone
-
 from collections import Counter
 from collections.abc import Mapping
 from itertools import accumulate

@@ -14,10 +14,10 @@ from PIL import Image
 
 from mvp_edge_export.bundle import Bundle
 from mvp_edge_export.errors import BadInput
-from mvp_edge_export.frames import frames
 from mvp_edge_export.images import IMAGE_SUFFIXES, Undecodable, open_rgb
 from mvp_edge_export.profile_sections import NumberFormat
-from mvp_edge_export.sessions import open_session
+from mvp_edge_export.running.frames import frames
+from mvp_edge_export.running.sessions import open_session
 
 STREAM = Path("-")
 """What the images of a stream have instead of a file."""

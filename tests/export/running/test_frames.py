@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mvp_edge_export import frames as module
 from mvp_edge_export.errors import BadInput
-from mvp_edge_export.frames import frames
+from mvp_edge_export.running import frames as module
+from mvp_edge_export.running.frames import frames
 
 
 def jpeg(seed: int, **options: object) -> bytes:

@@ -19,10 +19,10 @@ from mvp_edge_export.bundle import Bundle
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.manifest import Candidate, RuntimeAccuracy, Trial
 from mvp_edge_export.profile import DeviceProfile
-from mvp_edge_export.sessions import RUNTIMES, import_runtime, open_session
-from mvp_edge_export.writing import int8_onnx, int8_openvino, quantise
-from mvp_edge_export.writing.convert import onnx_graph
-from mvp_edge_export.writing.quantise import Images, passes
+from mvp_edge_export.running.sessions import RUNTIMES, import_runtime, open_session
+from mvp_edge_export.server import int8_onnx, int8_openvino, quantise
+from mvp_edge_export.server.convert import onnx_graph
+from mvp_edge_export.server.quantise import Images, passes
 
 Accuracies = Callable[[int, int], RuntimeAccuracy]
 
@@ -251,19 +251,21 @@ def test_of_equals_the_fastest_is_taken_and_of_others_the_most_accurate() -> Non
     near = _trial("near", 2, 0, 1.0)  # two images more wrong: chance
     far = _trial("far", 9, 0, 0.5)  # nine: not chance
     wrong = [_wrong(), _wrong(0, 1), _wrong(*range(9))]
-    assert quantise._best([exact, near, far], wrong) == 1
-    assert quantise._best([exact, far], [wrong[0], wrong[2]]) == 0
+    assert quantise.best_trial([exact, near, far], wrong) == 1
+    assert quantise.best_trial([exact, far], [wrong[0], wrong[2]]) == 0
     floats = near.model_copy(update={"float_layers": 2, "milliseconds": 0.99})
-    assert quantise._best([floats, near], [wrong[1], wrong[1]]) == 1  # as fast, and all in int8
+    assert (
+        quantise.best_trial([floats, near], [wrong[1], wrong[1]]) == 1
+    )  # as fast, and all in int8
 
 
 def test_what_does_not_pass_is_taken_only_when_nothing_does() -> None:
     passing = _trial("passes", 3, 0, 9.0)
     better = _trial("better", 2, 0, 1.0, passed=False)
     wrong = [_wrong(0, 1, 2), _wrong(0, 1)]
-    assert quantise._best([passing, better], wrong) == 0
+    assert quantise.best_trial([passing, better], wrong) == 0
     failing = passing.model_copy(update={"passed": False})
-    assert quantise._best([failing, better], wrong) == 1
+    assert quantise.best_trial([failing, better], wrong) == 1
 
 
 @pytest.mark.parametrize(
@@ -284,7 +286,7 @@ def test_the_gate(limit: float | None, lost: int, gained: int, expected: bool) -
 def test_what_loses_too_much_is_kept_out_with_its_figures(
     bundle_path: Path, tmp_path: Path, digits: Any, preprocess: Any
 ) -> None:
-    from mvp_edge_export.writing.candidates import Judges, int8_candidate
+    from mvp_edge_export.server.candidates import Judges, int8_candidate
 
     inputs = preprocess.normalise(digits.test)
     exact = RUNTIMES["onnxruntime"](bundle_path / "model.onnx").run(inputs)
@@ -354,7 +356,7 @@ def test_quantising_tells_nobody_and_prints_nothing(bundle_path: Path, tmp_path:
         "def refuse(*arguments, **more): raise SystemExit('somebody opened a connection')\n"
         "socket.socket.connect = refuse; socket.create_connection = refuse\n"
         "socket.getaddrinfo = refuse\n"
-        "from mvp_edge_export.writing import int8_openvino as o, int8_onnx as r\n"
+        "from mvp_edge_export.server import int8_openvino as o, int8_onnx as r\n"
         "images = np.random.default_rng(0).normal(size=(4, 3, 16, 16)).astype(np.float32)\n"
         "source, out = Path(sys.argv[1]), Path(sys.argv[2])\n"
         "next(o.attempts(source, images, out, full_range=True))\n"

@@ -5,8 +5,6 @@
 Server side: needs PyTorch.
 """
 
-# ruff: noqa: TID253 - runs on the server alone
-
 import copy
 import json
 import tempfile
@@ -23,7 +21,7 @@ from torch import nn
 
 from mvp_edge_export.errors import BadInput, GateFailed
 from mvp_edge_export.images import Preprocess
-from mvp_edge_export.sessions import import_runtime
+from mvp_edge_export.running.sessions import import_runtime
 
 INPUT, OUTPUT = "image", "logits"
 

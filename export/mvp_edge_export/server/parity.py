@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from mvp_edge_export.errors import GateFailed
 from mvp_edge_export.manifest import Parity, RuntimeAccuracy
-from mvp_edge_export.sessions import Session
+from mvp_edge_export.running.sessions import Session
 
 REAL_IMAGES = 64
 RANDOM_IMAGES = 16

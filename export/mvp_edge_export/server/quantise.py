@@ -14,9 +14,9 @@ import numpy as np
 
 from mvp_edge_export.manifest import RuntimeAccuracy, Trial
 from mvp_edge_export.profile import DeviceProfile
-from mvp_edge_export.sessions import Session
-from mvp_edge_export.writing import int8_onnx, int8_openvino
-from mvp_edge_export.writing.parity import MAX_DROP, Floats, Labels, accuracy_of, beyond_chance
+from mvp_edge_export.running.sessions import Session
+from mvp_edge_export.server import int8_onnx, int8_openvino
+from mvp_edge_export.server.parity import MAX_DROP, Floats, Labels, accuracy_of, beyond_chance
 
 CALIBRATION_IMAGES = 256
 """Training images that the ranges are found on; fewer where the task has fewer."""
@@ -121,7 +121,7 @@ def quantised(
         models.append(model)
         wrong.append(logits.argmax(axis=1) != judged_by.targets)
         begin = now
-    best = _best(trials, wrong)
+    best = best_trial(trials, wrong)
     return Quantised(models[best], trials[best], tuple(trials), _why(trials[best], profile))
 
 
@@ -147,8 +147,13 @@ def _timed(session: Session, images: Floats) -> tuple[Floats, float]:
     return np.concatenate(logits), 1e3 * min(times)
 
 
-def _best(trials: list[Trial], wrong: list[np.ndarray]) -> int:
-    """The index of the trial that is taken."""
+def best_trial(trials: list[Trial], wrong: list[np.ndarray]) -> int:
+    """The index of the trial that is taken.
+
+    Args:
+        trials: one for each scheme that was tried.
+        wrong: for each trial the images it got wrong, bool [N].
+    """
     order = sorted(range(len(trials)), key=lambda k: -trials[k].validation.top1)
     allowed = [k for k in order if trials[k].passed]
     if not allowed:

@@ -1,0 +1,1 @@
+"""Writes bundles on the server: ONNX, OpenVINO and int8 files, held against PyTorch."""

@@ -1,1 +1,0 @@
-"""From a verified network to a bundle (server side: PyTorch, ONNX)."""
