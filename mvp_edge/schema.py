@@ -6,24 +6,16 @@ models built on it import neither PyTorch nor timm.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from mvp_edge.methods.catalogue import current_name
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.storage import read_json, write_json
 from mvp_edge_export.verified import parse
 
-RENAMED_METHODS = {"taught": "distill"}
-"""Method names that version 0.1.0 wrote → their present names."""
-
-
-def present_method(name: Any) -> Any:
-    """The present name of a pruning method; anything else is returned as it is."""
-    return RENAMED_METHODS.get(name, name) if isinstance(name, str) else name
-
-
-MethodName = Annotated[str, BeforeValidator(present_method)]
+MethodName = Annotated[str, BeforeValidator(current_name)]
 """A pruning method; files of version 0.1.0 may call it by an older name."""
 
 

@@ -113,6 +113,7 @@ def prune(console: Console, out: Path | None, force: bool, **arguments: Any) -> 
     if arguments["task"] is None:
         _take_demo(arguments, console)
     console.say("loading …")
+    from mvp_edge.cli.front import front_table
     from mvp_edge.runs.choice import FILE, Front
     from mvp_edge.runs.prune import prune_for
 
@@ -128,7 +129,7 @@ def prune(console: Console, out: Path | None, force: bool, **arguments: Any) -> 
 
         front = Front.load(run.path)
         facts["front"] = front.model_dump(mode="json", by_alias=True)
-        text = Lines(front.table(), Text(f"picked {front.picked}: {front.why}\n{text}"))
+        text = Lines(front_table(front), Text(f"picked {front.picked}: {front.why}\n{text}"))
     console.result(facts, text)
     run.check()
 

@@ -10,7 +10,8 @@ import click
 from click.shell_completion import CompletionItem
 
 from mvp_edge.cli.console import Console
-from mvp_edge.runs.request import DEFAULTS, OPTIONS, Option, current_method
+from mvp_edge.methods.catalogue import current_name
+from mvp_edge.runs.request import DEFAULTS, OPTIONS, Option
 from mvp_edge_export.errors import BadInput
 
 if TYPE_CHECKING:
@@ -74,6 +75,14 @@ class Device(click.ParamType):  # type: ignore[type-arg]
         return [CompletionItem(name) for name in names] or [CompletionItem(incomplete, type="file")]
 
 
+class Place(click.Path):
+    """A folder or file. run.json names it, so `photos/` and `photos` are spelled the same."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The path without a slash at its end."""
+        return str(Path(str(super().convert(value, param, ctx))))
+
+
 def common(command: _Command) -> _Command:
     """--json and --quiet, as a `Console` in the command's first argument."""
 
@@ -99,7 +108,7 @@ class Method(click.Choice):  # type: ignore[type-arg]
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The method's present name."""
-        name = current_method(value)
+        name = current_name(value)
         if name != value and name in self.choices:
             flag = param.opts[0] if param else "--method"
             click.echo(
@@ -148,6 +157,7 @@ def _click_type(name: str, option: Option) -> Any:
         "number": Number(0 if option.positive else option.least, min_open=option.positive),
         "keep": Keep(),
         "device": Device(),
+        "place": Place(),
         "path": click.Path(),
     }
     return types.get(option.kind)

@@ -5,17 +5,13 @@ accuracy on test images is reported only.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from mvp_edge.runs.run_file import RunJson
 from mvp_edge.schema import Part
 from mvp_edge_export.profile import DeviceProfile
-from mvp_edge_export.quantities import format_bytes, format_count, format_duration
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 FILE = "front.json"
 Pick = Literal["smallest", "fastest", "best"]
@@ -127,29 +123,6 @@ class Front(RunJson):
         noisy = " Another load ran meanwhile: NOISY." if "NOISY" in bad else ""
         slow = " The machine was throttled: INVALID." if "INVALID" in bad else ""
         return f"▶ picked, · worse and slower than another. {self.timed}{noisy}{slow}"
-
-    def table(self) -> "Table":
-        """The members for people, at most 80 columns wide."""
-        from rich.table import Table
-
-        table = Table(title=f"Front of {len(self.members)} networks", caption=self.caption)
-        for name in ("", "keep", "mult.-adds", "params", "file", "val %", "test %", "latency"):
-            table.add_column(name, justify="right")
-        best = undominated(self.members)
-        for member in self.members:
-            mark = "▶" if member.number == self.picked else " " if member in best else "·"
-            timing = member.fastest
-            table.add_row(
-                f"{mark} {member.number}",
-                f"{member.keep:.3g}",
-                format_count(member.flops),
-                format_count(member.params),
-                format_bytes(member.file),
-                f"{100 * member.validation:.1f}",
-                f"{100 * member.test:.1f}",
-                format_duration(timing.p50) if timing else "–",
-            )
-        return table
 
 
 def limit_for(profile: DeviceProfile, members: Sequence[Member], reference: float | None) -> Limit:

@@ -39,7 +39,7 @@ from mvp_edge_export.measuring.bench import time_model
 from mvp_edge_export.measuring.machine import differences, this_machine
 from mvp_edge_export.profile import DeviceProfile
 from mvp_edge_export.running.sessions import format_of, installed_runtimes
-from mvp_edge_export.server.convert import frozen, write_network
+from mvp_edge_export.server.convert import NetworkWriter, frozen
 from mvp_edge_export.storage import atomic_file, sha256_json
 
 FOLDER = "front"
@@ -109,30 +109,34 @@ def plan_front(settled: Settled) -> FrontPlan:
     count = request.front or RUNGS
     if not METHODS[settled.method].one_shot:
         raise BadInput(
-            f"--front {count} with {settled.method} ({settled.source.reason}): a network from scratch "
-            "takes a training of its own at each size: give a --zoo that can vote, take a method that cuts "
-            "first (--method distill), or run --keep R for each"
+            f"{count} with {settled.method} ({settled.source.reason}): this method needs a full training for "
+            "each size: give a --zoo that can vote, take a one-shot method (--method distill), or run --keep R "
+            "for each",
+            field="front",
         )
     if not settled.task.splits["val"]:
         raise BadInput(
-            f"--front {count}: {settled.task.source} leaves no image to choose by: give more images a class, "
-            "or a val split"
+            f"{count}: {settled.task.source} has no validation image to choose by: give more images a class, "
+            "or a val split",
+            field="front",
         )
     bounded = request.pick != "best" and profile.accuracy.max_drop is not None
     if bounded and not request.reference:
         raise BadInput(
-            f"--pick {request.pick or 'smallest'}: profile {profile.id} sets accuracy.max_drop, the "
-            "loss against the fine-tuned unpruned network: add --reference, or --pick best"
+            f"{request.pick or 'smallest'}: profile {profile.id} sets accuracy.max_drop, which is measured against "
+            "the fine-tuned unpruned network: add --reference, or --pick best",
+            field="pick",
         )
     bench = Bench.here(profile)
     if request.pick == "fastest" and not bench.runtimes:
-        raise BadInput(f"--pick fastest: {bench.told[:1].lower()}{bench.told[1:-1]}")
+        raise BadInput(f"fastest: {bench.told[:1].lower()}{bench.told[1:-1]}", field="pick")
     small = settled.zoo.keep if settled.zoo else DEFAULT_KEEP
     keeps = settled.sizer.ladder(settled.ceiling, count, small=small)
     if len(keeps) == 1 and not settled.climbs:
         raise BadInput(
-            f"--front {count}: the budgets of {profile.id} and --keep leave room for one network "
-            "only: leave --front out"
+            f"{count}: the budgets of {profile.id} and --keep leave room for one network "
+            "only: leave --front out",
+            field="front",
         )
     alone = replace(request, front=None, pick=None, add_to_zoo=False)
     members = tuple(
@@ -221,16 +225,9 @@ def time_member(run: Run, bench: Bench) -> tuple[MemberLatency, ...]:
     size = run.network.preprocess.size
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        written = write_network(
-            Path(folder),
-            "pruned",
-            frozen(run.network.module(), None),
-            metadata={},
-            size=size,
-            formats=[format_of(runtime) for runtime in bench.runtimes],
-            fp16=False,
-            dynamic_batch=False,
-        )
+        writer = NetworkWriter(size, [format_of(runtime) for runtime in bench.runtimes])
+        module = frozen(run.network.module(), None)
+        written = writer.write(Path(folder), "pruned", module, metadata={})
         for runtime in bench.runtimes:
             model = Path(folder) / written.models[format_of(runtime)]
             shape = (1, 3, size, size)

@@ -5,12 +5,13 @@ its arguments, and every value its check. Nothing here imports PyTorch: `--help`
 """
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mvp_edge.methods.catalogue import METHODS, RENAMED
+from mvp_edge.methods.catalogue import METHODS, current_name
 from mvp_edge.pruning.recipe import AUGMENTATIONS
 from mvp_edge_export.errors import BadInput
 
@@ -30,7 +31,9 @@ class Option:
 
     help: str
     """What it does, its default in brackets, and its unit."""
-    kind: Literal["text", "path", "device", "integer", "number", "flag", "names", "keep"] = "text"
+    kind: Literal[
+        "text", "path", "place", "device", "integer", "number", "flag", "names", "keep"
+    ] = "text"
     metavar: str | None = None
     choices: tuple[str, ...] = ()
     least: float | None = None
@@ -52,7 +55,7 @@ class Option:
         if self.positive and value == 0:
             raise BadInput("0: nothing would be learned; give a value above 0", field=name)
         if self.most is not None and value > self.most:
-            raise BadInput(f"{value}: at most {self.most:g}", field=name)
+            raise BadInput(f"{value}: at most {self.most:.10g}", field=name)
 
 
 def option_of(declared: "Field[Any]") -> Option:
@@ -63,11 +66,6 @@ def option_of(declared: "Field[Any]") -> Option:
 
 def _option(help: str, default: Any = None, **more: Any) -> Any:
     return field(default=default, metadata={"option": Option(help, **more)})
-
-
-def current_method(name: str) -> str:
-    """The present name of a method; a name of the last release is still understood."""
-    return RENAMED.get(name, name)
 
 
 @dataclass(frozen=True)
@@ -90,12 +88,12 @@ class Request:
     task: "str | Task" = field(
         metadata={
             "option": Option(
-                "Images: a folder of class folders, a zip of one, or a list file.", "path", "T"
+                "Images: a folder of class folders, a zip of one, or a list file.", "place", "T"
             )
         }
     )
     zoo: "str | Zoo | None" = _option(
-        "Zoo whose networks are used; its backbone is pruned.", kind="path", metavar="Z"
+        "Zoo whose networks are used; its backbone is pruned.", kind="place", metavar="Z"
     )
     backbone: str | None = _option(
         "Pre-trained network: a timm name, a description.json, or ARCHITECTURE@FILE [the zoo's].",
@@ -217,7 +215,7 @@ class Request:
     )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "method", current_method(self.method))
+        self._rename_method()
         for declared in fields(self):
             option_of(declared).check(declared.name, getattr(self, declared.name))
         if isinstance(self.keep, str):
@@ -238,6 +236,17 @@ class Request:
             )
         if self.zoo is None and self.add_to_zoo:
             raise BadInput("needs a zoo to add to: name it with --zoo", field="add_to_zoo")
+
+    def _rename_method(self) -> None:
+        """Take the present name of a method that is given by an old one, with a warning."""
+        name = current_name(self.method)
+        if name != self.method:
+            warnings.warn(
+                f"method {self.method} is now called {name}; the old name goes in the next release",
+                FutureWarning,
+                stacklevel=4,
+            )
+            object.__setattr__(self, "method", name)
 
     @property
     def voting(self) -> list[str]:

@@ -5,7 +5,8 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator
 
-from mvp_edge.schema import JsonFile, MethodName, Part, present_method
+from mvp_edge.methods.catalogue import current_name
+from mvp_edge.schema import JsonFile, MethodName, Part
 
 Flops = int | float
 """Multiply-adds."""
@@ -61,7 +62,7 @@ class BegunRun(RunJson):
     @classmethod
     def _present_method(cls, value: dict[str, Any]) -> dict[str, Any]:
         """A run that version 0.1.0 began with a method's old name is resumed with its new one."""
-        return {k: present_method(v) if k == "method" else v for k, v in value.items()}
+        return {k: current_name(v) if k == "method" else v for k, v in value.items()}
 
 
 class BackboneFacts(Part):

@@ -171,29 +171,36 @@ def bundle_path(
         import torch
 
         from mvp_edge.subnetwork.operators import operators
-        from mvp_edge_export.server.write import export_bundle
+        from mvp_edge_export.server.inputs import ExportOptions, TaskImages, VerifiedNetwork
+        from mvp_edge_export.server.write import ExportJob
 
         torch.set_num_threads(1)
         weights = root / "weights.bin"
         weights.write_bytes(b"verified weights")
         profile = _profile(file="1MiB", memory="64MiB", latency={"p90": "50ms"})
-        export_bundle(
-            request.getfixturevalue("network"),
-            _verified(weights, profile),
-            weights,
-            path,
-            labels=LABELS,
-            preprocess=PREPROCESS,
-            kept={"layer1": [0, 2, 5]},
-            operators=operators(request.getfixturevalue("network"), (3, SIZE, SIZE)),
-            profile=profile,
-            images=digits.test,
-            targets=digits.test_targets,
-            precisions=("fp32", "fp16", "int8"),
-            validation=(digits.train[:150], digits.train_targets[:150]),
-            calibration=digits.train[150:],
+        network = request.getfixturevalue("network")
+        job = ExportJob(
+            VerifiedNetwork(
+                module=network,
+                verified=_verified(weights, profile),
+                weights=weights,
+                labels=LABELS,
+                preprocess=PREPROCESS,
+                kept={"layer1": [0, 2, 5]},
+                operators=operators(network, (3, SIZE, SIZE)),
+            ),
+            profile,
+            TaskImages(
+                test=digits.test,
+                test_labels=digits.test_targets,
+                validation=digits.train[:150],
+                validation_labels=digits.train_targets[:150],
+                calibration=digits.train[150:],
+            ),
+            ExportOptions(precisions=("fp32", "fp16", "int8")),
             baseline=request.getfixturevalue("unpruned"),
         )
+        job.write(path)
     return path
 
 

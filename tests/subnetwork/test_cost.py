@@ -24,7 +24,8 @@ from mvp_edge.subnetwork.units import unit_groups
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.images import Preprocess
 from mvp_edge_export.profile import DeviceProfile
-from mvp_edge_export.server.write import export_bundle
+from mvp_edge_export.server.inputs import ExportOptions, TaskImages, VerifiedNetwork
+from mvp_edge_export.server.write import ExportJob
 from mvp_edge_export.storage import sha256_file
 from mvp_edge_export.verified import Verified
 
@@ -309,28 +310,27 @@ def test_the_predicted_file_is_a_little_larger_than_the_real_one(case: str, tmp_
     weights.write_bytes(b"stands for them")
     measured = cost.measure(model, (3, side, side))
     device = DeviceProfile.model_validate(PROFILE)
-    bundle = export_bundle(
-        model.eval(),
-        Verified(
-            weights_sha256=sha256_file(weights),
-            cost=measured,
-            cost_baseline=measured,
-            accuracy=0.2,
-            images=1,
-            verdicts=(),
-            profile=device.id,
-            profile_sha256=device.sha256,
-        ),
-        weights,
-        tmp_path / "bundle",
+    verified = Verified(
+        weights_sha256=sha256_file(weights),
+        cost=measured,
+        cost_baseline=measured,
+        accuracy=0.2,
+        images=1,
+        verdicts=(),
+        profile=device.id,
+        profile_sha256=device.sha256,
+    )
+    network = VerifiedNetwork(
+        module=model.eval(),
+        verified=verified,
+        weights=weights,
         labels=[f"class {i}" for i in range(5)],
         preprocess=Preprocess(side, (0.5,) * 3, (0.25,) * 3),
         kept={group: units.tolist() for group, units in kept.items()},
         operators=operators(model, (3, side, side)),
-        profile=device,
-        images=np.zeros((1, side, side, 3), np.uint8),
-        targets=np.zeros(1, np.int64),
-        formats=("onnx",),
     )
+    images = TaskImages(np.zeros((1, side, side, 3), np.uint8), np.zeros(1, np.int64))
+    job = ExportJob(network, device, images, ExportOptions(formats=("onnx",)))
+    bundle = job.write(tmp_path / "bundle")
     real = (bundle.path / "model.onnx").stat().st_size
     assert real <= cost.file_bytes(model) <= 1.05 * real

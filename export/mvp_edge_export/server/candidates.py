@@ -1,9 +1,9 @@
-"""The forms that the pruned network could be shipped in: judged, and those that fail kept out.
+"""The candidates for shipping: forms of the pruned network that were tested, with those that fail kept out.
 
     files in float32, float16 ─ accuracy in the runtime ─┐
-    int8 by the best scheme ─ the gate of max_quant_drop ┴─ the file budget ─→ candidates, models
+    int8 by the best scheme ─ limit max_quant_drop ──────┴─ file budget ─→ candidates, models
 
-Server side: PyTorch's logits are the reference.
+PyTorch's logits are the reference.
 """
 
 import tempfile
@@ -23,12 +23,12 @@ from mvp_edge_export.quantities import format_bytes
 from mvp_edge_export.running.sessions import FORMATS, RUNTIMES, Session
 from mvp_edge_export.server.convert import PLACES
 from mvp_edge_export.server.parity import Floats, accuracy_of, check_accuracy
-from mvp_edge_export.server.quantise import Images, quantised
+from mvp_edge_export.server.quantise import Images, Quantiser
 
 
 @dataclass(frozen=True)
 class Judges:
-    """The images that candidates are made and judged with, as the network takes them."""
+    """The images with which candidates are made and tested, as the network takes them."""
 
     test: Images
     validation: Images | None = None
@@ -39,10 +39,10 @@ class Judges:
 def float_candidates(
     bundle: Path, models: Mapping[str, str], judges: Judges
 ) -> Iterator[Candidate]:
-    """Each float file, judged in its runtime as it is deployed.
+    """Every float file, tested in its runtime as it will be deployed.
 
     Raises:
-        GateFailed: a runtime is less accurate with it than PyTorch, beyond chance.
+        GateFailed: a runtime is significantly less accurate than PyTorch.
     """
     for form, name in models.items():
         runtime, precision = _of(form)
@@ -64,30 +64,22 @@ def float_candidates(
 def int8_candidate(
     bundle: Path, graph: onnx.ModelProto, runtime: str, judges: Judges, profile: DeviceProfile
 ) -> Candidate:
-    """The best int8 form for a runtime; its files are placed in the bundle if it passes the gate.
+    """The best int8 form for a runtime; its files are put into the bundle if it is within the accuracy limit.
 
     Args:
         bundle: the bundle's directory.
-        graph: in float32, described.
+        graph: the float32 graph with its description.
         runtime: a key of ``sessions.RUNTIMES``.
-        judges: with calibration and validation images.
-        profile: the device, for its number formats and its gate.
+        judges: calibration, validation and test images.
+        profile: the device, for its number formats and its accuracy limit.
     """
     assert judges.validation is not None
     assert judges.calibration is not None
     with tempfile.TemporaryDirectory(dir=bundle) as scratch:
         source = Path(scratch) / "source.onnx"
         source.write_bytes(graph.SerializeToString(deterministic=True))
-        best = quantised(
-            source,
-            runtime,
-            lambda model: loaded(runtime, model),
-            calibration=judges.calibration,
-            validation=judges.validation,
-            profile=profile,
-            folder=Path(scratch),
-            progress=judges.progress,
-        )
+        quantiser = Quantiser(profile, judges.calibration, judges.validation, judges.progress)
+        best = quantiser.best(source, runtime, lambda model: loaded(runtime, model), Path(scratch))
         form = FORMATS[runtime]["int8"]
         if form == "onnx-int8":
             _describe(best.model, graph, best.chosen.scheme)
@@ -111,7 +103,7 @@ def int8_candidate(
 
 
 def _describe(model: Path, source: onnx.ModelProto, scheme: str) -> None:
-    """Let a quantised file say about itself what its source says, and no more domains than it uses."""
+    """Copy the description of the source into a quantised file, and remove operator sets that it does not use."""
     quantised = onnx.load(model)
     used = {node.domain for node in quantised.graph.node}
     opsets = [one for one in quantised.opset_import if one.domain in used]
@@ -127,12 +119,12 @@ def _describe(model: Path, source: onnx.ModelProto, scheme: str) -> None:
 def asked_for(
     candidates: Sequence[Candidate], precisions: Sequence[NumberFormat]
 ) -> list[Candidate]:
-    """The same candidates, those in other precisions marked as kept out.
+    """The candidates, with those in other precisions than the wanted ones marked as kept out.
 
-    (float32 is always made: the others are held against it.)
+    (float32 is always made, because the others are compared with it.)
 
     Raises:
-        GateFailed: none is left.
+        GateFailed: no candidate is left.
     """
     wanted = ", ".join(precisions)
     found = [
@@ -150,10 +142,10 @@ def asked_for(
 
 
 def within_budget(candidates: Sequence[Candidate], profile: DeviceProfile) -> list[Candidate]:
-    """The same candidates, those over the file budget marked as kept out.
+    """The candidates, with those over the file budget marked as kept out.
 
     Raises:
-        BudgetMissed: none is left.
+        BudgetMissed: no candidate is left.
     """
     limit = profile.budgets.file
 
@@ -175,14 +167,14 @@ def within_budget(candidates: Sequence[Candidate], profile: DeviceProfile) -> li
 
 
 def loaded(runtime: str, model: Path, **settings: Any) -> Session:
-    """A session of a file that we wrote ourselves.
+    """A session for a file that this export wrote.
 
     Raises:
-        GateFailed: the runtime refuses it.
+        GateFailed: the runtime refuses the file.
     """
     try:
         return RUNTIMES[runtime](model, threads=torch.get_num_threads(), **settings)
-    except BadInput as error:  # nobody gave this file: we wrote it
+    except BadInput as error:  # not the user's input, but our own file
         raise GateFailed(f"export gate: {error}; no bundle was written") from error
 
 

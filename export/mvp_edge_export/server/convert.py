@@ -1,8 +1,6 @@
 """A PyTorch network as ONNX and OpenVINO files that describe themselves.
 
-    module → frozen → ONNX graph → model.onnx → model.xml + model.bin
-
-Server side: needs PyTorch.
+module → frozen → ONNX graph → model.onnx → model.xml + model.bin
 """
 
 import copy
@@ -36,68 +34,70 @@ PLACES = {
     "openvino-fp16": "model_fp16.xml",
     "openvino-int8": "model_int8.xml",
 }
-"""Format → where its file lies in a bundle, or in the baseline's folder."""
+"""Format → path of its file in a bundle, or in the baseline's folder."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """One network's files in the bundle, and PyTorch's module that they must agree with."""
+    """One network's files in the bundle, and the PyTorch module that they must agree with."""
 
     network: Network
     module: nn.Module
     graph: onnx.ModelProto
-    """As it was written, and described, in float32."""
+    """The float32 graph that was written, with its description."""
     models: dict[str, str]
     exporter: str
 
 
-def write_network(
-    bundle: Path,
-    network: Network,
-    module: nn.Module,
-    *,
-    metadata: Mapping[str, Any],
-    size: int,
-    formats: Sequence[str],
-    fp16: bool,
-    dynamic_batch: bool,
-) -> Written:
-    """Write a network's files below ``bundle``; the baseline's in a folder of its own.
+@dataclass(frozen=True)
+class NetworkWriter:
+    """Writes networks of one input size in the wanted formats."""
 
-    Args:
-        bundle: the bundle's directory.
-        network: which of its networks this is.
-        module: from ``frozen``.
-        metadata: what the ONNX file is to say about itself.
-        size: side of the images in pixels.
-        formats: some of ``onnx``, ``openvino``.
-        fp16: also an OpenVINO IR with weights in float16, of the pruned network.
-        dynamic_batch: leave the batch open instead of fixing it to 1.
+    size: int
+    """Side of the input images in pixels."""
+    formats: Sequence[str]
+    """Some of ``onnx``, ``openvino``."""
+    fp16: bool = False
+    """Also write an OpenVINO IR with weights in float16, of the pruned network."""
+    dynamic_batch: bool = False
+    """Leave the batch size open instead of fixing it to 1."""
 
-    Raises:
-        BadInput: too large for one file, or the disk is full.
-        GateFailed: it cannot be expressed in a format.
-    """
-    folder = bundle if network == "pruned" else bundle / network
-    folder.mkdir(exist_ok=True)
-    graph, exporter = onnx_graph(module, torch.zeros(1, 3, size, size), dynamic_batch)
-    describe(graph, metadata)
-    if graph.ByteSize() > _MAX_ONNX_BYTES:
-        raise BadInput(f"the {network} network is over 2 GB, more than one ONNX file can hold")
-    models: dict[str, str] = {}
+    def write(
+        self, bundle: Path, network: Network, module: nn.Module, metadata: Mapping[str, Any]
+    ) -> Written:
+        """Write one network below ``bundle``; the baseline has a folder of its own there.
 
-    def place(form: str) -> Path:
-        models[form] = (folder / PLACES[form]).relative_to(bundle).as_posix()
-        return folder / PLACES[form]
+        Args:
+            bundle: the bundle's directory.
+            network: which of the bundle's networks this is.
+            module: from ``frozen``.
+            metadata: the description that the ONNX file carries.
 
-    with tempfile.TemporaryDirectory(dir=bundle) as scratch:
-        source = place("onnx") if "onnx" in formats else Path(scratch) / PLACES["onnx"]
-        source.write_bytes(graph.SerializeToString(deterministic=True))
-        if "openvino" in formats:
-            save_openvino(source, place("openvino"))
-            if fp16 and network == "pruned":
-                save_openvino(source, place("openvino-fp16"), fp16=True)
-    return Written(network, module, graph, models, exporter)
+        Raises:
+            BadInput: the network is too large for one file, or the disk is full.
+            GateFailed: the network cannot be expressed in a format.
+        """
+        folder = bundle if network == "pruned" else bundle / network
+        folder.mkdir(exist_ok=True)
+        image = torch.zeros(1, 3, self.size, self.size)
+        graph, exporter = onnx_graph(module, image, self.dynamic_batch)
+        describe(graph, metadata)
+        if graph.ByteSize() > _MAX_ONNX_BYTES:
+            raise BadInput(f"the {network} network is over 2 GB, more than one ONNX file can hold")
+        models: dict[str, str] = {}
+
+        def place(form: str) -> Path:
+            models[form] = (folder / PLACES[form]).relative_to(bundle).as_posix()
+            return folder / PLACES[form]
+
+        with tempfile.TemporaryDirectory(dir=bundle) as scratch:
+            source = place("onnx") if "onnx" in self.formats else Path(scratch) / PLACES["onnx"]
+            source.write_bytes(graph.SerializeToString(deterministic=True))
+            if "openvino" in self.formats:
+                save_openvino(source, place("openvino"))
+                if self.fp16 and network == "pruned":
+                    save_openvino(source, place("openvino-fp16"), fp16=True)
+        return Written(network, module, graph, models, exporter)
 
 
 def save_openvino(source: Path, path: Path, *, fp16: bool = False) -> None:
@@ -123,7 +123,10 @@ def save_openvino(source: Path, path: Path, *, fp16: bool = False) -> None:
 
 
 def frozen(source: nn.Module, embedded: Preprocess | None) -> nn.Module:
-    """A copy of ``source`` for the exporter: on the CPU, float32, eval; ``embedded`` put before it."""
+    """A copy of ``source`` for the exporter, in float32 on the CPU in eval mode.
+
+    With ``embedded`` the copy normalises its input itself.
+    """
     module = copy.deepcopy(source).cpu().float().eval()
     module = module.to(memory_format=torch.contiguous_format)
     return (module if embedded is None else Normalised(module, embedded)).requires_grad_(False)

@@ -1,13 +1,13 @@
-"""int8 by post-training quantisation: named schemes are tried, judged, and one is taken.
+"""int8 by post-training quantisation: several schemes are tried, and the best one is taken.
 
-    training images ─→ ranges ─→ a file a scheme ─ validation images ─→ accuracy, speed ─→ the best
+    training images ─→ ranges ─→ one file per scheme ─ validation images ─→ accuracy, speed ─→ the best
 
-Which parts of a network must stay in float is thus found by measurement, not by rule. Server side.
+Which parts of a network must stay in float is found by measurement, not by rule.
 """
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +19,12 @@ from mvp_edge_export.server import int8_onnx, int8_openvino
 from mvp_edge_export.server.parity import MAX_DROP, Floats, Labels, accuracy_of, beyond_chance
 
 CALIBRATION_IMAGES = 256
-"""Training images that the ranges are found on; fewer where the task has fewer."""
+"""Number of training images from which ranges are found; fewer where the task has fewer."""
 MOST_JUDGED = 1000
-"""Validation images that a scheme is judged by; of more, so many spread evenly."""
+"""Largest number of validation images by which a scheme is judged; evenly spread where there are more."""
 
 _AS_FAST = 1.03
-"""Times that differ by less are equal: the machine is not measured more finely while it exports."""
+"""Times within this factor count as equal: an export does not measure more precisely."""
 _VNNI = ("avx_vnni", "avx512_vnni")
 
 Opened = Callable[[Path], Session]
@@ -32,7 +32,7 @@ Opened = Callable[[Path], Session]
 
 @dataclass(frozen=True)
 class Images:
-    """Images as the network takes them, and what float32 makes of them.
+    """Images as the network takes them, with the logits of the float32 network.
 
     Args:
         inputs: [N, 3, S, S].
@@ -45,7 +45,7 @@ class Images:
     reference: Floats
 
     def spread(self, most: int) -> "Images":
-        """At most so many of them, spread evenly."""
+        """At most ``most`` of the images, evenly spread."""
         if len(self.targets) <= most:
             return self
         rows = np.linspace(0, len(self.targets) - 1, most).round().astype(int)
@@ -54,7 +54,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Quantised:
-    """The scheme that was taken, all that were tried, and its file."""
+    """The scheme that was taken with its file, and all schemes that were tried."""
 
     model: Path
     chosen: Trial
@@ -62,73 +62,77 @@ class Quantised:
     why: str
 
 
-def quantised(
-    source: Path,
-    runtime: str,
-    opened: Opened,
-    *,
-    calibration: Floats,
-    validation: Images,
-    profile: DeviceProfile,
-    folder: Path,
-    progress: Callable[[str], None],
-) -> Quantised:
-    """Try every scheme of a runtime and take the best.
+@dataclass(frozen=True)
+class Quantiser:
+    """Quantises float32 networks for one device, and judges the result."""
 
-    Of the schemes within the accuracy gate, those whose accuracy is the best but for chance are
-    equals; the fastest of them is taken, of equally fast ones that with the fewest layers in float.
-    Where none keeps within the gate, the most accurate is, and its trial says that it did not pass.
+    profile: DeviceProfile
+    """The device: its processor decides about number formats, its ``accuracy.max_quant_drop`` is the limit."""
+    calibration: Floats
+    """Training images as the network takes them, [N, 3, S, S], from which int8 finds its ranges."""
+    validation: Images
+    """The images by which schemes are compared."""
+    progress: Callable[[str], None] = field(default=lambda phase: None)
+    """Told each scheme as it begins."""
 
-    Args:
-        source: the float32 ``.onnx`` file.
-        runtime: a key of ``sessions.RUNTIMES``.
-        opened: opens a file of this runtime.
-        calibration: training images as the network takes them [N, 3, S, S].
-        validation: what the schemes are judged by.
-        profile: the device; its architecture decides about number formats, its
-            ``accuracy.max_quant_drop`` is the gate.
-        folder: where the files go.
-        progress: told each scheme as it begins.
-    """
-    arch, isa = profile.hardware.arch, profile.hardware.isa
-    full_range = arch != "x86_64" or any(flag in isa for flag in _VNNI)
-    found: Iterator[tuple[int8_onnx.Scheme | int8_openvino.Scheme, Path, int, int]]
-    if runtime == "onnxruntime":
-        found = int8_onnx.attempts(source, calibration, folder, arch=arch, full_range=full_range)
-    else:
-        found = int8_openvino.attempts(source, calibration, folder, full_range=full_range)
-    judged_by = validation.spread(MOST_JUDGED)
-    trials, models, wrong = [], [], []
-    begin = time.monotonic()
-    for scheme, model, inside, outside in found:
-        progress(f"int8 for {runtime}: {scheme.about}")
-        session = opened(model)
-        logits, milliseconds = _timed(session, judged_by.inputs)
-        accuracy = accuracy_of(judged_by.reference, logits, judged_by.targets, session)
-        now = time.monotonic()
-        trials.append(
-            Trial(
-                scheme=scheme.name,
-                about=scheme.about,
-                int8_layers=inside,
-                float_layers=outside,
-                validation=accuracy,
-                passed=passes(accuracy, profile),
-                milliseconds=milliseconds,
-                seconds=now - begin,
+    def best(self, source: Path, runtime: str, opened: Opened, folder: Path) -> Quantised:
+        """Try every scheme of a runtime and take the best one.
+
+        Schemes within the accuracy limit whose accuracies do not differ significantly are equals. The fastest of
+        them is taken, and among equally fast ones the one with the fewest layers in float. Where no scheme is
+        within the limit, the most accurate one is taken, and its trial says that it did not pass.
+
+        Args:
+            source: the float32 ``.onnx`` file.
+            runtime: a key of ``sessions.RUNTIMES``.
+            opened: opens a file of this runtime.
+            folder: where the files go.
+        """
+        judged_by = self.validation.spread(MOST_JUDGED)
+        trials, models, wrong = [], [], []
+        begin = time.monotonic()
+        for scheme, model, inside, outside in self._attempts(source, runtime, folder):
+            self.progress(f"int8 for {runtime}: {scheme.about}")
+            session = opened(model)
+            logits, milliseconds = _timed(session, judged_by.inputs)
+            accuracy = accuracy_of(judged_by.reference, logits, judged_by.targets, session)
+            now = time.monotonic()
+            trials.append(
+                Trial(
+                    scheme=scheme.name,
+                    about=scheme.about,
+                    int8_layers=inside,
+                    float_layers=outside,
+                    validation=accuracy,
+                    passed=passes(accuracy, self.profile),
+                    milliseconds=milliseconds,
+                    seconds=now - begin,
+                )
             )
-        )
-        models.append(model)
-        wrong.append(logits.argmax(axis=1) != judged_by.targets)
-        begin = now
-    best = best_trial(trials, wrong)
-    return Quantised(models[best], trials[best], tuple(trials), _why(trials[best], profile))
+            models.append(model)
+            wrong.append(logits.argmax(axis=1) != judged_by.targets)
+            begin = now
+        best = best_trial(trials, wrong)
+        why = _why(trials[best], self.profile)
+        return Quantised(models[best], trials[best], tuple(trials), why)
+
+    def _attempts(
+        self, source: Path, runtime: str, folder: Path
+    ) -> Iterator[tuple[int8_onnx.Scheme | int8_openvino.Scheme, Path, int, int]]:
+        """Each scheme with its file and the number of layers in int8 and in float."""
+        arch, isa = self.profile.hardware.arch, self.profile.hardware.isa
+        full_range = arch != "x86_64" or any(flag in isa for flag in _VNNI)
+        if runtime == "onnxruntime":
+            return int8_onnx.attempts(
+                source, self.calibration, folder, arch=arch, full_range=full_range
+            )
+        return int8_openvino.attempts(source, self.calibration, folder, full_range=full_range)
 
 
 def passes(accuracy: RuntimeAccuracy, profile: DeviceProfile) -> bool:
-    """Whether int8 loses no more than the profile's ``max_quant_drop`` points.
+    """Whether int8 loses at most the profile's ``max_quant_drop`` points.
 
-    Without a limit there: no more than the export gate lets any runtime lose.
+    Where the profile sets no limit: at most what the export gate allows any runtime to lose.
     """
     limit = profile.accuracy.max_quant_drop
     if limit is not None:
@@ -138,7 +142,7 @@ def passes(accuracy: RuntimeAccuracy, profile: DeviceProfile) -> bool:
 
 
 def _timed(session: Session, images: Floats) -> tuple[Floats, float]:
-    """The logits, and the milliseconds of the fastest image: other work only ever slows down."""
+    """The logits, and the time of the fastest image in milliseconds (other load can only slow it down)."""
     logits, times = [], []
     for index in range(len(images)):
         begin = time.perf_counter()
@@ -148,11 +152,11 @@ def _timed(session: Session, images: Floats) -> tuple[Floats, float]:
 
 
 def best_trial(trials: list[Trial], wrong: list[np.ndarray]) -> int:
-    """The index of the trial that is taken.
+    """Index of the trial that is taken.
 
     Args:
-        trials: one for each scheme that was tried.
-        wrong: for each trial the images it got wrong, bool [N].
+        trials: one for each scheme.
+        wrong: for each trial which images it got wrong, bool [N].
     """
     order = sorted(range(len(trials)), key=lambda k: -trials[k].validation.top1)
     allowed = [k for k in order if trials[k].passed]

@@ -1,7 +1,7 @@
-"""From a verified network to a bundle, through the export gate (server side: needs PyTorch).
+"""From a verified network to a bundle, through the export gate.
 
     module ─ torch.onnx ─→ graph ─ metadata ─→ model.onnx ─ OpenVINO ─→ model.xml + model.bin
-             file budget · parity of each runtime · accuracy in each runtime ─→ manifest.json
+             parity in each runtime · accuracy in each runtime · int8 · file budget ─→ manifest.json
 
 The bundle appears under its name only after the last check; a failure leaves nothing.
 """
@@ -9,17 +9,16 @@ The bundle appears under its name only after the last check; a failure leaves no
 import importlib.metadata
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from mvp_edge_export.bundle import Bundle, load_bundle, network_input
-from mvp_edge_export.devices.operators import Operators
 from mvp_edge_export.errors import BadInput, BudgetMissed, GateFailed
-from mvp_edge_export.images import Preprocess
 from mvp_edge_export.manifest import (
     MANIFEST,
     BundleFile,
@@ -32,8 +31,8 @@ from mvp_edge_export.manifest import (
 from mvp_edge_export.measuring.bench import bench
 from mvp_edge_export.measuring.choice import decided, is_device
 from mvp_edge_export.profile import DeviceProfile
-from mvp_edge_export.profile_sections import NUMBER_FORMATS, NumberFormat
-from mvp_edge_export.running.sessions import FORMATS, Session, import_runtime
+from mvp_edge_export.profile_sections import NumberFormat
+from mvp_edge_export.running.sessions import Session, import_runtime
 from mvp_edge_export.server.candidates import (
     Judges,
     asked_for,
@@ -42,216 +41,179 @@ from mvp_edge_export.server.candidates import (
     loaded,
     within_budget,
 )
-from mvp_edge_export.server.convert import PLACES, Network, Written, frozen, write_network
+from mvp_edge_export.server.convert import PLACES, NetworkWriter, Written, frozen
+from mvp_edge_export.server.inputs import (
+    RUNTIME_OF,
+    ExportOptions,
+    TaskImages,
+    VerifiedNetwork,
+)
 from mvp_edge_export.server.parity import Floats, Labels, Pixels, check_parity, gate_images
 from mvp_edge_export.server.quantise import Images
 from mvp_edge_export.storage import atomic_directory, sha256_file, write_json
 from mvp_edge_export.verified import Verdict, Verified
 
-RUNTIME_OF = {forms["fp32"]: runtime for runtime, forms in FORMATS.items()}
-WRITABLE = tuple(RUNTIME_OF)
-"""What can be asked for: ``onnx``, ``openvino``."""
-
 _REFERENCE_BATCH = 64
-_CHOOSING_SECONDS = 2.0
-"""Timed seconds a cell when the choice can be made at once; ``bench --choose`` takes its time."""
+CHOOSING_SECONDS = 2.0
+"""Seconds of measurement for each cell when an export chooses at once; ``bench --choose`` measures longer."""
 
 
-def export_bundle(
-    module: nn.Module,
-    verified: Verified,
-    weights: Path,
-    out: Path,
-    *,
-    labels: Sequence[str],
-    preprocess: Preprocess,
-    kept: Mapping[str, Sequence[int]],
-    operators: Operators,
-    profile: DeviceProfile,
-    images: Pixels,
-    targets: Labels,
-    gate_pixels: Pixels | None = None,
-    formats: Sequence[str] = WRITABLE,
-    precisions: Sequence[NumberFormat] = ("fp32",),
-    validation: tuple[Pixels, Labels] | None = None,
-    calibration: Pixels | None = None,
-    dynamic_batch: bool = False,
-    embed_preprocess: bool = False,
-    baseline: nn.Module | None = None,
-    force: bool = False,
-    progress: Callable[[str], None] = lambda phase: None,
-) -> Bundle:
-    """Write the bundle of a verified network, after it passed the gate in every runtime.
+@dataclass(frozen=True)
+class ExportJob:
+    """One export: a verified network for a device, written and checked in every runtime."""
 
-    Args:
-        module: the pruned network, float32 [N, 3, S, S] → logits [N, C]; it is not changed.
-        verified: its verification, made for ``profile``.
-        weights: the file whose sha256 ``verified`` binds.
-        out: the directory to make.
-        labels: class names in the order of the logits.
-        preprocess: how images become the network's input.
-        kept: unit group → indices of the backbone's units that the network keeps.
-        operators: what one inference of it computes.
-        profile: the device profile whose file budget is judged here.
-        images: the test images, uint8 [N, S, S, 3].
-        targets: their classes [N].
-        gate_pixels: real images for the parity gate, of any split; the test images if None.
-        formats: some of ``WRITABLE``.
-        precisions: what to write: fp32; fp16 is an OpenVINO IR with weights in float16; int8 is the
-            best quantisation for each runtime, if it keeps within the profile's gate.
-        validation: validation images and their classes, which int8 is chosen by.
-        calibration: training images, on which int8 finds its ranges.
-        dynamic_batch: leave the batch open instead of fixing it to 1.
-        embed_preprocess: put the division by 255 and the normalisation into the graph.
-        baseline: the unpruned network with the task's head, exported beside it.
-        force: replace an existing bundle.
-        progress: told the name of each phase as it begins.
+    network: VerifiedNetwork
+    profile: DeviceProfile
+    """The device profile that the network was verified for; its file budget is judged here."""
+    images: TaskImages
+    options: ExportOptions = field(default_factory=ExportOptions)
+    baseline: nn.Module | None = None
+    """The unpruned network with the task's head, exported beside the pruned one."""
+    progress: Callable[[str], None] = lambda phase: None
+    """Told the name of each phase as it begins."""
 
-    Raises:
-        BadInput: arguments that do not fit together, or weights that were not verified.
-        BudgetMissed: a budget FAILs, that of the file included.
-        GateFailed: a runtime does not compute what PyTorch computes, or with less accuracy.
-    """
-    _check_ticket(verified, weights, profile)
-    _check_arguments(labels, preprocess, images, targets, formats, precisions)
-    if "int8" in precisions and (validation is None or calibration is None):
-        raise ValueError("int8 needs validation and calibration images")
-    _check_replaceable(out)
-    for form in formats:
-        import_runtime(RUNTIME_OF[form])
-    versions = _versions(formats, precisions)
-    metadata = {
-        "labels": list(labels),
-        **preprocess.to_json(),
-        "embedded_preprocess": embed_preprocess,
-        "profile": profile.id,
-        "profile_sha256": profile.sha256,
-        "versions": versions,
-    }
-    pruned_metadata = {
-        "weights_sha256": verified.weights_sha256,
-        "kept": {group: list(indices) for group, indices in kept.items()},
-    }
+    def write(self, out: Path, *, force: bool = False) -> Bundle:
+        """Write the bundle; it appears at ``out`` when every check has passed.
 
-    def write(folder: Path, network: Network, source: nn.Module, facts: dict[str, Any]) -> Written:
-        progress(f"exporting the {network} network")
-        embedded = preprocess if embed_preprocess else None
-        return write_network(
-            folder,
-            network,
-            frozen(source, embedded),
-            metadata=facts,
-            size=preprocess.size,
-            formats=formats,
-            fp16="fp16" in precisions,
-            dynamic_batch=dynamic_batch,
+        Args:
+            out: the directory to make.
+            force: replace an existing bundle.
+
+        Raises:
+            BadInput: arguments that do not fit together, or weights that were not verified.
+            BudgetMissed: a budget FAILs, that of the file included.
+            GateFailed: a runtime does not compute what PyTorch computes, or is less accurate.
+        """
+        network, options = self.network, self.options
+        network.check(self.profile)
+        self.images.check(network.preprocess.size, len(network.labels), options.precisions)
+        _check_replaceable(out)
+        for form in options.formats:
+            import_runtime(RUNTIME_OF[form])
+        with atomic_directory(out, force=force) as folder:
+            written = self._networks(folder)
+            parity = self._parity(folder, written)
+            judges = self._judges(written[0])
+            _check_verified(judges.test, network.verified)
+            candidates = self._candidates(folder, written[0], judges)
+            manifest = self._manifest(folder, written, parity, candidates)
+            if is_device(self.profile):
+                self.progress("measuring the candidates: this machine is the device")
+                manifest = _chosen_here(folder, manifest)
+            write_json(folder / MANIFEST, manifest.model_dump(mode="json", by_alias=True))
+            load_bundle(folder)  # as the device will do, before the bundle appears
+        return Bundle(out, manifest)
+
+    @cached_property
+    def _versions(self) -> dict[str, str]:
+        return _versions(self.options.formats, self.options.precisions)
+
+    def _input(self, pixels: Pixels) -> Floats:
+        embedded = self.options.embed_preprocess
+        return network_input(pixels, self.network.preprocess, embedded=embedded)
+
+    def _networks(self, folder: Path) -> list[Written]:
+        """The pruned network's files, and the baseline's if there is one."""
+        network, options = self.network, self.options
+        metadata = {
+            "labels": list(network.labels),
+            **network.preprocess.to_json(),
+            "embedded_preprocess": options.embed_preprocess,
+            "profile": self.profile.id,
+            "profile_sha256": self.profile.sha256,
+            "versions": self._versions,
+        }
+        pruned = {
+            "weights_sha256": network.verified.weights_sha256,
+            "kept": {group: list(indices) for group, indices in network.kept.items()},
+        }
+        writer = NetworkWriter(
+            size=network.preprocess.size,
+            formats=options.formats,
+            fp16="fp16" in options.precisions,
+            dynamic_batch=options.dynamic_batch,
         )
+        embedded = network.preprocess if options.embed_preprocess else None
+        self.progress("exporting the pruned network")
+        module = frozen(network.module, embedded)
+        written = [writer.write(folder, "pruned", module, metadata | pruned)]
+        if self.baseline is not None:
+            self.progress("exporting the baseline network")
+            module = frozen(self.baseline, embedded)
+            written.append(writer.write(folder, "baseline", module, metadata))
+        return written
 
-    with atomic_directory(out, force=force) as folder:
-        pruned = write(folder, "pruned", module, metadata | pruned_metadata)
-        networks = [pruned]
-        if baseline is not None:
-            networks.append(write(folder, "baseline", baseline, metadata))
+    def _parity(self, folder: Path, written: Sequence[Written]) -> list[Parity]:
+        """Each network in each runtime against PyTorch."""
+        self.progress("comparing the runtimes with PyTorch")
+        given = self.images.gate
+        pixels, real = gate_images(self.images.test if given is None else given)
+        images, classes = self._input(pixels), len(self.network.labels)
+        return [check for one in written for check in _parity(folder, one, images, real, classes)]
 
-        progress("comparing the runtimes with PyTorch")
-        pixels, real = gate_images(images if gate_pixels is None else gate_pixels)
-        gate_input = network_input(pixels, preprocess, embedded=embed_preprocess)
-        parity = [
-            check
-            for network in networks
-            for check in _parity(folder, network, gate_input, real, len(labels))
-        ]
+    def _judges(self, pruned: Written) -> Judges:
+        """The images with which candidates are made and tested."""
+        self.progress("measuring the accuracy in each runtime")
+        images = self.images
 
         def judged(pixels: Pixels, targets: Labels) -> Images:
-            inputs = network_input(pixels, preprocess, embedded=embed_preprocess)
+            inputs = self._input(pixels)
             return Images(inputs, targets, _reference(pruned.module, inputs))
 
-        progress("measuring the accuracy in each runtime")
-        judges = Judges(
-            test=judged(images, targets),
-            validation=None if validation is None else judged(*validation),
-            calibration=None
-            if calibration is None
-            else network_input(calibration, preprocess, embedded=embed_preprocess),
-            progress=progress,
+        validation = None
+        if images.validation is not None and images.validation_labels is not None:
+            validation = judged(images.validation, images.validation_labels)
+        return Judges(
+            test=judged(images.test, images.test_labels),
+            validation=validation,
+            calibration=None if images.calibration is None else self._input(images.calibration),
+            progress=self.progress,
         )
-        _check_verified(judges.test, verified)
-        candidates = list(float_candidates(folder, pruned.models, judges))
-        if "int8" in precisions:
-            candidates += [
-                int8_candidate(folder, pruned.graph, RUNTIME_OF[form], judges, profile)
-                for form in formats
-            ]
-        candidates = within_budget(asked_for(candidates, precisions), profile)
-        models = _kept_models(folder, candidates)
 
-        manifest = Manifest(
-            labels=tuple(labels),
-            preprocess=preprocess.to_json(),
-            embedded_preprocess=embed_preprocess,
-            batch=None if dynamic_batch else 1,
+    def _candidates(self, folder: Path, pruned: Written, judges: Judges) -> list[Candidate]:
+        """The forms of the pruned network, each with whether it is kept and why."""
+        options, profile = self.options, self.profile
+        found = list(float_candidates(folder, pruned.models, judges))
+        if "int8" in options.precisions:
+            found += [
+                int8_candidate(folder, pruned.graph, RUNTIME_OF[form], judges, profile)
+                for form in options.formats
+            ]
+        return within_budget(asked_for(found, options.precisions), profile)
+
+    def _manifest(
+        self,
+        folder: Path,
+        written: Sequence[Written],
+        parity: Sequence[Parity],
+        candidates: Sequence[Candidate],
+    ) -> Manifest:
+        network, options, profile = self.network, self.options, self.profile
+        verified = network.verified
+        models = _kept_models(folder, candidates)
+        return Manifest(
+            labels=tuple(network.labels),
+            preprocess=network.preprocess.to_json(),
+            embedded_preprocess=options.embed_preprocess,
+            batch=None if options.dynamic_batch else 1,
             models=models,
-            baseline=networks[1].models if baseline is not None else {},
+            baseline=written[1].models if len(written) > 1 else {},
             files=_files(folder),
-            exporter={network.network: network.exporter for network in networks},
+            exporter={one.network: one.exporter for one in written},
             weights_sha256=verified.weights_sha256,
-            kept={group: tuple(map(int, indices)) for group, indices in kept.items()},
+            kept={group: tuple(map(int, indices)) for group, indices in network.kept.items()},
             profile=profile,
             profile_sha256=profile.sha256,
             cost=verified.cost,
             cost_baseline=verified.cost_baseline,
-            operators=tuple(map(tuple, operators.to_json())),
+            operators=tuple(map(tuple, network.operators.to_json())),
             verdicts=tuple(_with_measured(verified.verdicts, profile, candidates)),
             parity=tuple(parity),
             candidates=tuple(candidates),
             shipped=None,
             undecided=f"measured on no {profile.id} yet; run mvp-edge bench --choose there",
-            versions=versions,
+            versions=self._versions,
         )
-        if is_device(profile):
-            progress("measuring the candidates: this machine is the device")
-            manifest = _chosen_here(folder, manifest)
-        write_json(folder / MANIFEST, manifest.model_dump(mode="json", by_alias=True))
-        load_bundle(folder)  # what the device will do, before anyone can see it
-    return Bundle(out, manifest)
-
-
-def _check_ticket(verified: Verified, weights: Path, profile: DeviceProfile) -> None:
-    if not verified.passed:
-        missed = "; ".join(str(verdict) for verdict in verified.failed)
-        raise BudgetMissed(f"not exported, the network misses {profile.id}'s budgets: {missed}")
-    if verified.profile_sha256 != profile.sha256:
-        raise BadInput(
-            f"the network was verified for profile {verified.profile}, which is not {profile.id} as"
-            " it stands now: prune for this profile, or export with the one it was verified for"
-        )
-    verified.check_weights(weights)
-
-
-def _check_arguments(
-    labels: Sequence[str],
-    preprocess: Preprocess,
-    images: Pixels,
-    targets: Labels,
-    formats: Sequence[str],
-    precisions: Sequence[NumberFormat],
-) -> None:
-    unknown = [name for name in formats if name not in WRITABLE]
-    if unknown or not formats:
-        given = ", ".join(unknown) or "none"
-        raise BadInput(f"--format {given}: choose some of {', '.join(WRITABLE)}")
-    strange = [name for name in precisions if name not in NUMBER_FORMATS]
-    if strange or not precisions:
-        given = ", ".join(strange) or "none"
-        raise BadInput(f"--precision {given}: choose some of {', '.join(NUMBER_FORMATS)}")
-    if "fp16" in precisions and "openvino" not in formats:
-        raise BadInput("--precision fp16 is a form of the OpenVINO files: add openvino to --format")
-    if len(images) == 0:
-        raise BadInput("export: there are no test images to hold the runtimes against")
-    if images.shape[1:] != (preprocess.size, preprocess.size, 3) or images.dtype != np.uint8:
-        raise ValueError(f"uint8 [N, {preprocess.size}, {preprocess.size}, 3] is needed")
-    if targets.shape != (len(images),) or targets.min() < 0 or targets.max() >= len(labels):
-        raise ValueError("targets must be one index of labels an image")
 
 
 def _check_replaceable(out: Path) -> None:
@@ -262,10 +224,10 @@ def _check_replaceable(out: Path) -> None:
 
 
 def _chosen_here(folder: Path, manifest: Manifest) -> Manifest:
-    """The manifest after short cells on this machine, which is the device; lost files are removed."""
+    """The manifest after short measurements on this machine, which is the device; slower variants are deleted."""
     alone = Bundle(folder, manifest.model_copy(update={"baseline": {}}))
     try:
-        chosen = decided(manifest, bench(alone, seconds=_CHOOSING_SECONDS))
+        chosen = decided(manifest, bench(alone, seconds=CHOOSING_SECONDS))
     except (BadInput, BudgetMissed) as error:
         return manifest.model_copy(update={"undecided": str(error)})
     for name in manifest.files.keys() - chosen.files.keys():
@@ -274,7 +236,7 @@ def _chosen_here(folder: Path, manifest: Manifest) -> Manifest:
 
 
 def _kept_models(folder: Path, candidates: Sequence[Candidate]) -> dict[str, str]:
-    """Format → file of the candidates that are kept; the files of the others are removed."""
+    """Format → file of each candidate that is kept; the files of the others are deleted."""
     models = {}
     for one in candidates:
         place = PLACES[one.format]
@@ -289,7 +251,7 @@ def _kept_models(folder: Path, candidates: Sequence[Candidate]) -> dict[str, str
 def _with_measured(
     verdicts: Sequence[Verdict], profile: DeviceProfile, candidates: Sequence[Candidate]
 ) -> Iterator[Verdict]:
-    """The verdicts, those of the file and of int8's accuracy now measured on what was written."""
+    """The verdicts, with file size and int8 accuracy now measured on the written files."""
     yield from (verdict for verdict in verdicts if verdict.budget != "file")
     kept = [one for one in candidates if one.kept]
     limit = profile.budgets.file
@@ -326,7 +288,7 @@ def _parity(
 
 
 def _gate_sessions(bundle: Path, models: Mapping[str, str]) -> Iterator[tuple[Session, str]]:
-    """Each runtime in float32, one at a time; float16 weights are judged by accuracy alone."""
+    """Each runtime in float32, one at a time; float16 weights are tested by accuracy alone."""
     if "onnx" in models:
         path = bundle / models["onnx"]
         for optimise in (False, True):
@@ -338,7 +300,7 @@ def _gate_sessions(bundle: Path, models: Mapping[str, str]) -> Iterator[tuple[Se
 
 
 def _check_verified(test: Images, verified: Verified) -> None:
-    """Refuse a network that is not as accurate as its verification says."""
+    """Raise GateFailed for a network that is not as accurate as its verification says."""
     images = len(test.targets)
     top1 = float((test.reference.argmax(axis=1) == test.targets).mean())
     # Small differences come from the arithmetic of the verification; large ones from other images,

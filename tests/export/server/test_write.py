@@ -2,7 +2,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from mvp_edge_export.images import Preprocess
 from mvp_edge_export.profile import DeviceProfile
 from mvp_edge_export.running.sessions import open_session
 from mvp_edge_export.server import convert, quantise, write
-from mvp_edge_export.server.write import export_bundle
+from mvp_edge_export.server.inputs import ExportOptions, TaskImages, VerifiedNetwork
+from mvp_edge_export.server.write import ExportJob
 from mvp_edge_export.verified import Verdict, Verified
 
 
@@ -33,7 +34,7 @@ def _one_thread() -> Iterator[None]:
 
 @dataclass
 class Exporter:
-    """``export_bundle`` with valid arguments, some of them replaced."""
+    """An `ExportJob` with valid arguments, some of them replaced; each goes where it belongs."""
 
     module: nn.Module
     weights: Path
@@ -42,12 +43,17 @@ class Exporter:
     make_verified: Callable[..., Verified]
     arguments: dict[str, Any]
 
-    def __call__(self, **changes: Any) -> Bundle:
-        profile = changes.get("profile", self.profile)
-        verified = changes.pop("verified", None) or self.make_verified(self.weights, profile)
-        module = changes.pop("module", self.module)
-        arguments = {**self.arguments, "profile": profile, **changes}
-        return export_bundle(module, verified, self.weights, self.out, **arguments)
+    def __call__(self, *, force: bool = False, **changes: Any) -> Bundle:
+        profile = changes.pop("profile", self.profile)
+        given = {"module": self.module, "weights": self.weights, **self.arguments, **changes}
+        given["verified"] = given.get("verified") or self.make_verified(self.weights, profile)
+
+        def those_of(kind: Any) -> Any:
+            names = [one.name for one in fields(kind) if one.name in given]
+            return kind(**{name: given.pop(name) for name in names})
+
+        network, images, options = map(those_of, (VerifiedNetwork, TaskImages, ExportOptions))
+        return ExportJob(network, profile, images, options, **given).write(self.out, force=force)
 
 
 @pytest.fixture
@@ -67,8 +73,8 @@ def export(
         "preprocess": preprocess,
         "kept": {"layer1": [0, 2]},
         "operators": table([("conv", 256, 8, 3, 9, 768)]),
-        "images": digits.test,
-        "targets": digits.test_targets,
+        "test": digits.test,
+        "test_labels": digits.test_targets,
     }
     out = tmp_path / "out" / "bundle"
     return Exporter(network, weights, out, make_profile(), make_verified, arguments)
@@ -385,7 +391,7 @@ def test_on_the_device_itself_the_choice_is_made_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(write, "is_device", lambda _: True)
-    monkeypatch.setattr(write, "_CHOOSING_SECONDS", 0.05)
+    monkeypatch.setattr(write, "CHOOSING_SECONDS", 0.05)
     monkeypatch.setattr("mvp_edge_export.measuring.bench.differences", lambda *_: [])
 
     bundle = export(formats=("onnx",))
@@ -433,7 +439,7 @@ def test_other_images_than_were_verified_are_noticed(
     rotated = (digits.test_targets + 1) % 3
 
     with pytest.raises(GateFailed, match=r"but 90\.0% was verified"):
-        export(verified=verified, targets=rotated)
+        export(verified=verified, test_labels=rotated)
     assert _left_nothing(export)
 
 
