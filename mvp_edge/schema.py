@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from mvp_edge.methods.catalogue import current_name
+from mvp_edge.methods.names import current_name
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.storage import read_json, write_json
 from mvp_edge_export.verified import parse

@@ -10,7 +10,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from mvp_edge.cli.console import Console
-from mvp_edge.methods.catalogue import current_name
+from mvp_edge.methods.names import current_name
 from mvp_edge.runs.request import DEFAULTS, OPTIONS, Option
 from mvp_edge_export.errors import BadInput
 

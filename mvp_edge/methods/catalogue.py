@@ -59,14 +59,6 @@ METHODS: Mapping[str, Method] = {
     "magnitude": Method("magnitude:magnitude", 100, _ALL),
     "random": Method("random:random", 100, _ALL),
 }
-RENAMED: Mapping[str, str] = {"taught": "distill"}
-"""Names of version 0.1.0 → present names. The old names are accepted for one release, with a notice."""
-
-
-def current_name(name: Any) -> Any:
-    """The present name of a method that may be given by its old one; anything else is returned as it is."""
-    return RENAMED.get(name, name) if isinstance(name, str) else name
-
 
 WITHOUT_ZOO = tuple(name for name, method in METHODS.items() if method.asks == "nobody")
 """Methods that prune from scratch: they need nothing but the backbone."""

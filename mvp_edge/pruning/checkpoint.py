@@ -9,22 +9,46 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from mvp_edge.pruning.finetune import History, Ledger
-from mvp_edge.pruning.problem import Problem
+from mvp_edge.pruning.problem import Problem, Snapshot
 from mvp_edge.subnetwork.subnet import Kept, resize
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.storage import atomic_file, sha256_json
 
-if TYPE_CHECKING:
-    from mvp_edge.pruning.training import Training
-
 FORMAT = 2
+
+
+class State(Protocol):
+    """What is saved of a training, and put back into it."""
+
+    problem: Problem
+    kept: dict[str, NDArray[np.int64]]
+    removed: dict[str, list[int]]
+    snapshots: dict[float, Snapshot]
+    extra: dict[str, torch.Tensor]
+    step: int
+    ledger: Ledger
+    history: History
+    seconds: float
+    step_seconds: float
+
+    @property
+    def model(self) -> nn.Module:
+        """The network as it is now."""
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The network's optimizer."""
+
+    def adopt(self, model: nn.Module) -> None:
+        """Train ``model`` from here on, with a new optimizer."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +65,7 @@ class Checkpoint:
             return None
         return cls(problem.checkpoint, _identity(problem, model, kept, method))
 
-    def save(self, training: "Training") -> None:
+    def save(self, training: State) -> None:
         """Write the training's state."""
         from safetensors.torch import save_file
 
@@ -67,7 +91,7 @@ class Checkpoint:
         with atomic_file(self.path) as partial:
             save_file(tensors, partial, {"facts": json.dumps(facts)})
 
-    def restore(self, training: "Training") -> bool:
+    def restore(self, training: State) -> bool:
         """Put ``training`` into the saved state; False where there is none of this problem."""
         if not self.path.exists():
             return False

@@ -11,7 +11,8 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mvp_edge.methods.catalogue import METHODS, current_name
+from mvp_edge.methods.catalogue import METHODS
+from mvp_edge.methods.names import current_name
 from mvp_edge.pruning.recipe import AUGMENTATIONS
 from mvp_edge_export.errors import BadInput
 

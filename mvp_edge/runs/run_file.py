@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator
 
-from mvp_edge.methods.catalogue import current_name
+from mvp_edge.methods.names import current_name
 from mvp_edge.schema import JsonFile, MethodName, Part
 
 Flops = int | float
