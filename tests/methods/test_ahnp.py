@@ -185,7 +185,7 @@ def test_the_kept_set_beats_a_random_one() -> None:
     task, useful = planted(0)
     pruned = ahnp(task)
     shares = {n: np.isin(pruned.kept[n], units).mean() for n, units in useful.items()}
-    assert min(shares.values()) >= 0.8, shares  # by lot it would be a half
+    assert min(shares.values()) >= 0.8, shares  # a random selection would keep half
     images = digits(count=300)
 
     def top1(kept: Any) -> float:

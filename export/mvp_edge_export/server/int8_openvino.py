@@ -76,7 +76,7 @@ def attempts(
     """
     openvino, nncf = import_runtime("openvino"), _nncf()
     core = openvino.Core()
-    layers, attention = _products(core.read_model(source))
+    layers, attention = matrix_products(core.read_model(source))
     images = nncf.Dataset([image[None] for image in calibration])
     overflow = nncf.OverflowFix.DISABLE if full_range else nncf.OverflowFix.ENABLE
     ranges = nncf.quantization.range_estimator.RangeEstimatorParametersSet.MINMAX
@@ -105,7 +105,7 @@ def attempts(
         yield scheme, path, inside, total - inside
 
 
-def _products(model: Any) -> tuple[list[str], list[str]]:
+def matrix_products(model: Any) -> tuple[list[str], list[str]]:
     """Names of the layers with weights and of the products of two activations, in graph order."""
     layers: list[str] = []
     attention: list[str] = []

@@ -209,7 +209,7 @@ def test_nncf_s_scheme_for_transformers_is_tried_on_them_alone(
     kept_for_later = [scheme for scheme in int8_openvino.SCHEMES if scheme.transformer]
     assert kept_for_later
     model = import_runtime("openvino").Core().read_model(transformer)
-    layers, attention = int8_openvino._products(model)
+    layers, attention = int8_openvino.matrix_products(model)
     assert (len(layers), len(attention)) == (10, 4)
     made = [
         (scheme.name, inside, outside)
