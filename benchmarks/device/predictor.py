@@ -25,10 +25,10 @@ from benchmarks.report.device_tables import predictor_table
 from mvp_edge.devices.calibrate import CIFAR_STEM, sample_widths
 from mvp_edge.devices.fitting import feature_table, fit_law
 from mvp_edge.devices.template import Template
+from mvp_edge.families import unit_groups
 from mvp_edge.subnetwork.backbone import Architecture
 from mvp_edge.subnetwork.operators import operators
 from mvp_edge.subnetwork.subnet import resize
-from mvp_edge.subnetwork.units import unit_groups
 from mvp_edge_export.devices.law import FEATURES
 from mvp_edge_export.devices.operators import Operators
 from mvp_edge_export.measuring.machine import this_machine

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from benchmarks.data import below_data, data_folder
+from mvp_edge.families import unit_groups
 from mvp_edge.machine import this_computer, versions
 from mvp_edge.methods.catalogue import recipe_for
 from mvp_edge.methods.mvp import mvp
@@ -34,7 +35,7 @@ from mvp_edge.subnetwork.backbone import Backbone, load_backbone
 from mvp_edge.subnetwork.budget import exact_widths
 from mvp_edge.subnetwork.cost import itemise
 from mvp_edge.subnetwork.subnet import resize
-from mvp_edge.subnetwork.units import UnitGroup, unit_groups
+from mvp_edge.subnetwork.units import UnitGroup
 from mvp_edge.tasks.task import Task, sample_tasks
 from mvp_edge.zoo.entries import Entry, Zoo
 from mvp_edge.zoo.neighbours import LEEP_IMAGES, NeighbourSearch

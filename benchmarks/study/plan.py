@@ -13,6 +13,7 @@ import yaml
 from benchmarks.data import below_data, data_folder
 from benchmarks.study.results import Results
 from benchmarks.study.voters import Ranking, asks_zoo
+from mvp_edge.families import unit_groups
 from mvp_edge.methods.catalogue import METHODS, recipe_for
 from mvp_edge.pruning.batches import LabelledImages
 from mvp_edge.pruning.finetune import Ledger
@@ -22,7 +23,6 @@ from mvp_edge.pruning.votes import Voter
 from mvp_edge.subnetwork.backbone import Backbone, load_backbone
 from mvp_edge.subnetwork.budget import exact_widths
 from mvp_edge.subnetwork.network import Network
-from mvp_edge.subnetwork.units import unit_groups
 from mvp_edge.tasks.task import Task, sample_tasks
 from mvp_edge.zoo.entries import Entry, Zoo
 from mvp_edge.zoo.neighbours import LEEP_IMAGES, NeighbourSearch, Similarity, Target

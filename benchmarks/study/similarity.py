@@ -22,9 +22,9 @@ import torch
 
 from benchmarks.study.plan import Study
 from benchmarks.study.rows import RESULTS, study_rows
+from mvp_edge.families import unit_groups
 from mvp_edge.machine import this_computer, versions
 from mvp_edge.pruning.finetune import Ledger
-from mvp_edge.subnetwork.units import unit_groups
 from mvp_edge.tasks.task import Task
 from mvp_edge.zoo.neighbours import NeighbourSearch, Target
 from mvp_edge_export.storage import write_json

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from mvp_edge.families import unit_groups
 from mvp_edge.machine import this_computer, versions
 from mvp_edge.methods.catalogue import recipe_for
 from mvp_edge.pruning.arithmetic import compute, lay_out, spoils_channels_last
@@ -30,7 +31,6 @@ from mvp_edge.pruning.training import Training
 from mvp_edge.subnetwork.backbone import Architecture, Backbone
 from mvp_edge.subnetwork.budget import exact_widths
 from mvp_edge.subnetwork.subnet import resize
-from mvp_edge.subnetwork.units import unit_groups
 from mvp_edge.tasks.task import Images
 from mvp_edge_export.images import Preprocess
 from mvp_edge_export.storage import write_json

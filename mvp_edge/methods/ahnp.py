@@ -19,11 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from mvp_edge.families import unit_groups
 from mvp_edge.pruning.importance import least_important, weight_norms
 from mvp_edge.pruning.problem import Problem, Pruned
 from mvp_edge.pruning.schedule import drop_schedule
 from mvp_edge.pruning.training import SAVE_EVERY, Training, prepare
-from mvp_edge.subnetwork.units import UnitGroup, unit_groups
+from mvp_edge.subnetwork.units import UnitGroup
 
 
 @dataclass(frozen=True)

@@ -46,13 +46,14 @@ class Method:
         return function(problem)
 
 
-_ALL = ("resnet", "vit")
+_CONVOLUTIONAL = ("resnet", "mobile", "regnet", "resnetv2", "convnext")
+_ALL = (*_CONVOLUTIONAL, "vit")
 METHODS: Mapping[str, Method] = {
     "trunk": Method("mvp:mvp", 100, _ALL, asks="trunk"),
     "mvp": Method("mvp:mvp", 100, _ALL, asks="neighbours"),
     "smsp": Method("smsp:smsp", 100, _ALL, asks="zoo"),
-    "ifp": Method("ifp:ifp", 1000, ("resnet",), one_shot=False, iterative=True),
-    "ifp-taylor": Method("ifp:ifp_taylor", 1000, ("resnet",), one_shot=False, iterative=True),
+    "ifp": Method("ifp:ifp", 1000, _CONVOLUTIONAL, one_shot=False, iterative=True),
+    "ifp-taylor": Method("ifp:ifp_taylor", 1000, _CONVOLUTIONAL, one_shot=False, iterative=True),
     "ahnp": Method("ahnp:ahnp", 1000, ("vit",), one_shot=False, iterative=True),
     "distill": Method("distill:distill", 1000, _ALL),
     "conventional": Method("conventional:conventional", 1000, _ALL, one_shot=False),
@@ -62,14 +63,24 @@ METHODS: Mapping[str, Method] = {
 
 WITHOUT_ZOO = tuple(name for name, method in METHODS.items() if method.asks == "nobody")
 """Methods that prune from scratch: they need nothing but the backbone."""
-FROM_SCRATCH: Mapping[str, str] = {"resnet": "distill", "vit": "ahnp"}
+FROM_SCRATCH: Mapping[str, str] = {
+    **dict.fromkeys(_CONVOLUTIONAL, "distill"),
+    "vit": "ahnp",
+}
 """Family → the method that is used where there is no zoo, and by which zoos are built."""
-ITERATIVE: Mapping[str, str] = {"resnet": "ifp", "vit": "ahnp"}
+ITERATIVE: Mapping[str, str] = {
+    **dict.fromkeys(_CONVOLUTIONAL, "ifp"),
+    "vit": "ahnp",
+}
 """Family → the method that leaves snapshots of larger keep ratios on the way."""
 
 _RECIPES: Mapping[str, Recipe] = {
     "resnet": Recipe(optimizer="sgd", lr=0.01, weight_decay=5e-4),
     "vit": Recipe(optimizer="adamw", lr=2e-4, weight_decay=0.05),
+    **{
+        name: Recipe(optimizer="adamw", lr=1e-3, weight_decay=0.05)
+        for name in ("mobile", "regnet", "resnetv2", "convnext")
+    },
 }
 _OWN: dict[tuple[str, str], dict[str, Any]] = {
     ("ifp", "resnet"): {"schedule": "hold"},

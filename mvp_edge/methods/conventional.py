@@ -1,9 +1,9 @@
 """Train, prune, fine-tune: how networks are usually pruned (Han et al. 2015; filters: Li et al. 2017)."""
 
+from mvp_edge.families import unit_groups
 from mvp_edge.pruning.importance import least_important, weight_norms
 from mvp_edge.pruning.problem import Problem, Pruned
 from mvp_edge.pruning.training import SAVE_EVERY, Training, prepare
-from mvp_edge.subnetwork.units import unit_groups
 
 
 def conventional(problem: Problem) -> Pruned:

@@ -7,11 +7,11 @@ The importance of a filter is its mean activation (Molchanov et al. 2016) or the
 import numpy as np
 from numpy.typing import NDArray
 
+from mvp_edge.families import unit_groups
 from mvp_edge.pruning.importance import Meter, least_important, weight_norms
 from mvp_edge.pruning.problem import Problem, Pruned
 from mvp_edge.pruning.schedule import drop_schedule
 from mvp_edge.pruning.training import SAVE_EVERY, Training, prepare
-from mvp_edge.subnetwork.units import unit_groups
 
 
 def ifp(problem: Problem, criterion: str = "activation") -> Pruned:

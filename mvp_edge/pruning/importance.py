@@ -78,7 +78,7 @@ class Meter:
         return module.register_forward_pre_hook(seen)
 
     def _observe(self, point: Point, width: int, value: torch.Tensor) -> None:
-        others = (0, 2, 3) if value.dim() == 4 else tuple(range(value.dim() - 1))
+        others = tuple(axis for axis in range(value.dim()) if axis != point.axis % value.dim())
         seen = value.detach()
         if self.criterion == "activation":
             self._add(point, _by_unit(seen.abs().sum(others, dtype=torch.float32), width))

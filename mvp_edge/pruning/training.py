@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from mvp_edge.families import unit_groups
 from mvp_edge.pruning.arithmetic import lay_out
 from mvp_edge.pruning.checkpoint import Checkpoint
 from mvp_edge.pruning.finetune import (
@@ -23,7 +24,6 @@ from mvp_edge.pruning.importance import Importance, nested_ranking
 from mvp_edge.pruning.problem import Problem, Pruned, Snapshot
 from mvp_edge.subnetwork.cost import forward_macs
 from mvp_edge.subnetwork.subnet import Kept, compose, extract, kept_axes
-from mvp_edge.subnetwork.units import unit_groups
 
 SAVE_EVERY = 50
 """Steps of plain fine-tuning between two checkpoints."""

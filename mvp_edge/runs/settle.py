@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from mvp_edge.families import POLICIES
 from mvp_edge.methods.catalogue import DEFAULT_KEEP, FROM_SCRATCH, METHODS, method_for, recipe_for
 from mvp_edge.pruning.arithmetic import choose_accelerator
 from mvp_edge.pruning.problem import Progress
@@ -18,7 +19,6 @@ from mvp_edge.pruning.recipe import Recipe
 from mvp_edge.runs.request import Request
 from mvp_edge.subnetwork.backbone import Backbone, absolute_source, load_backbone
 from mvp_edge.subnetwork.budget import Plan, Sizer
-from mvp_edge.subnetwork.units import POLICIES
 from mvp_edge.tasks.task import Task
 from mvp_edge.zoo.entries import Entry, Zoo, origin, wide_enough
 from mvp_edge.zoo.synsets import load_overrides, wordnet

@@ -25,9 +25,9 @@ from pydantic import Field, model_validator
 from timm.models import is_model_in_modules
 from torch import nn
 
+from mvp_edge.families import family_of, unit_groups
 from mvp_edge.schema import JsonFile
 from mvp_edge.subnetwork.cost import blank_copy
-from mvp_edge.subnetwork.units import family_of, unit_groups
 from mvp_edge.subnetwork.weights import classes_in, fill, first_line, read_tensors
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.images import Preprocess
@@ -196,9 +196,17 @@ class Backbone:
 
 
 def heads(model: nn.Module) -> dict[str, nn.Linear]:
-    """The classifier layers by module path (a distilled DeiT has two)."""
-    found = {n: m for n, m in model.named_children() if n in ("fc", "head", "head_dist")}
-    return {name: module for name, module in found.items() if isinstance(module, nn.Linear)}
+    """The classifier layers by module path (a distilled DeiT has two); {} where there is none."""
+    timm_model: Any = model
+    found = timm_model.get_classifier()
+    classifiers = [
+        one for one in (found if isinstance(found, tuple) else (found,)) if one is not None
+    ]
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and any(module is one for one in classifiers)
+    }
 
 
 def absolute_source(source: str) -> str:

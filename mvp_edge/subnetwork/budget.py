@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from mvp_edge.families import unit_groups
 from mvp_edge.subnetwork.cost import Shape, blank_copy
 from mvp_edge.subnetwork.cost_model import CostModel, Widths, with_classes
-from mvp_edge.subnetwork.units import UnitGroup, unit_groups
+from mvp_edge.subnetwork.units import UnitGroup
 from mvp_edge_export.devices.latency import LatencyLaw, Prediction, fastest, latency_laws
 from mvp_edge_export.errors import BadInput, BudgetMissed
 from mvp_edge_export.profile import DeviceProfile
@@ -259,10 +260,12 @@ class Sizer:
         if group.kind in UNROUNDED or width == group.size:
             return width
         multiple = width - width % self._quantum(group)
-        return max(multiple, min(self.profile.prune.min_channels, group.size))
+        least = -(-self.profile.prune.min_channels // group.width)
+        return max(multiple, min(least, group.size))
 
     def _quantum(self, group: UnitGroup) -> int:
-        return 1 if group.kind in UNROUNDED else self.profile.prune.round_to
+        """Units by which a width grows: as many as fill the profile's multiple of channels."""
+        return 1 if group.kind in UNROUNDED else -(-self.profile.prune.round_to // group.width)
 
 
 def exact_widths(groups: Sequence[UnitGroup], keep: float) -> dict[str, int]:

@@ -43,7 +43,16 @@ LIGHT = frozenset(
     {
         *("aten::add", "aten::add_", "aten::sub", "aten::mul", "aten::mul_", "aten::div"),
         *("aten::exp", "aten::softmax", "aten::mean", "aten::sum"),
-        *("aten::gelu", "aten::silu", "aten::silu_", "aten::sigmoid", "aten::tanh"),
+        *(
+            "aten::gelu",
+            "aten::silu",
+            "aten::silu_",
+            "aten::sigmoid",
+            "aten::sigmoid_",
+            "aten::tanh",
+        ),
+        *("aten::hardsigmoid", "aten::hardsigmoid_", "aten::hardtanh", "aten::hardtanh_"),
+        *("aten::pad", "aten::constant_pad_nd", "aten::linalg_vector_norm", "aten::addcmul"),
         *("aten::hardswish", "aten::hardswish_", "aten::leaky_relu", "aten::leaky_relu_"),
         *("aten::max_pool2d", "aten::avg_pool2d", "aten::dropout_", "aten::feature_dropout"),
         *("aten::clone", "aten::alias", "aten::expand_as", "aten::repeat", "aten::unflatten"),

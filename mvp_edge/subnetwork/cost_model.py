@@ -22,6 +22,7 @@ from torch import nn
 
 from mvp_edge.subnetwork.cost import Bill, Shape, blank_copy, itemise
 from mvp_edge.subnetwork.operators import operators
+from mvp_edge.subnetwork.subnet import resize_convolution
 from mvp_edge.subnetwork.units import UnitGroup
 from mvp_edge_export.devices.operators import Operators
 from mvp_edge_export.errors import BadInput
@@ -137,6 +138,9 @@ def widened(blank: nn.Module, groups: Sequence[UnitGroup], widths: Sequence[int]
         owner = stretched.get_submodule(path)
         new = torch.empty(shape, dtype=getattr(owner, leaf).dtype, device="meta")
         setattr(owner, leaf, nn.Parameter(new) if leaf in owner._parameters else new)
+    for module in stretched.modules():
+        if isinstance(module, nn.Conv2d):
+            resize_convolution(module)
     return stretched
 
 

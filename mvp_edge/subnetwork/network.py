@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import nn
 
+from mvp_edge.families import unit_groups
 from mvp_edge.schema import JsonFile, Part
 from mvp_edge.subnetwork.backbone import Architecture, Backbone
 from mvp_edge.subnetwork.subnet import SubNetwork, check_kept, resize
-from mvp_edge.subnetwork.units import unit_groups
 from mvp_edge.subnetwork.weights import first_line
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.images import Preprocess

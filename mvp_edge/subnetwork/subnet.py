@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from mvp_edge.subnetwork.units import UnitGroup, unit_groups
+from mvp_edge.families import unit_groups
+from mvp_edge.subnetwork.units import UnitGroup
 from mvp_edge_export.errors import BadInput
 
 Kept = Mapping[str, NDArray[np.int64]]
@@ -194,7 +195,7 @@ def _update_attributes(small: nn.Module, groups: Sequence[UnitGroup], kept: Kept
     """Set the modules' size attributes to the shapes of their tensors."""
     for module in small.modules():
         if isinstance(module, nn.Conv2d):
-            module.out_channels, module.in_channels = module.weight.shape[:2]
+            resize_convolution(module)
         elif isinstance(module, nn.Linear):
             module.out_features, module.in_features = module.weight.shape
         elif isinstance(module, nn.BatchNorm2d):
@@ -208,10 +209,28 @@ def _update_attributes(small: nn.Module, groups: Sequence[UnitGroup], kept: Kept
                 attention.head_dim = len(kept[group.name])
                 attention.scale = attention.head_dim**-0.5
             attention.attn_dim = attention.num_heads * attention.head_dim
-    classifier = getattr(small, "fc", None)
-    if isinstance(classifier, nn.Linear):  # a ResNet: its features are the last residual stream
-        facts: Any = small
-        facts.num_features = facts.head_hidden_size = classifier.in_features
+    facts: Any = small
+    classifier = facts.get_classifier()
+    if isinstance(classifier, nn.Linear):
+        # timm reads these where it makes a new classifier. Only what shrank is changed.
+        features = classifier.in_features
+        for name in ("num_features", "head_hidden_size"):
+            if getattr(small, name, features) != features and not _has_transformer(groups):
+                setattr(small, name, features)
+
+
+def _has_transformer(groups: Sequence[UnitGroup]) -> bool:
+    """Whether the embedding, and with it the classifier's input, stays whole."""
+    return any(group.attention is not None for group in groups)
+
+
+def resize_convolution(module: nn.Conv2d) -> None:
+    """Set a convolution's size attributes to the shape of its weight; each of its groups keeps its width."""
+    outputs, inputs = module.weight.shape[:2]
+    module.groups = (
+        max(1, module.groups * outputs // module.out_channels) if module.groups > 1 else 1
+    )
+    module.out_channels, module.in_channels = outputs, inputs * module.groups
 
 
 def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:

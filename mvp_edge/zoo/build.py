@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
 
+from mvp_edge.families import POLICIES, unit_groups
 from mvp_edge.machine import within_limits
 from mvp_edge.methods.catalogue import (
     DEFAULT_KEEP,
@@ -24,7 +25,6 @@ from mvp_edge.pruning.recipe import Recipe
 from mvp_edge.pruning.results import costs, recipe_facts, scores, to_network
 from mvp_edge.subnetwork.backbone import Backbone, absolute_source, load_backbone
 from mvp_edge.subnetwork.budget import exact_widths
-from mvp_edge.subnetwork.units import POLICIES, unit_groups
 from mvp_edge.tasks.task import Images, Task, find_tasks
 from mvp_edge.zoo.entries import Zoo
 from mvp_edge.zoo.synsets import synsets_of

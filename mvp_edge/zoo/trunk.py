@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from mvp_edge.families import POLICIES, unit_groups
 from mvp_edge.machine import within_limits
 from mvp_edge.methods.catalogue import DEFAULT_KEEP, METHODS, recipe_for
 from mvp_edge.pruning.arithmetic import choose_accelerator
@@ -31,7 +32,6 @@ from mvp_edge.pruning.results import costs, recipe_facts, to_network
 from mvp_edge.subnetwork.backbone import Backbone, absolute_source, heads, load_backbone
 from mvp_edge.subnetwork.budget import exact_widths
 from mvp_edge.subnetwork.cost import forward_macs
-from mvp_edge.subnetwork.units import POLICIES, unit_groups
 from mvp_edge.tasks.task import find_tasks
 from mvp_edge.tasks.unlabelled import unlabelled_images
 from mvp_edge.zoo.entries import Entry, Zoo, is_zoo

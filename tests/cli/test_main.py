@@ -122,9 +122,9 @@ def _check_options() -> None:
     from dataclasses import fields
     from importlib import import_module
 
+    from mvp_edge import families
     from mvp_edge.methods.catalogue import METHODS
     from mvp_edge.runs.request import Request
-    from mvp_edge.subnetwork import units
 
     asked = {field.name for field in fields(Request)}
     typed = {parameter.name for parameter in cli.commands["prune"].params}
@@ -134,7 +134,7 @@ def _check_options() -> None:
     for method in METHODS.values():
         module, _, name = method.function.partition(":")
         assert callable(getattr(import_module(f"mvp_edge.methods.{module}"), name))
-    assert {policy for family in units.POLICIES.values() for policy in family} == {*POLICIES}
+    assert {policy for family in families.POLICIES.values() for policy in family} == {*POLICIES}
 
 
 def test_usage_errors_are_one_line(tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from mvp_edge.devices import calibrate as calibrating
 from mvp_edge.devices.calibrate import Sampling, calibrate, sample_networks, sample_widths
 from mvp_edge.devices.fitting import fit_law
+from mvp_edge.families import unit_groups
 from mvp_edge.subnetwork.backbone import Architecture
 from mvp_edge.subnetwork.operators import operators
 from mvp_edge.subnetwork.subnet import resize
-from mvp_edge.subnetwork.units import unit_groups
 from mvp_edge_export.devices.latency import latency_laws
 from mvp_edge_export.devices.law import SORTS, Law, Terms
 from mvp_edge_export.devices.operators import Operators

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from mvp_edge.devices.calibrate import FAMILIES, sample_widths
 from mvp_edge.devices.fitting import feature_table, fit_law
+from mvp_edge.families import unit_groups
 from mvp_edge.subnetwork.operators import operators
 from mvp_edge.subnetwork.subnet import resize
-from mvp_edge.subnetwork.units import unit_groups
 from mvp_edge_export.devices.law import FEATURES_OF, SORTS, Law, Terms
 from mvp_edge_export.devices.operators import Operators, Row, table
 

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from mvp_edge.families import unit_groups
 from mvp_edge.methods.ahnp import Gates, Scores, ahnp, fold, keep_snapshot
 from mvp_edge.pruning import arithmetic
 from mvp_edge.pruning.batches import Batches
@@ -20,7 +21,6 @@ from mvp_edge.pruning.training import Training
 from mvp_edge.subnetwork.backbone import Backbone
 from mvp_edge.subnetwork.budget import exact_widths
 from mvp_edge.subnetwork.subnet import extract, full_coordinates, mask
-from mvp_edge.subnetwork.units import unit_groups
 from tests.support.networks import backbone, digits, problem
 
 X = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))

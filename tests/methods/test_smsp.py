@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from mvp_edge.families import POLICIES
 from mvp_edge.methods.smsp import global_widths, score_mask, smsp
 from mvp_edge.pruning.importance import weight_norms
 from mvp_edge.pruning.problem import Problem
 from mvp_edge.pruning.votes import Voter
 from mvp_edge.subnetwork.cost import forward_macs
 from mvp_edge.subnetwork.subnet import resize
-from mvp_edge.subnetwork.units import POLICIES
 from tests.support.networks import FAMILIES, backbone, problem, voter
 
 

@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from mvp_edge.families import unit_groups
 from mvp_edge.methods.catalogue import METHODS, method_for, recipe_for
 from mvp_edge.pruning import arithmetic
 from mvp_edge.pruning.batches import Batch
@@ -18,7 +19,6 @@ from mvp_edge.pruning.finetune import make_optimizer, train_step
 from mvp_edge.pruning.training import Training
 from mvp_edge.subnetwork.cost import forward_macs
 from mvp_edge.subnetwork.subnet import extract, mask
-from mvp_edge.subnetwork.units import unit_groups
 from mvp_edge_export.errors import BadInput
 from tests.support.networks import (
     backbone,

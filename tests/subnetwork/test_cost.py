@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from mvp_edge.families import unit_groups
 from mvp_edge.subnetwork import cost
 from mvp_edge.subnetwork.activations import peak
 from mvp_edge.subnetwork.budget import exact_widths
 from mvp_edge.subnetwork.operators import operators
 from mvp_edge.subnetwork.subnet import extract, resize
-from mvp_edge.subnetwork.units import unit_groups
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.images import Preprocess
 from mvp_edge_export.profile import DeviceProfile

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from mvp_edge.families import unit_groups
 from mvp_edge.subnetwork.subnet import (
     SubNetwork,
     check_kept,
@@ -19,7 +20,6 @@ from mvp_edge.subnetwork.subnet import (
     mask,
     resize,
 )
-from mvp_edge.subnetwork.units import unit_groups
 from mvp_edge_export.errors import BadInput
 from tests.support.networks import CASES, FAMILIES, backbone, random_kept
 

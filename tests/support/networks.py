@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import nn
 
+from mvp_edge.families import POLICIES, unit_groups
 from mvp_edge.methods import ahnp
 from mvp_edge.methods.catalogue import METHODS, recipe_for
 from mvp_edge.pruning import training
@@ -30,7 +31,6 @@ from mvp_edge.subnetwork.backbone import Architecture, Backbone, load_backbone
 from mvp_edge.subnetwork.budget import exact_widths
 from mvp_edge.subnetwork.network import Network
 from mvp_edge.subnetwork.subnet import extract
-from mvp_edge.subnetwork.units import POLICIES, unit_groups
 from mvp_edge.tasks.task import Images
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.images import Preprocess

@@ -14,11 +14,11 @@ import torch
 from click.testing import CliRunner
 
 from mvp_edge.cli.main import cli
+from mvp_edge.families import unit_groups
 from mvp_edge.subnetwork.backbone import load_backbone
 from mvp_edge.subnetwork.budget import exact_widths
 from mvp_edge.subnetwork.cost import forward_macs
 from mvp_edge.subnetwork.network import Network
-from mvp_edge.subnetwork.units import unit_groups
 from mvp_edge.tasks.task import Task, tasks_in
 from mvp_edge.zoo import trunk as module
 from mvp_edge.zoo.entries import Zoo, wide_enough

@@ -20,6 +20,7 @@ from benchmarks.study.distillation import (
     use_teacher,
 )
 from benchmarks.study.trials.rebuilding import rebuild
+from mvp_edge.families import unit_groups
 from mvp_edge.methods.distill import network_features, teacher_logits
 from mvp_edge.methods.mvp import Voting, average_into, hold_vote
 from mvp_edge.methods.smsp import global_widths, score_mask
@@ -32,7 +33,7 @@ from mvp_edge.pruning.training import Training
 from mvp_edge.pruning.votes import Ballot, Voter
 from mvp_edge.subnetwork.backbone import heads
 from mvp_edge.subnetwork.subnet import extract, full_coordinates, kept_axes
-from mvp_edge.subnetwork.units import UnitGroup, unit_groups
+from mvp_edge.subnetwork.units import UnitGroup
 
 Kept = dict[str, NDArray[np.int64]]
 

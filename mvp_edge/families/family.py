@@ -1,0 +1,95 @@
+"""What a family of backbones is, and the unit groups of families that need no rules of their own."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+from torch import nn
+
+from mvp_edge.subnetwork.dependencies import Channels, dependencies
+from mvp_edge.subnetwork.units import Cut, Point, UnitGroup
+from mvp_edge_export.errors import BadInput
+
+SIDE = 224
+"""Pixels of the image that is sent through a network of shapes to see what depends on what."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of backbones."""
+
+    name: str
+    """In files and messages."""
+    title: str
+    """The networks for people, as timm calls them."""
+    classes: tuple[str, ...]
+    """The classes of timm that the networks are of."""
+    policies: tuple[str, ...]
+    """Which units can be pruned; the default first."""
+    groups: Callable[[Any, str], Iterable[UnitGroup]]
+    """The unit groups of a model under a policy."""
+
+
+def derived_groups(model: nn.Module, policy: str) -> list[UnitGroup]:
+    """The unit groups of a convolutional network, from what its channels run through.
+
+    Groups of a residual stream (policy ``tied``) are those whose channels go from one block to another; all others
+    lie inside a block.
+
+    Raises:
+        BadInput: nothing in the network can be cut.
+    """
+    found = [
+        channels for channels in dependencies(model, (3, SIDE, SIDE)) if channels.fixed is None
+    ]
+    if not found:
+        raise BadInput(f"{type(model).__name__} cannot be pruned: no channel of it can be removed")
+    streams = [one for one in found if _is_stream(model, one)]
+    inner = [_group(model, one, "filters") for one in found if one not in streams]
+    return inner if policy == "inner" else [*(_group(model, s, "stream") for s in streams), *inner]
+
+
+def _group(model: nn.Module, channels: Channels, what: str) -> UnitGroup:
+    writer, _, _ = channels.writers[0].rpartition(".")
+    linear = isinstance(model.get_submodule(writer), nn.Linear)
+    if linear:
+        what = "nodes"
+    cuts = [
+        Cut(tensor, axis, width=channels.block) for tensor, axis in dict.fromkeys(channels.axes)
+    ]
+    points = [_input_of(model, tensor) for tensor in dict.fromkeys(channels.readers)]
+    return UnitGroup(
+        f"{writer}.{what}",
+        "node" if linear else "filter",
+        channels.size // channels.block,
+        tuple(_writers_first(cuts, channels.writers)),
+        tuple(points),
+        width=channels.block,
+    )
+
+
+def _writers_first(cuts: Sequence[Cut], writers: Sequence[str]) -> list[Cut]:
+    return sorted(cuts, key=lambda cut: not (cut.axis == 0 and cut.tensor in writers))
+
+
+def _input_of(model: nn.Module, tensor: str) -> Point:
+    module, _, _ = tensor.rpartition(".")
+    axis = -1 if isinstance(model.get_submodule(module), nn.Linear) else 1
+    return Point(module, "input", axis)
+
+
+def _is_stream(model: nn.Module, channels: Channels) -> bool:
+    """Whether the channels go from one block to another: they share a row of blocks, or nothing at all."""
+    paths = [tensor.split(".")[:-1] for tensor, _ in channels.axes]
+    shared = [
+        part
+        for part, *_ in takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))
+    ]
+    if not shared:
+        return True
+    around = model.get_submodule(".".join(shared))
+    if not isinstance(around, nn.Sequential | nn.ModuleList):
+        return False
+    inside = {path[len(shared)] for path in paths if len(path) > len(shared)}
+    return any(len(list(around.get_submodule(name).children())) > 0 for name in inside)

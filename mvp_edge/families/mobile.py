@@ -1,0 +1,15 @@
+"""Networks of inverted residual blocks: MobileNetV2, V3 and V4, EfficientNet, EfficientNet-Lite, MNASNet.
+
+A channel of an expansion goes with its depthwise filter, its squeeze-and-excitation weights and its column of the
+projection; residual streams are units, too, or stay (policy ``inner``).
+"""
+
+from mvp_edge.families.family import Family, derived_groups
+
+MOBILE = Family(
+    name="mobile",
+    title="MobileNetV2, V3, V4, EfficientNet(-Lite), MNASNet",
+    classes=("EfficientNet", "MobileNetV3"),
+    policies=("tied", "inner"),
+    groups=derived_groups,
+)

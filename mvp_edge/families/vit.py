@@ -1,0 +1,74 @@
+"""ViT, DeiT, DeiT-3, DINOv2 and CLIP's image encoder: heads, the rows within heads, and MLP nodes of each block."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from mvp_edge.families.family import Family
+from mvp_edge.subnetwork.units import Cut, Point, UnitGroup
+from mvp_edge_export.errors import BadInput
+
+
+def _vit(model: Any, _policy: str) -> Iterator[UnitGroup]:
+    """ViT / DeiT: the heads of each block, the rows within its heads, and the nodes of its MLP."""
+    for index, block in enumerate(model.blocks):
+        at = f"blocks.{index}"
+        _check_vit_block(block, at)
+        heads, dim = int(block.attn.num_heads), int(block.attn.head_dim)
+        rows = [t for t in ("weight", "bias") if getattr(block.attn.qkv, t) is not None]
+        qkv = [
+            (f"{at}.attn.qkv.{tensor}", part * heads * dim) for tensor in rows for part in range(3)
+        ]
+        proj = f"{at}.attn.proj"
+        yield UnitGroup(
+            f"{at}.heads",
+            "head",
+            heads,
+            (*(Cut(t, 0, o, width=dim) for t, o in qkv), Cut(f"{proj}.weight", 1, width=dim)),
+            (Point(proj, "input", -1),),
+            width=dim,
+            attention=f"{at}.attn",
+        )
+        every_head = {"repeat": heads, "period": dim}
+        yield UnitGroup(
+            f"{at}.head_dim",
+            "head_dim",
+            dim,
+            (*(Cut(t, 0, o, **every_head) for t, o in qkv), Cut(f"{proj}.weight", 1, **every_head)),
+            tempered=tuple(Cut(t, 0, o, **every_head) for t, o in qkv if o == 0),
+            attention=f"{at}.attn",
+        )
+        fc1, fc2 = f"{at}.mlp.fc1", f"{at}.mlp.fc2"
+        cuts = [Cut(f"{fc1}.weight", 0), Cut(f"{fc2}.weight", 1)]
+        if block.mlp.fc1.bias is not None:
+            cuts.append(Cut(f"{fc1}.bias", 0))
+        nodes = int(block.mlp.fc1.out_features)
+        yield UnitGroup(f"{at}.nodes", "node", nodes, tuple(cuts), (Point(fc2, "input", -1),))
+
+
+def _check_vit_block(block: Any, at: str) -> None:
+    expected = {"attn": "Attention", "mlp": "Mlp"}
+    for name, kind in expected.items():
+        module = getattr(block, name, None)
+        if type(module).__name__ != kind:
+            raise BadInput(
+                f"{at}.{name} is a {type(module).__name__}: only timm's {kind} can be pruned"
+            )
+    for name in ("attn.q_norm", "attn.k_norm", "attn.norm", "mlp.norm"):
+        module = block.get_submodule(name)
+        if not isinstance(module, nn.Identity):
+            raise BadInput(
+                f"{at}.{name} ({type(module).__name__}) is in the way: plain ViT / DeiT can be pruned"
+            )
+    if getattr(block.attn, "gate", None) is not None:
+        raise BadInput(f"{at}.attn.gate is in the way: plain ViT / DeiT can be pruned")
+
+
+VIT = Family(
+    name="vit",
+    title="ViT, DeiT, DINOv2",
+    classes=("VisionTransformer",),
+    policies=("heads-nodes",),
+    groups=_vit,
+)
