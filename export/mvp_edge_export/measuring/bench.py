@@ -83,7 +83,7 @@ def bench(
     )
     threads = sorted(set(threads or (1, machine.physical_cores)))
     if threads[0] < 1:
-        raise BadInput(f"--threads {threads[0]}: at least 1")
+        raise BadInput(f"{threads[0]}: at least 1", field="threads")
     groups = [
         (runtime, count, subjects)
         for runtime, subjects in _subjects(bundle, runtimes, precisions)
