@@ -1,8 +1,7 @@
 """The pruning methods by name, each with the recipe that it is run with. Imports no PyTorch.
 
-All methods get the same images per step, augmentation and initial head. Learning
-rates and the number of updates a step are the paper's, or were chosen on tuning tasks that are used neither in a zoo
-nor in an evaluation.
+All methods get the same images per step, augmentation and initial head. Learning rates and the number of updates
+a step are the paper's, or were chosen on tuning tasks that are used neither in a zoo nor in an evaluation.
 """
 
 from collections.abc import Callable, Mapping

@@ -133,8 +133,8 @@ class Request:
     )
     keep: float | Literal["auto"] = _option(
         "Largest share of units to keep in each layer; budgets may ask for less. auto: the zoo's ratio, or 0.1 "
-        "without a zoo; with --reference and a profile's max_drop the smallest whose accuracy drop is within it; with --front "
-        "all units [auto].",
+        "without a zoo; with --reference and a profile's max_drop the smallest ratio within that drop; with "
+        "--front all units [auto].",
         "auto",
         kind="keep",
         metavar="auto|R",
