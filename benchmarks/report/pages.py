@@ -100,7 +100,7 @@ class Evidence:
 def goals_table(figures: Mapping[str, Figure], met: bool) -> str:
     """Markdown: the figures that meet, or miss, their goals.
 
-    All that miss stand there; of those that meet, the ones that have a statement in ``figures.yaml``.
+    All missed goals, and the met goals that have a statement in ``figures.yaml``.
     """
     lines = ["| figure | measured | goal |", "|---|---|---|"]
     for one in figures.values():

@@ -1,4 +1,4 @@
-"""The rows of a study: each variant of the plan on each target, by the product's own functions.
+"""The rows of a study: each variant of the plan on each target, by mvp_edge's own functions.
 
 plan → the zoo's entries by similarity → voters, or a pooled network → pruned network → accuracy and cost
 """
@@ -56,7 +56,7 @@ def run_variants(study: Study, task: Task, only: str = ".*") -> None:
 
 
 def _make_row(study: Study, task: Task, name: str) -> None:
-    """Make one row, unless another process is at it."""
+    """Make one row, unless another process is working on it."""
     with claim(study.zoo.path / ".work", f"row-{study.plan['study']}-{task.name}-{name}") as work:
         if work is None:
             return
@@ -93,7 +93,7 @@ def state_of(study: Study, task: Task, name: str) -> State:
 
 
 def _lacking(study: Study, task: Task, variant: Mapping[str, Any]) -> str | None:
-    """What a variant would start from, or whose votes it would take, and is not there."""
+    """The missing network that a variant would start from or ask, or None."""
     if "start" in variant:
         start = study.start(variant["start"], task)
         return None if study.has_pooled(start) else f"`python -m benchmarks.study.pooled` {start}"

@@ -1,14 +1,14 @@
-"""A bundle: the directory that goes to the device, and how it is opened there.
+"""A bundle is the directory that is copied to a device; this module opens and checks it.
 
-    bundle/manifest.json           everything below, with the sha256 and size of every file
+    bundle/manifest.json           description of the bundle with sha256 and size of every file
            model.onnx              the pruned network
-           model.xml, model.bin    the same as OpenVINO IR
-           model_int8.*, …         optional: the pruned network in other precisions
-           baseline/…              optional: the unpruned network, for the comparison
+           model.xml, model.bin    the same network as OpenVINO IR
+           model_int8.*, …         optional: the pruned network in other number formats
+           baseline/…              optional: the unpruned network, for comparison
 
-Opening one executes nothing and follows nothing out of the directory: files that are listed are
-checked by their sha256, files that are not listed are never looked at, and an ONNX file that would
-pull its weights from somewhere else is refused.
+A bundle may come from an untrusted source. Opening it executes nothing and reads nothing outside of
+the directory: listed files are checked by their sha256, other files are never opened, and an ONNX file
+whose weights are stored in another file is refused.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from mvp_edge_export.storage import sha256_file
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle, whose files were checked against its manifest."""
+    """A bundle whose files match its manifest; made by ``load_bundle``."""
 
     path: Path
     manifest: Manifest
@@ -53,14 +53,18 @@ class Bundle:
 
     @cached_property
     def preprocess(self) -> Preprocess:
-        """How the network wants its images."""
+        """Preparation of images for the network."""
         return Preprocess.from_json(self.manifest.preprocess)
 
     def model(self, form: str, *, baseline: bool = False) -> Path:
-        """The network's file in a format, e.g. ``onnx``; with ``baseline`` the unpruned one's.
+        """Path of a model file.
+
+        Args:
+            form: format of the file, a value in ``sessions.FORMATS``, e.g. ``onnx``.
+            baseline: whether to take the unpruned network instead of the pruned one.
 
         Raises:
-            BadInput: the bundle has none.
+            BadInput: the bundle has no such file.
         """
         models = self.manifest.baseline if baseline else self.manifest.models
         if form not in models:
@@ -72,25 +76,34 @@ class Bundle:
         return self.path / models[form]
 
     def tensor(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """What the network is fed, float32 [N, 3, S, S], for pixels uint8 [N, S, S, 3]."""
+        """Convert pixels, uint8 [N, S, S, 3], to the network's input, float32 [N, 3, S, S]."""
         return network_input(pixels, self.preprocess, embedded=self.manifest.embedded_preprocess)
 
 
 def network_input(
     pixels: npt.NDArray[np.uint8], preprocess: Preprocess, *, embedded: bool
 ) -> npt.NDArray[np.float32]:
-    """Float32 [N, 3, S, S] of uint8 [N, S, S, 3]: normalised, unless the graph does it itself."""
+    """Convert pixels to the input of a network.
+
+    Args:
+        pixels: uint8 [N, S, S, 3].
+        preprocess: mean and standard deviation for the normalisation.
+        embedded: whether the graph itself normalises; its input then is 0..255.
+
+    Returns:
+        float32 [N, 3, S, S], contiguous.
+    """
     if embedded:
         return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), dtype=np.float32)
     return preprocess.normalise(pixels)
 
 
 def load_bundle(path: Path) -> Bundle:
-    """Open a bundle and check every file of it; nothing in it is executed.
+    """Open a bundle and check all of its files; nothing in it is executed.
 
     Raises:
-        BadInput: no bundle, a damaged or missing file, a path that leads out of the directory, a
-            symbolic link, or an ONNX file with external data.
+        BadInput: the directory is no bundle, a file is damaged or missing, a path leads out of the
+            directory, a file is a symbolic link, or an ONNX file has external data.
     """
     if not path.is_dir():
         raise BadInput(f"bundle: {path} is not a directory; mvp-edge export makes one")
@@ -98,17 +111,19 @@ def load_bundle(path: Path) -> Bundle:
     if listing.is_symlink():
         raise BadInput(f"bundle: {listing} is a symbolic link; copy the file itself")
     if listing.exists() and not listing.is_file():
-        raise BadInput(f"bundle: {listing} is no regular file")  # a pipe would be waited for
+        raise BadInput(f"bundle: {listing} is no regular file")  # reading a pipe would block
     manifest = read_manifest(path)
     if manifest.profile.sha256 != manifest.profile_sha256:
-        raise BadInput(f"bundle: {listing}: profile does not have its profile_sha256; export again")
+        raise BadInput(
+            f"bundle: {listing}: the profile does not match profile_sha256; export again"
+        )
     for name, expected in manifest.files.items():
         _check_file(path, name, expected)
     for name in [*manifest.models.values(), *manifest.baseline.values()]:
         if name.endswith(".onnx") and has_external_data(path / name):
-            raise BadInput(f"bundle: {path / name} keeps its weights in another file; refused")
+            raise BadInput(f"bundle: {path / name} stores its weights in another file; refused")
     bundle = Bundle(path, manifest)
-    _ = bundle.preprocess  # its values are checked when it is made
+    _ = bundle.preprocess  # creating it validates its values
     return bundle
 
 

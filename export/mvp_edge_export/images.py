@@ -1,11 +1,11 @@
-"""From an image file to the numbers that the network sees, the same on server and device.
+"""Decoding and preprocessing of images, the same on the server and on the device.
 
-    file → open_rgb → RGB image → Preprocess.pixels → uint8 [S, S, 3]
+    file → open_rgb → RGB image → Preprocess.pixels    → uint8 [S, S, 3]
                                 → Preprocess.normalise → float32 [N, 3, S, S]
 
-Training, verification, the parity gate and the device all decode with Pillow through here, so an
-accuracy that was measured on one of them holds on the others. Colour profiles (ICC) are not
-applied: a device that gets its frames from a camera has none.
+Training, verification, the parity check and prediction all use these functions, with Pillow as the
+decoder, so that a measured accuracy also holds on the device. Colour profiles (ICC) are not applied,
+because the frames of a camera have none.
 """
 
 import math
@@ -26,14 +26,14 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from mvp_edge_export.errors import BadInput
 
 MAX_PIXELS = 100_000_000
-"""Images with more pixels are refused before they are decoded."""
+"""Largest number of pixels; larger images are refused before they are decoded."""
 
 IMAGE_SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
-"""Suffixes, in lower case, of the files that are taken for images."""
+"""Lower-case suffixes of the files that are treated as images."""
 
-# Only these decoders run: others start programs (EPS) or are little tested.
+# Only these decoders are allowed: others start programs (EPS) or are rarely tested.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 _INTERPOLATION = {
@@ -43,7 +43,7 @@ _INTERPOLATION = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 
-# What turns an image that was stored with this EXIF orientation upright.
+# The operation that makes an image with this EXIF orientation upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -54,8 +54,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# What Pillow's plugins let escape from damaged files (seen when bytes are flipped at random, and
-# those that its own ``open`` expects of them).
+# Exceptions that Pillow's plugins raise for damaged files: those that its ``open`` handles itself and
+# those seen in tests with randomly changed bytes.
 _DAMAGE = (
     ArithmeticError,
     EOFError,
@@ -70,10 +70,10 @@ _DAMAGE = (
 
 
 class Undecodable(Exception):
-    """A file that is no image, or a damaged or too large one; ``str()`` is the reason."""
+    """An image cannot be decoded; ``str()`` gives the reason."""
 
     def __init__(self, name: str, reason: str) -> None:
-        super().__init__(name, reason)  # all of it, so that it survives the way out of a worker
+        super().__init__(name, reason)  # both arguments, so that a worker process can pickle it
         self.name = name
         self.reason = reason
 
@@ -83,21 +83,22 @@ class Undecodable(Exception):
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How a network wants its images; the values are part of every bundle.
+    """Preparation of images for a network; every bundle contains these values.
 
     Raises:
-        BadInput: a value that no image can be prepared with.
+        BadInput: a value is out of range.
     """
 
     size: int
-    """Side of the square that the network is fed, in pixels."""
+    """Side of the network's square input in pixels."""
     mean: tuple[float, float, float]
-    """Of red, green and blue, on the scale 0..1."""
+    """Mean of red, green and blue, for pixel values scaled to 0..1."""
     std: tuple[float, float, float]
+    """Standard deviation of red, green and blue, for pixel values scaled to 0..1."""
     interpolation: str = "bilinear"
-    """nearest, bilinear, bicubic or lanczos."""
+    """Resampling filter: nearest, bilinear, bicubic or lanczos."""
     crop_pct: float = 1.0
-    """The shorter side is resized to round(size / crop_pct); the centre is cropped to size."""
+    """Fraction kept by the crop: the shorter side is resized to round(size / crop_pct) before it."""
 
     def __post_init__(self) -> None:
         def refuse(key: str, form: str) -> BadInput:
@@ -108,7 +109,7 @@ class Preprocess:
         for key in ("mean", "std"):
             value = getattr(self, key)
             if not isinstance(value, tuple) or len(value) != 3 or not all(map(_is_number, value)):
-                raise refuse(key, "three numbers, one a colour")
+                raise refuse(key, "three numbers, one for each colour")
         if min(self.std) < 1e-6:
             raise refuse("std", "three numbers above zero (1e-6)")
         if self.interpolation not in list(_INTERPOLATION):
@@ -117,13 +118,13 @@ class Preprocess:
             raise refuse("crop_pct", "a number from 0.1 to 1")
 
     def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
-        """Resize the shorter side, then crop the centre, in one pass.
+        """Resize the shorter side and crop the centre, in one pass.
 
-        Only the part that survives the crop is ever resized: a strip of 1 x 100,000 pixels costs no
-        more than a square.
+        Only the part inside the crop is resized, so that a strip of 1 x 100,000 pixels costs no more
+        than a square.
 
         Args:
-            image: in mode RGB (see ``open_rgb``), of any size and shape.
+            image: image in mode RGB (see ``open_rgb``), of any size.
 
         Returns:
             uint8 [size, size, 3].
@@ -134,7 +135,7 @@ class Preprocess:
         side = round(self.size / self.crop_pct)
         if (width, height) == (self.size, self.size) and side == self.size:
             return np.array(image)
-        # The sides after the resize, and the crop's place on them, in the pixels of the image.
+        # The crop after the resize, expressed in pixels of the original image.
         scale = side / min(width, height)
         box: list[float] = []
         for length in (width, height):
@@ -147,7 +148,7 @@ class Preprocess:
         return np.array(square)
 
     def normalise(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """((x / 255) - mean) / std in float32, each operation rounded once, in this order.
+        """Compute ((x / 255) - mean) / std in float32, with the operations in this order.
 
         Args:
             pixels: uint8 [N, S, S, 3].
@@ -171,10 +172,10 @@ class Preprocess:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """The inverse of ``to_json``; raises BadInput for unknown, missing or wrong values."""
+        """Inverse of ``to_json``; raises BadInput for unknown, missing or invalid values."""
         keys = {field.name for field in fields(cls)}
         if not isinstance(value, Mapping) or set(value) != keys:
-            raise BadInput(f"preprocessing: exactly the keys {', '.join(sorted(keys))} are needed")
+            raise BadInput(f"preprocessing: must have exactly the keys {', '.join(sorted(keys))}")
         rgb = {
             key: tuple(value[key]) if isinstance(value[key], list) else value[key]
             for key in ("mean", "std")
@@ -185,19 +186,19 @@ class Preprocess:
 def open_rgb(source: Path | BinaryIO, name: str) -> Image.Image:
     """Decode an image to upright RGB.
 
-    Greyscale, palette, CMYK and 16-bit greyscale are converted, transparency is laid over white,
-    the EXIF orientation is applied, and of an animation the first frame is taken.
+    Greyscale, palette, CMYK and 16-bit greyscale images are converted to RGB, transparent images are
+    placed on white, the EXIF orientation is applied, and an animation yields its first frame.
 
     Args:
-        source: a file or an open binary stream, which stays open.
-        name: what to call it when it cannot be decoded.
+        source: a file or an open binary stream; the stream is not closed.
+        name: name of the image, kept in the exception.
 
     Raises:
-        Undecodable: not an image, damaged, unreadable, or of more than MAX_PIXELS.
+        Undecodable: the file is not an image, is damaged or unreadable, or has more than MAX_PIXELS.
     """
     try:
         if isinstance(source, Path) and source.exists() and not source.is_file():
-            raise Undecodable(name, "not a regular file")  # a pipe would wait for ever
+            raise Undecodable(name, "not a regular file")  # reading a pipe would block
         with _pillow_quiet, Image.open(source, formats=_FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
@@ -219,7 +220,7 @@ def _upright(image: Image.Image) -> Image.Image:
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except _DAMAGE:
-        return image  # unreadable metadata does not spoil the pixels
+        return image  # the pixels are usable without the metadata
     turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
     return image if turn is None else image.transpose(turn)
 
@@ -228,21 +229,21 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode.startswith("I"):
         return _from_16_bits(image, name).convert("RGB")
     if image.mode == "F":
-        raise Undecodable(name, "its pixels are floating point numbers of no known scale")
+        raise Undecodable(name, "its pixels are floating-point numbers of unknown range")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGB", image.size, "white")
         white.paste(rgba, mask=rgba.getchannel("A"))
         return white
-    # A copy even of RGB: what is returned must outlive the file.
+    # Copy even an RGB image, because it is used after the file is closed.
     return image.convert("RGB")
 
 
 def _from_16_bits(image: Image.Image, name: str) -> Image.Image:
-    # Pillow's own conversion saturates: every value over 255 would become white.
+    # Pillow's own conversion saturates, so that every value over 255 would become white.
     values = np.asarray(image, np.int32)
     if values.min() < 0 or values.max() > 65_535:
-        raise Undecodable(name, "its pixels are 32-bit numbers of no known scale")
+        raise Undecodable(name, "its pixels are 32-bit numbers of unknown range")
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
 
 
@@ -257,10 +258,10 @@ def _is_number(value: object) -> bool:
 
 
 class _PillowQuiet:
-    """Pillow's remarks on odd files (bomb, EXIF, palette) are not passed on: they are dealt with.
+    """Suppresses Pillow's warnings about unusual files, which ``open_rgb`` handles itself.
 
-    The filters of ``warnings`` belong to the whole process, so threads that decode at the same time
-    share one change of them: the first one in makes it and the last one out takes it back.
+    The filters of ``warnings`` are shared by the whole process. Threads that decode at the same time
+    share one change of them: the first to enter makes it and the last to leave reverts it.
     """
 
     def __init__(self) -> None:

@@ -1,9 +1,12 @@
-"""What a bundle says of itself: ``manifest.json``, as a frozen value.
+"""The manifest of a bundle, ``manifest.json``, as frozen pydantic models.
 
-files, their hashes · how to feed the network · what it costs and which budgets it meets
-parity: a runtime computes what PyTorch computes
-candidates: the forms that the pruned network could be shipped in, with accuracy and times
-shipped: the one that was chosen, once the device was measured
+It contains:
+
+* the files with their hashes, and how an image is prepared for the network
+* the network's cost and the verdicts on the profile's budgets
+* parity: how far each runtime's logits differ from PyTorch's
+* candidates: the variants in which the pruned network could be shipped, with accuracy and latency
+* shipped: the candidate that was chosen, once it was measured on the device
 """
 
 import math
@@ -26,7 +29,7 @@ _FROZEN = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
 class BundleFile(BaseModel):
-    """What a file of the bundle must be."""
+    """Expected size and hash of one file of the bundle."""
 
     model_config = _FROZEN
 
@@ -35,7 +38,7 @@ class BundleFile(BaseModel):
 
 
 class Parity(BaseModel):
-    """How far a runtime's logits lie from PyTorch's on the same images, in float32."""
+    """Difference between a runtime's logits and PyTorch's on the same images, both in float32."""
 
     model_config = _FROZEN
 
@@ -43,44 +46,44 @@ class Parity(BaseModel):
     runtime: str
     version: str
     setting: str
-    """What was asked of the runtime, in words."""
+    """The runtime's settings, in words."""
     real_images: int
     random_images: int
     max_difference: float
-    """The largest difference of a logit."""
+    """Largest absolute difference of a logit."""
     tolerance: float
-    """What it may be on the image that came closest to its tolerance."""
+    """Largest difference that is allowed on the image that came closest to its limit."""
     ties: int
-    """Images whose two best classes lie within the tolerance and swapped places."""
+    """Number of images whose top two classes differ by less than the tolerance and changed order."""
 
 
 class RuntimeAccuracy(BaseModel):
-    """Top-1 in a runtime as it is deployed, image by image against PyTorch's in float32."""
+    """Top-1 accuracy in a runtime as deployed, compared image by image with PyTorch in float32."""
 
     model_config = _FROZEN
 
     version: str
-    """Of the runtime."""
+    """Version of the runtime."""
     arithmetic: str
-    """What the runtime chose to compute in, outside of int8 layers."""
+    """Number format that the runtime computes in outside of int8 layers, e.g. ``f32``."""
     top1: float = Field(ge=0, le=1)
     images: int = Field(ge=1)
     lost: int = Field(ge=0)
-    """Images that PyTorch gets right and this runtime does not."""
+    """Number of images that PyTorch classifies correctly and this runtime does not."""
     gained: int = Field(ge=0)
-    """The reverse."""
+    """Number of images that this runtime classifies correctly and PyTorch does not."""
 
     @property
     def drop(self) -> float:
-        """Points of top-1 below PyTorch's; negative when it is above."""
+        """Top-1 accuracy lost against PyTorch in percentage points; negative if it is higher."""
         return 100 * (self.lost - self.gained) / self.images
 
     @property
     def drop_interval(self) -> tuple[float, float]:
-        """95 % interval of ``drop``: images are paired, and some are few.
+        """95 % confidence interval of ``drop``, a difference of paired proportions.
 
-        Agresti and Min (2005): half an image is added to each of the four outcomes, so that no
-        swapped image at all does not pass for certainty.
+        The method of Agresti and Min (2005) adds half an image to each of the four outcomes, so
+        that the interval has a width even if no prediction differs.
         """
         n, lost, gained = self.images + 2, self.lost + 0.5, self.gained + 0.5
         middle = (lost - gained) / n
@@ -89,73 +92,80 @@ class RuntimeAccuracy(BaseModel):
 
 
 class Trial(BaseModel):
-    """One scheme of quantisation that was tried for a runtime."""
+    """A quantisation scheme that was tried for a runtime."""
 
     model_config = _FROZEN
 
     scheme: str
     about: str
-    """What it does, in words."""
+    """Description of the scheme."""
     int8_layers: int
-    """Convolutions and matrix products that compute in int8."""
+    """Number of convolutions and matrix products that compute in int8."""
     float_layers: int
-    """Those that were left in float."""
+    """Number of convolutions and matrix products that still compute in floating point."""
     validation: RuntimeAccuracy
     passed: bool
-    """Whether it keeps within the accuracy gate on the validation images."""
+    """Whether the accuracy lost on the validation images is within the limit."""
     milliseconds: float
-    """Of the fastest image on the machine that exported it: to choose among schemes, nothing else."""
+    """Fastest inference in ms on the exporting machine; only used to choose among schemes."""
     seconds: float
-    """What quantising and judging it took."""
+    """Time in seconds that quantisation and evaluation took."""
 
 
 class CandidateTiming(BaseModel):
-    """A candidate's latency and memory with one number of threads, on one machine."""
+    """Latency and memory of a candidate on one machine with one number of threads."""
 
     model_config = _FROZEN
 
     threads: int
     p50: float
-    """Milliseconds."""
+    """Median latency in ms."""
     p50_interval: tuple[float, float]
+    """95 % confidence interval of ``p50`` in ms."""
     p90: float
+    """90th percentile of the latency in ms."""
     p90_interval: tuple[float, float]
+    """95 % confidence interval of ``p90`` in ms."""
     peak_over_import: int
-    """Bytes of resident memory at the peak, beyond what the runtime takes by itself."""
+    """Peak resident memory in bytes, less the memory after importing the runtime."""
     status: Literal["OK", "NOISY", "INVALID"]
+    """As in ``measuring.result.Cell``."""
     machine: str
-    """Its processor."""
+    """Processor of the machine."""
     protocol: str
+    """Description of the measurement protocol."""
 
 
 class Candidate(BaseModel):
-    """A form that the pruned network could be shipped in, and what became of it."""
+    """A variant in which the pruned network could be shipped, and whether it is kept."""
 
     model_config = _FROZEN
 
     format: str
-    """The key that its files have in ``Manifest.models`` as long as they are kept."""
+    """Key of its files in ``Manifest.models`` as long as they are kept."""
     runtime: str
     precision: NumberFormat
     bytes: int
-    """Of its files."""
+    """Total size of its files in bytes."""
     scheme: str | None = None
-    """How it was quantised: the trial that was chosen."""
+    """Name of the chosen quantisation scheme; None if the variant is not quantised."""
     trials: tuple[Trial, ...] = ()
+    """All quantisation schemes that were tried."""
     calibration_images: int = 0
+    """Number of images from which the quantisation ranges were determined."""
     validation: RuntimeAccuracy | None
-    """What it was chosen by; None if no validation images were given."""
+    """Accuracy on validation images, used for choosing; None if no such images were given."""
     test: RuntimeAccuracy
-    """What is reported; nothing was chosen by it."""
+    """Accuracy on test images, only reported and never used for choosing."""
     timings: tuple[CandidateTiming, ...] = ()
     kept: bool
-    """Whether its files are in the bundle."""
+    """Whether the bundle contains its files."""
     why: str
-    """Why it is kept or not, in one sentence."""
+    """Reason why it is kept or not, in one sentence."""
 
 
 class Shipped(BaseModel):
-    """What the device is to run."""
+    """The variant that the device will run."""
 
     model_config = _FROZEN
 
@@ -163,10 +173,11 @@ class Shipped(BaseModel):
     precision: NumberFormat
     threads: int
     why: str
+    """Reason for the choice, in one sentence."""
 
 
 class Manifest(BaseModel):
-    """All that is known about the network in the bundle; ``manifest.json``."""
+    """Contents of ``manifest.json``: everything that is known about the bundle's network."""
 
     model_config = _FROZEN
 
@@ -174,40 +185,43 @@ class Manifest(BaseModel):
     labels: tuple[str, ...] = Field(min_length=1)
     """Class names in the order of the logits."""
     preprocess: dict[str, Any]
-    """Fields of ``Preprocess``."""
+    """The fields of ``images.Preprocess``, see ``Preprocess.from_json``."""
     embedded_preprocess: bool
-    """Whether the graph itself divides by 255 and normalises; it then takes 0..255 as float32."""
+    """Whether the graph itself divides by 255 and normalises; its input is then 0..255 as float32."""
     batch: int | None
-    """The batch that the graph is fixed to; None takes any."""
+    """Batch size that the graph is fixed to; None allows any."""
     models: dict[str, str]
-    """Format (a value of ``sessions.FORMATS``) → file of the pruned network."""
+    """File of the pruned network in each format (formats are the values in ``sessions.FORMATS``)."""
     baseline: dict[str, str]
-    """The same for the unpruned network; empty without one."""
+    """File of the unpruned network in each format; empty if the bundle does not contain it."""
     files: dict[str, BundleFile]
-    """Path inside the bundle, with forward slashes → what it must be."""
+    """Every file of the bundle, by its path in the bundle with forward slashes."""
     exporter: dict[str, str]
-    """Network (``pruned``, ``baseline``) → what wrote its graph, and why if the second choice."""
+    """What wrote the graph of each network (``pruned``, ``baseline``), and why if the fallback did."""
     weights_sha256: str
-    """Of the verified weights that were exported."""
+    """sha256 of the file of the verified weights that were exported."""
     kept: dict[str, tuple[int, ...]]
-    """Unit group → indices of the backbone's units that were kept."""
+    """Indices of the backbone's units that were kept, by group of units."""
     profile: DeviceProfile
+    """Device profile that the network was pruned for."""
     profile_sha256: str
     cost: Cost
-    """Of the pruned network in float32; ``sessions.memory_needed`` says what a device needs."""
+    """Cost of the pruned network in float32; for a device's memory see ``sessions.memory_needed``."""
     cost_baseline: Cost
+    """Cost of the unpruned network in float32."""
     operators: tuple[tuple[Any, ...], ...]
-    """What one inference computes, a row an operator: see ``devices.operators``."""
+    """Operators of one inference, one row each: see ``devices.operators``."""
     verdicts: tuple[Verdict, ...]
-    """Of the profile's budgets, with that of the file measured."""
+    """Verdicts on the profile's budgets; the file size is that of the exported files."""
     parity: tuple[Parity, ...]
     candidates: tuple[Candidate, ...]
-    """Those that were kept out stand here too, with the reason."""
+    """All candidates, including those that were not kept, with the reason."""
     shipped: Shipped | None
-    """None until the candidates were measured on the profile's device."""
+    """The chosen candidate; None until the candidates were measured on the profile's device."""
     undecided: str = ""
-    """Why it is still open, in words."""
+    """Reason why no candidate is chosen yet; empty if one is."""
     versions: dict[str, str]
+    """Version of each package that took part in the export."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -226,12 +240,12 @@ class Manifest(BaseModel):
         return self
 
     def candidate(self, form: str) -> Candidate | None:
-        """The candidate of a format, kept or not."""
+        """The candidate with this format, kept or not; None if there is none."""
         return next((c for c in self.candidates if c.format == form), None)
 
     @property
     def choice(self) -> str:
-        """What is shipped and why, or why that is still open; one sentence."""
+        """One sentence: what is shipped and why, or why that is undecided."""
         if self.shipped is None:
             return f"undecided: {self.undecided}"
         chosen = self.shipped
@@ -240,10 +254,10 @@ class Manifest(BaseModel):
 
 
 def read_manifest(bundle: Path) -> Manifest:
-    """The manifest of the bundle in a directory; its files are not looked at.
+    """Read the manifest of a bundle, without checking the bundle's files.
 
     Raises:
-        BadInput: there is none, it is damaged, or another version of mvp-edge wrote it.
+        BadInput: the manifest is missing or invalid, or another version of mvp-edge wrote it.
     """
     path = bundle / MANIFEST
     value = read_json(path, "bundle")
@@ -262,7 +276,10 @@ def read_manifest(bundle: Path) -> Manifest:
 
 
 def quantisation_verdict(kept: Sequence[Candidate], profile: DeviceProfile) -> Iterator[Verdict]:
-    """What int8 loses, of the kept form that loses most; nothing without int8."""
+    """Yield the verdict on the accuracy lost by int8, for the kept int8 candidate that loses most.
+
+    Nothing is yielded if no int8 candidate is kept or none was evaluated on validation images.
+    """
     losses = [
         (one.validation.drop, one) for one in kept if one.precision == "int8" and one.validation
     ]
@@ -284,6 +301,6 @@ def quantisation_verdict(kept: Sequence[Candidate], profile: DeviceProfile) -> I
 
 
 def parts_of(model: str) -> tuple[str, ...]:
-    """The files that a model consists of: an OpenVINO .xml has its .bin beside it."""
+    """The files of a model: an OpenVINO ``.xml`` file is accompanied by a ``.bin`` file."""
     pure = PurePosixPath(model)
     return (model, str(pure.with_suffix(".bin"))) if pure.suffix == ".xml" else (model,)

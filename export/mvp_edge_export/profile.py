@@ -1,10 +1,11 @@
-"""What a device allows: one YAML file a device, checked whole before anything is done with it.
+"""Device profiles: one YAML file per device with its hardware and its budgets.
 
-    YAML → entries, each with its file and line → ``extends`` merged → DeviceProfile (frozen)
+    YAML → entries, each with file and line → merged with what it ``extends`` → DeviceProfile (frozen)
 
-A figure that is null, or left out, is not checked: it never passes. ``located_yaml`` reads files
-and names their mistakes, ``profile_sections`` declares the figures; here stand the whole, the
-shipped profiles and ``extends``.
+A file is validated as a whole before it is used. A budget that is null or left out is not checked; its
+verdict is UNCHECKED, never PASS. ``located_yaml`` reads files and reports mistakes by line,
+``profile_sections`` declares the sections; this module combines them, finds the shipped profiles and
+resolves ``extends``.
 """
 
 import difflib
@@ -41,7 +42,7 @@ from mvp_edge_export.quantities import quoted
 from mvp_edge_export.storage import sha256_json
 
 SCHEMA = 1
-"""The version of the file format that this program reads."""
+"""Version of the file format that this program reads."""
 
 _MAX_EXTENDS = 8
 
@@ -53,13 +54,15 @@ def _schema_version(value: object) -> object:
 
 
 class DeviceProfile(Section):
-    """A device and its budgets, as a frozen value."""
+    """A device, its budgets and the settings for pruning and exporting for it."""
 
     schema_: Annotated[Literal[1], BeforeValidator(_schema_version)] = Field(
-        alias="schema", description="Version of this format.", examples=[SCHEMA]
+        alias="schema", description="Version of this file format.", examples=[SCHEMA]
     )
-    id: Word = Field(description="Short name, in lower case.", examples=["rpi4"])
-    name: str = Field(min_length=1, description="Name for people.", examples=["Raspberry Pi 4"])
+    id: Word = Field(description="Short name of the device, in lower case.", examples=["rpi4"])
+    name: str = Field(
+        min_length=1, description="Name of the device for display.", examples=["Raspberry Pi 4"]
+    )
     source: Source
     hardware: Hardware
     runtime: Runtime
@@ -69,24 +72,25 @@ class DeviceProfile(Section):
     prune: Prune = Prune()
     precision: Precision = Precision()
     calibration: Calibration | None = Field(
-        default=None, description="Written by `mvp-edge device calibrate`; latency follows from it."
+        default=None,
+        description="Fitted latency, written by `mvp-edge device calibrate`; used to predict latency.",
     )
 
     _path: Path | None = PrivateAttr(default=None)
 
     @property
     def path(self) -> Path | None:
-        """The file that it was loaded from, if any."""
+        """The file that the profile was loaded from; None if it was not loaded from a file."""
         return self._path
 
     def text(self) -> str:
-        """A file that says the same, with what was extended in it."""
+        """The profile as YAML text without ``extends``: inherited values are written out."""
         facts = self.model_dump(mode="json", by_alias=True, context=AS_IN_A_FILE)
         return yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)
 
     @property
     def sha256(self) -> str:
-        """Identifies the resolved content: what was extended is in it, where it lay is not."""
+        """Hash of the resolved content: inherited values count, the file's location does not."""
         return sha256_json(self.model_dump(mode="json", by_alias=True))
 
     @field_validator("runtime")
@@ -112,10 +116,10 @@ class DeviceProfile(Section):
 
 
 def profile_schema() -> dict[str, Any]:
-    """The JSON schema of a profile file, for editors.
+    """The JSON schema of a profile file, e.g. for validation in an editor.
 
-    A file that extends another may leave out what it inherits: every ``required`` but that of
-    ``schema`` and ``id`` holds only without ``extends``.
+    A file that extends another may leave out inherited keys: only ``schema`` and ``id`` are always
+    required, all other required keys only without ``extends``.
     """
     schema = DeviceProfile.model_json_schema()
     whole = {"required": schema.pop("required"), "properties": {}}
@@ -123,11 +127,12 @@ def profile_schema() -> dict[str, Any]:
         section = schema["$defs"].get(field.get("$ref", "").rsplit("/", 1)[-1], {})
         if "required" in section:
             whole["properties"][key] = {"required": section.pop("required")}
-    for section in schema["$defs"].values():  # those within sections
+    for section in schema["$defs"].values():  # sections within sections
         section.pop("required", None)
     extends = {
         "type": "string",
-        "description": "A shipped profile's name or a relative path; keys given here win.",
+        "description": "Profile to inherit from: a shipped profile's name or a relative path. Keys in this file"
+        " override inherited ones.",
         "examples": ["rpi4"],
     }
     return {
@@ -141,15 +146,19 @@ def profile_schema() -> dict[str, Any]:
 
 
 def shipped_profiles() -> list[str]:
-    """Names of the profiles that come with the package, sorted."""
+    """Sorted names of the profiles that are part of the package."""
     return sorted(path.stem for path in shipped_folder().glob("*.yaml"))
 
 
 def load_profile(name_or_path: str) -> DeviceProfile:
-    """A shipped profile by its name (with or without ``.yaml``), or the one in a file.
+    """Load a profile.
+
+    Args:
+        name_or_path: name of a shipped profile, with or without ``.yaml``, or path of a YAML file.
 
     Raises:
-        BadInput: no such profile, or all mistakes of the file, one a line.
+        BadInput: there is no such profile, or the file has mistakes; the message lists all of them,
+            one per line.
     """
     path = _find(name_or_path, Path())
     if path is None:
@@ -162,24 +171,27 @@ def load_profile(name_or_path: str) -> DeviceProfile:
 
 
 def check_profile(path: str | Path) -> list[str]:
-    """All mistakes of a profile file as ``file:line: key: what; what to do``; [] if it is good."""
+    """List all mistakes of a profile file, each as ``file:line: key: what; what to do``.
+
+    The list is empty if the file is valid.
+    """
     mistakes: list[Mistake] = []
     _load(Path(path), mistakes)
     return lines(mistakes)
 
 
 def shipped_folder() -> Path:
-    """Where the shipped profiles lie."""
-    # In a wheel the profiles are package data; in the repository they lie at its root.
+    """Folder of the shipped profiles."""
+    # In a wheel the profiles are package data; in the repository they are in its root.
     packaged = Path(__file__).parent / "profiles"
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "profiles"
 
 
 def _find(name: str, folder: Path) -> Path | None:
-    """The file that ``name`` means, seen from ``folder``; None if there is none."""
+    """The file with this name: a shipped profile or a path relative to ``folder``; None if missing."""
     bare = name.removesuffix(".yaml")
     shipped = shipped_folder() / f"{bare}.yaml" if bare in shipped_profiles() else None
-    # A bare name means the shipped profile, also beside a run directory of that name.
+    # A name without suffix means the shipped profile, even if a directory has the same name.
     if shipped is not None and name == bare:
         return shipped
     return folder / name if name and _exists(folder / name) else shipped
@@ -188,7 +200,7 @@ def _find(name: str, folder: Path) -> Path | None:
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError:  # too long for a path, or in a folder that may not be searched
+    except OSError:  # the path is too long, or its folder is not accessible
         return False
 
 
@@ -204,7 +216,7 @@ def _not_found(name: str) -> str:
 
 
 def _load(path: Path, mistakes: list[Mistake]) -> DeviceProfile | None:
-    """The profile, or None after its mistakes were added."""
+    """The profile of a file; None if it has mistakes, which are appended to ``mistakes``."""
     tree, complete = _resolve(path, (), mistakes)
     if tree is None:
         return None
@@ -218,7 +230,7 @@ def _load(path: Path, mistakes: list[Mistake]) -> DeviceProfile | None:
 def _resolve(
     path: Path, chain: tuple[Path, ...], mistakes: list[Mistake]
 ) -> tuple[Entry | None, bool]:
-    """The entries of a file laid over those of what it extends, and whether all could be had."""
+    """A file's entries merged over those of the file it extends, and whether all could be read."""
     own = read(path, mistakes)
     if own is None or not isinstance(own.value, dict) or "extends" not in own.value:
         return own, own is not None

@@ -1,7 +1,7 @@
-"""The sections of a device profile: each figure with its unit, its limits and an example.
+"""The sections of a device profile, which declare each value with its unit, range and an example.
 
-The same declarations check a file, document it (`mvp-edge device schema`) and are what the rest of the
-program reads. ``profile`` puts them together.
+The same declarations validate a profile file, document it (`mvp-edge device schema`) and hold the values
+for the rest of the program. ``profile.DeviceProfile`` combines the sections.
 """
 
 import datetime
@@ -24,7 +24,7 @@ from mvp_edge_export.devices.law import Law
 from mvp_edge_export.quantities import Quantity, quoted
 
 AS_IN_A_FILE = "file"
-"""The serialisation context in which figures are written as a file has them."""
+"""Serialisation context in which values are written as in a profile file, e.g. ``50ms``."""
 
 
 def _schema_of(quantity: Quantity) -> WithJsonSchema:
@@ -65,60 +65,70 @@ NUMBER_FORMATS: tuple[NumberFormat, ...] = get_args(NumberFormat)
 
 
 class Section(BaseModel):
-    """A part of a profile: frozen, and no key that is not declared."""
+    """Base of all sections: frozen, and undeclared keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Source(Section):
-    """Where the figures come from."""
+    """Where the values of the profile come from."""
 
     kind: Literal["vendor", "measured", "estimate"] = Field(
-        description="Where the hardware's figures come from; the note says how the budgets were"
+        description="Where the hardware's values come from; the note says how the budgets were"
         " estimated or measured.",
         examples=["estimate"],
     )
-    note: str = Field(min_length=1, description="In words.", examples=["data sheet of the board"])
+    note: str = Field(
+        min_length=1, description="Description of the source.", examples=["data sheet of the board"]
+    )
     date: Annotated[datetime.date, BeforeValidator(_iso_date)] = Field(
-        description="When they were written down.", examples=["2026-11-22"]
+        description="Date of the values.", examples=["2026-11-22"]
     )
 
 
 class Peak(Section):
-    """What the hardware could do at best; latency is estimated from it until it is calibrated."""
+    """Peak performance of the hardware, from which latency is estimated before a calibration."""
 
     macs_per_second: Flops = Field(
-        description="fp32 multiply-adds a second, all cores together.", examples=["24G"]
+        description="fp32 multiply-adds per second of all cores together.", examples=["24G"]
     )
-    bytes_per_second: Bytes = Field(description="Memory bandwidth.", examples=["12.8GB"])
+    bytes_per_second: Bytes = Field(
+        description="Memory bandwidth in bytes per second.", examples=["12.8GB"]
+    )
     reached: float = Field(
         default=0.25,
         gt=0,
         le=1,
-        description="Share of the multiply-adds that networks are assumed to reach.",
+        description="Fraction of the peak multiply-adds that networks are assumed to reach.",
         examples=[0.25],
     )
 
 
 class Hardware(Section):
-    """The board."""
+    """The device's processor and memory."""
 
     arch: Literal["aarch64", "armv6l", "armv7l", "armv7e-m", "riscv64", "x86_64"] = Field(
-        description="As the kernel names it (uname -m), or the core's architecture without one.",
+        description="Architecture as `uname -m` prints it; without an operating system, that of the core.",
         examples=["aarch64"],
     )
-    cpu: str = Field(min_length=1, description="The core.", examples=["cortex-a72"])
-    cores: int = Field(ge=1, le=1024, description="Physical cores.", examples=[4])
-    ram: Bytes = Field(description="Memory of the whole device.", examples=["4GiB"])
+    cpu: str = Field(
+        min_length=1, description="Name of the processor core.", examples=["cortex-a72"]
+    )
+    cores: int = Field(ge=1, le=1024, description="Number of physical cores.", examples=[4])
+    ram: Bytes = Field(description="Main memory of the device.", examples=["4GiB"])
     isa: tuple[Word, ...] = Field(
-        default=(), description="Vector extensions that it has.", examples=[["neon"]]
+        default=(),
+        description="Instruction set extensions that the processor has.",
+        examples=[["neon"]],
     )
     lacks: tuple[Word, ...] = Field(
-        default=(), description="Extensions that it does not have.", examples=[["sve"]]
+        default=(),
+        description="Instruction set extensions that the processor lacks.",
+        examples=[["sve"]],
     )
     peak: Peak | None = Field(
         default=None,
-        description="Of all cores together, as the note derives it.",
+        description="Peak performance of all cores together; the note says how it is derived.",
         examples=[{"macs_per_second": "24G", "bytes_per_second": "12.8GB", "reached": 0.25}],
     )
 
@@ -132,31 +142,39 @@ class Hardware(Section):
 
 
 class Runtime(Section):
-    """What runs the model."""
+    """Runtimes of the device and how they are used."""
 
     backends: tuple[Backend, ...] = Field(
-        description="Runtimes that exist for the device; [] if none does.",
+        description="Runtimes that support the device; [] if none does.",
         examples=[["onnxruntime", "openvino"]],
     )
-    threads: int = Field(ge=1, le=1024, description="Threads of one inference.", examples=[4])
+    threads: int = Field(
+        ge=1, le=1024, description="Number of threads of one inference.", examples=[4]
+    )
     denylist: tuple[Pin, ...] = Field(
         default=(),
-        description="Releases that do not work on the device.",
+        description="Releases of runtimes that do not work on the device.",
         examples=[["onnxruntime==1.21.0"]],
     )
 
 
 class Input(Section):
-    """What is fed at a time."""
+    """Input of one inference."""
 
-    batch: int = Field(default=1, ge=1, le=1024, description="Images a run.", examples=[1])
+    batch: int = Field(
+        default=1, ge=1, le=1024, description="Number of images per inference.", examples=[1]
+    )
 
 
 class Latency(Section):
-    """Time of one inference."""
+    """Limits on the latency of one inference."""
 
-    p50: Milliseconds | None = Field(default=None, description="Median.", examples=["40ms"])
-    p90: Milliseconds | None = Field(default=None, description="90 in 100.", examples=["50ms"])
+    p50: Milliseconds | None = Field(
+        default=None, description="Limit on the median.", examples=["40ms"]
+    )
+    p90: Milliseconds | None = Field(
+        default=None, description="Limit on the 90th percentile.", examples=["50ms"]
+    )
 
     @field_validator("p90")
     @classmethod
@@ -168,61 +186,70 @@ class Latency(Section):
 
 
 class Budgets(Section):
-    """The limits; null, or left out, is "not checked"."""
+    """Limits of the device; a limit that is null or left out is not checked."""
 
     flops: Flops | None = Field(
         default=None,
-        description="Multiply-adds of one image; a fused multiply-add is one.",
+        description="Multiply-adds for one image; a fused multiply-add counts as one.",
         examples=["300M"],
     )
-    params: Params | None = Field(default=None, description="Parameters.", examples=["3M"])
+    params: Params | None = Field(
+        default=None, description="Number of parameters.", examples=["3M"]
+    )
     file: Bytes | None = Field(
-        default=None, description="The exported model on disk.", examples=["12MiB"]
+        default=None, description="Size of the exported model file.", examples=["12MiB"]
     )
     memory: Bytes | None = Field(
         default=None,
-        description="Weights and peak activations, predicted; peak RSS over baseline, measured.",
+        description="Memory for inference. Predicted: weights and peak activations. Measured: peak resident"
+        " memory less that after importing the runtime.",
         examples=["64MiB"],
     )
     latency: Latency | None = Field(
-        default=None, description="Of one inference.", examples=[{"p90": "50ms"}]
+        default=None, description="Latency of one inference.", examples=[{"p90": "50ms"}]
     )
 
 
 class Accuracy(Section):
-    """How much accuracy may be lost, in points of top-1; null, or left out, is "not checked"."""
+    """Limits on the loss of top-1 accuracy in percentage points; null or left out: not checked."""
 
     max_drop: Points | None = Field(
-        default=None, description="Under the fine-tuned unpruned model.", examples=[2]
+        default=None,
+        description="Largest loss against the fine-tuned unpruned model.",
+        examples=[2],
     )
     max_quant_drop: Points | None = Field(
-        default=None, description="int8 under fp32.", examples=[0.5]
+        default=None, description="Largest loss of int8 against fp32.", examples=[0.5]
     )
 
 
 class Prune(Section):
-    """Widths that the device's kernels like."""
+    """Layer widths that run efficiently on the device."""
 
     round_to: int = Field(
-        default=8, ge=1, le=256, description="Widths are multiples of it.", examples=[8]
+        default=8,
+        ge=1,
+        le=256,
+        description="Layer widths are multiples of this number.",
+        examples=[8],
     )
     min_channels: int = Field(
-        default=8, ge=1, le=4096, description="No layer is thinner.", examples=[8]
+        default=8, ge=1, le=4096, description="Smallest width of a layer.", examples=[8]
     )
 
 
 class Precision(Section):
-    """Number formats."""
+    """Number formats of the exported network."""
 
     allowed: tuple[NumberFormat, ...] = Field(
         default=("fp32", "int8"),
         min_length=1,
-        description="What the device may run.",
+        description="Number formats that the device may run.",
         examples=[["fp32", "int8"]],
     )
     prefer: Literal["measured", "fp32", "fp16", "int8"] = Field(
         default="measured",
-        description='One of them, or "measured": what is fastest within the budgets.',
+        description='Format to ship: one of the allowed, or "measured" for the fastest within the budgets.',
         examples=["measured"],
     )
 
@@ -235,34 +262,40 @@ class Precision(Section):
 
 
 class CalibrationError(Section):
-    """How far predictions lay from measured times, as a share, on networks that the fit had not seen."""
+    """Relative error of predicted latencies on networks that were held out from the fit."""
 
-    networks: int = Field(ge=1, description="Whole networks that were held out.", examples=[24])
-    median: float = Field(ge=0, description="Median of |error|.", examples=[0.05])
-    p90: float = Field(ge=0, description="90th percentile of |error|.", examples=[0.15])
+    networks: int = Field(ge=1, description="Number of networks that were held out.", examples=[24])
+    median: float = Field(
+        ge=0, description="Median of the absolute relative error.", examples=[0.05]
+    )
+    p90: float = Field(
+        ge=0, description="90th percentile of the absolute relative error.", examples=[0.15]
+    )
 
 
 class Calibrated(Section):
-    """The fitted latency of one runtime with one number of threads."""
+    """Fitted latency of one runtime with one number of threads."""
 
-    runtime: Backend = Field(description="What it was measured in.", examples=["onnxruntime"])
-    version: str = Field(min_length=1, description="Its release.", examples=["1.32.0"])
-    precision: NumberFormat = Field(description="Of the networks.", examples=["fp32"])
-    threads: int = Field(ge=1, description="Threads of one inference.", examples=[4])
-    law: Law = Field(description="Milliseconds by kind of operator; see devices/law.py.")
-    p90_over_p50: float = Field(ge=1, description="Of the measured networks.", examples=[1.05])
+    runtime: Backend = Field(description="Runtime that was measured.", examples=["onnxruntime"])
+    version: str = Field(min_length=1, description="Release of the runtime.", examples=["1.32.0"])
+    precision: NumberFormat = Field(description="Number format of the networks.", examples=["fp32"])
+    threads: int = Field(ge=1, description="Number of threads of one inference.", examples=[4])
+    law: Law = Field(description="Latency in milliseconds by kind of operator; see devices/law.py.")
+    p90_over_p50: float = Field(
+        ge=1, description="Median ratio of p90 to p50 over the networks.", examples=[1.05]
+    )
     error: CalibrationError
 
 
 class Calibration(Section):
-    """What `mvp-edge device calibrate` found on the device."""
+    """Result of `mvp-edge device calibrate` on the device."""
 
     date: Annotated[datetime.date, BeforeValidator(_iso_date)] = Field(
-        description="When it was measured.", examples=["2026-11-22"]
+        description="Date of the measurement.", examples=["2026-11-22"]
     )
-    machine: str = Field(min_length=1, description="What it was measured on, in words.")
+    machine: str = Field(min_length=1, description="Description of the measured machine.")
     fingerprint: str = Field(
-        pattern=r"^[0-9a-f]{64}$", description="sha256 of the machine's facts."
+        pattern=r"^[0-9a-f]{64}$", description="sha256 of the machine's properties."
     )
-    networks: int = Field(ge=2, description="Networks that were measured.", examples=[48])
+    networks: int = Field(ge=2, description="Number of networks that were measured.", examples=[48])
     fits: tuple[Calibrated, ...] = Field(min_length=1)

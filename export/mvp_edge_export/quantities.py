@@ -1,10 +1,10 @@
-"""Figures as people write them in a device profile, and as they are printed for people.
+"""Parsing and formatting of quantities with units, as in a device profile.
 
     "300M" → 300_000_000 multiply-adds      "64MiB" → 67_108_864 bytes      "0.05s" → 50.0 ms
 
-A figure is a positive number and a unit of its own kind. A number without a unit is a plain count,
-or bytes; for a duration it would be ambiguous, so text must carry one there. Everything else is a
-``ValueError`` whose text says what is wrong and how to write it.
+A quantity is a positive number with a unit. A number without a unit is a count or bytes; a duration
+given as text must have a unit, because it would be ambiguous without. Anything else raises ``ValueError``
+with a message that says what is wrong and how to write it.
 """
 
 import re
@@ -16,7 +16,7 @@ _NUMBER_UNIT = re.compile(
     r"\s*([+-]?(?:[0-9][0-9_]*(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,2})?)\s*([^\W\d_]*)\s*"
 )
 _LONGEST = 40
-"""Characters of the longest figure; what is longer is not a figure, and is quoted only in part."""
+"""Maximum number of characters of a quantity; longer text is refused and quoted only in part."""
 
 _COUNTS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BYTES = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -26,30 +26,35 @@ _DURATIONS: dict[str, int | Decimal] = {"us": Decimal("0.001"), "ms": 1, "s": 10
 
 @dataclass(frozen=True)
 class Quantity:
-    """One kind of figure: what it counts, how it is written, and where it turns absurd."""
+    """One kind of quantity with its units and its largest plausible value."""
 
     noun: str
-    """What is counted, in the plural and in the base unit: "multiply-adds"."""
+    """Name of the base unit in the plural, e.g. "multiply-adds"."""
     units: Mapping[str, int | Decimal]
-    """Base units in each unit; the empty unit is present where a bare number is allowed."""
+    """Number of base units in each unit; with an empty unit if a number without unit is allowed."""
     limit: int
-    """The largest figure, in base units, that can be meant for an edge device."""
+    """Largest plausible value for an edge device, in base units."""
     example: str
+    """Correct spelling, for error messages."""
 
     @property
     def pattern(self) -> str:
-        """A regular expression of the written form, for the published JSON schema."""
+        """Regular expression for the text form, for the published JSON schema."""
         units = "|".join(unit for unit in self.units if unit)
         return rf"^[0-9][0-9_]*(\.[0-9]+)?\s*({units}){'?' if '' in self.units else ''}$"
 
     def parse(self, value: object) -> Decimal:
-        """The figure in base units, exactly.
+        """Parse a quantity.
 
         Args:
-            value: text such as "1.2G", or an int or float that is in base units already.
+            value: text such as "1.2G", or a number in base units.
+
+        Returns:
+            The exact value in base units.
 
         Raises:
-            ValueError: not a number, not a unit of this kind, not positive, or absurd.
+            ValueError: the value is not a number, has a wrong unit, is not positive, or is larger than
+                ``limit``.
         """
         number, unit = self._split(value)
         if unit not in self.units:
@@ -65,7 +70,7 @@ class Quantity:
         return figure
 
     def parse_whole(self, value: object) -> int:
-        """As ``parse``, rounded down to a whole number of base units; below one is refused."""
+        """Parse a quantity and round it down to whole base units; less than 1 raises ValueError."""
         figure = int(self.parse(value))
         if figure < 1:
             raise ValueError(f"{quoted(value)} is less than one of {self.noun}; {self._form()}")
@@ -98,50 +103,50 @@ class Quantity:
 
 
 FLOPS = Quantity("multiply-adds", _COUNTS, 10**15, "300M")
-"""fvcore's convention: one fused multiply-add is one."""
+"""Multiply-adds, counted as fvcore does: a fused multiply-add is one."""
 PARAMS = Quantity("parameters", _COUNTS, 10**12, "3M")
 BYTES = Quantity("bytes", _BYTES, 2**40, "64MiB")
 DURATION = Quantity("milliseconds", _DURATIONS, 3_600_000, "50ms")
 
 
 def parse_flops(value: object) -> int:
-    """Multiply-adds; raises ValueError."""
+    """Parse a number of multiply-adds, e.g. "300M"; raises ValueError."""
     return FLOPS.parse_whole(value)
 
 
 def parse_params(value: object) -> int:
-    """Parameters; raises ValueError."""
+    """Parse a number of parameters, e.g. "3M"; raises ValueError."""
     return PARAMS.parse_whole(value)
 
 
 def parse_bytes(value: object) -> int:
-    """Bytes; raises ValueError."""
+    """Parse a number of bytes, e.g. "64MiB"; raises ValueError."""
     return BYTES.parse_whole(value)
 
 
 def parse_duration(value: object) -> float:
-    """Milliseconds; raises ValueError."""
+    """Parse a duration, e.g. "50ms", to milliseconds; raises ValueError."""
     return float(DURATION.parse(value))
 
 
 def format_count(value: float) -> str:
-    """A count for people, to three figures: "300M", "1.23G", "7"."""
+    """Format a count with three significant digits: "300M", "1.23G", "7"."""
     return _formatted(value, 1000, ["", "k", "M", "G", "T"], "")
 
 
 def format_bytes(value: float) -> str:
-    """Bytes for people, in binary units, to three figures: "12 MiB", "1.5 KiB", "7 B"."""
+    """Format bytes in binary units with three significant digits: "12 MiB", "1.5 KiB", "7 B"."""
     return _formatted(value, 1024, ["B", "KiB", "MiB", "GiB", "TiB"], " ")
 
 
 def format_duration(value: float) -> str:
-    """Milliseconds for people, to three figures: "50 ms", "1.2 s", "350 us"."""
+    """Format milliseconds with three significant digits: "50 ms", "1.2 s", "350 us"."""
     return _formatted(value * 1000, 1000, ["us", "ms", "s"], " ")
 
 
 def _formatted(value: float, step: int, units: list[str], gap: str) -> str:
     power = 0
-    # Rounded before it is compared, so that 999.9996k becomes 1M and not 1000k.
+    # Round before comparing, so that 999.9996k becomes 1M and not 1000k.
     while power < len(units) - 1 and abs(float(_three_figures(value))) >= step:
         value /= step
         power += 1
@@ -159,6 +164,6 @@ def _base_unit(units: Mapping[str, int | Decimal]) -> str:
 
 
 def quoted(value: object, longest: int = _LONGEST) -> str:
-    """What the user gave, short and printable enough for one line of a message."""
+    """Quote a user's value for an error message: printable and at most ``longest`` characters."""
     text = "".join(c if c.isprintable() else " " for c in str(value)[: longest + 1])
     return f'"{text}"' if len(text) <= longest else f'"{text[:longest]}…"'

@@ -1,8 +1,8 @@
-"""Files that are either whole or absent.
+"""Writes files and directories atomically, and hashes them.
 
-Everything mvp-edge leaves on disk goes through here: a file or a directory is written beside its
-final place under a name that starts with a dot, flushed, and renamed, so that an interruption at
-any moment leaves either the old state or the new one. Content is identified by its sha256.
+A file or directory is written next to its final place under a name that starts with a dot, flushed
+and renamed, so that an interruption at any moment leaves either the old state or the new one. All of
+mvp-edge's output is written this way. Content is identified by its sha256.
 """
 
 import hashlib
@@ -21,7 +21,10 @@ from mvp_edge_export.errors import BadInput
 
 
 def cache_folder() -> Path | None:
-    """Where what only saves time is kept; None on a system that names no home for them."""
+    """The user's cache folder for mvp-edge; None if the system defines no home folder.
+
+    The variables ``MVP_EDGE_CACHE`` and ``XDG_CACHE_HOME`` take precedence over the system's default.
+    """
     if own := os.environ.get("MVP_EDGE_CACHE"):
         return Path(own)
     if xdg := os.environ.get("XDG_CACHE_HOME"):
@@ -36,22 +39,23 @@ def cache_folder() -> Path | None:
 
 
 def sha256_file(path: Path) -> str:
-    """The file's sha256 as 64 hexadecimal digits."""
+    """Compute the sha256 of a file as 64 hexadecimal digits."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def sha256_json(value: Any) -> str:
-    """The sha256 of a JSON value in its canonical form (sorted keys, no spaces)."""
+    """Compute the sha256 of a JSON value in canonical form (sorted keys, no spaces)."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; on a clean exit it becomes ``path``, on any error it vanishes.
+    """Yield a temporary path that is renamed to ``path`` at the end, or removed after an error.
 
-    Raises BadInput when the folder cannot be written or the disk is full.
+    Raises:
+        BadInput: the folder cannot be written or the disk is full.
     """
     partial: Path | None = None
     try:
@@ -74,9 +78,15 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_directory(path: Path, *, force: bool = False) -> Iterator[Path]:
-    """Yield a temporary directory that becomes ``path`` on a clean exit.
+    """Yield a temporary directory that is renamed to ``path`` at the end, or removed after an error.
 
-    An existing ``path`` is refused, or with ``force`` replaced at the very end.
+    Args:
+        path: the final path.
+        force: whether to replace an existing directory, which happens at the very end.
+
+    Raises:
+        BadInput: ``path`` exists and ``force`` is not set, the folder cannot be written, or the
+            disk is full.
     """
     if path.exists() and not force:
         raise BadInput(f"{path} exists: choose another place, or pass --force to replace it")
@@ -107,25 +117,33 @@ def _partial(path: Path) -> str:
 
 
 def _sweep(path: Path) -> None:
-    """Remove what killed processes left on the way to ``path`` more than a day ago."""
+    """Remove temporary directories for ``path`` that a killed process left more than a day ago."""
     for left in path.parent.iterdir():
         if left.name.startswith(_partial(path)) and time.time() - left.stat().st_mtime > 86_400:
             shutil.rmtree(left, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` to ``path``, whole or not at all."""
+    """Write a text file in UTF-8, atomically; raises BadInput as ``atomic_file``."""
     with atomic_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON; NaN and infinity are refused."""
+    """Write a value as indented JSON, atomically; NaN and infinity raise ValueError."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path, what: str) -> Any:
-    """Read a JSON file; ``what`` names it in the error ("run", "zoo entry", ...)."""
+    """Read a JSON file.
+
+    Args:
+        path: the file.
+        what: name of the kind of file for the error message, e.g. "run" or "zoo entry".
+
+    Raises:
+        BadInput: the file does not exist, cannot be read, or is not JSON.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -140,7 +158,7 @@ def read_json(path: Path, what: str) -> Any:
 
 def _cannot_write(path: Path, error: OSError) -> BadInput:
     reason = error.strerror or str(error)
-    return BadInput(f"cannot write {path}: {reason}; nothing was left there")
+    return BadInput(f"cannot write {path}: {reason}; no partial file was left")
 
 
 def _umask() -> int:

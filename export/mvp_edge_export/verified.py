@@ -1,8 +1,8 @@
-"""What was verified: the cost and accuracy of exactly one set of weights.
+"""The result of verifying a network: cost, accuracy and verdicts of one set of weights.
 
-``Verified`` is the ticket of the exporter: a network that was not verified cannot be exported, for
-the exporter takes nothing else. Its file binds the sha256 of the weights that were verified, so a
-network that was trained on afterwards has to be verified again.
+The exporter requires a ``Verified``, so a network that was not verified cannot be exported. Its file
+contains the sha256 of the verified weights: a network whose training is continued must be verified
+again.
 """
 
 from pathlib import Path
@@ -22,44 +22,44 @@ _FROZEN = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
 class Cost(BaseModel):
-    """What one forward pass of a network costs, at the profile's batch and input size."""
+    """Cost of one forward pass with the profile's batch size and the network's input size."""
 
     model_config = _FROZEN
 
     flops: int = Field(ge=0)
-    """Multiply-adds in fvcore's convention: one multiply-add is one; normalisation included."""
+    """Number of multiply-adds, counted as fvcore does: a fused multiply-add is one, with normalisation."""
     flops_norm: int = Field(ge=0)
     """The part of ``flops`` that fvcore counts for normalisation layers."""
     params: int = Field(ge=0)
-    """Parameters, running statistics not among them."""
+    """Number of parameters, without running statistics."""
     weight_bytes: int = Field(ge=0)
-    """Bytes of the parameters and buffers in float32."""
+    """Size of the parameters and buffers in float32, in bytes."""
     activation_bytes: int = Field(ge=0)
-    """Bytes of the activations that live at the same time, at their peak, in float32."""
+    """Peak size of the activations that are needed at the same time, in float32, in bytes."""
 
     @property
     def memory_bytes(self) -> int:
-        """Predicted memory: the weights and the peak of the activations."""
+        """Predicted memory in bytes: weights and peak activations."""
         return self.weight_bytes + self.activation_bytes
 
 
 class Verdict(BaseModel):
-    """One budget of a device profile, held against what was reached."""
+    """Comparison of a network with one budget of a device profile."""
 
     model_config = _FROZEN
 
     budget: str
-    """The budget's key in the profile, e.g. ``flops`` or ``latency.p90``."""
+    """Key of the budget in the profile, e.g. ``flops`` or ``latency.p90``."""
     limit: float | None
-    """The profile's limit in ``unit``; None when the profile sets none."""
+    """Limit in ``unit``; None if the profile sets none."""
     reached: float | None
-    """What was reached in ``unit``; None when it is not known."""
+    """Value of the network in ``unit``; None if it is not known."""
     unit: str
     verdict: VerdictWord
     basis: Basis
-    """How ``reached`` came about."""
+    """How ``reached`` was obtained."""
     note: str = ""
-    """Why the verdict is not a plain PASS or FAIL, in one sentence."""
+    """Explanation of the verdict or of ``reached``, in one sentence; may be empty."""
 
     def __str__(self) -> str:
         reached = "-" if self.reached is None else f"{self.reached:,.6g}"
@@ -70,7 +70,7 @@ class Verdict(BaseModel):
 class Verified(BaseModel):
     """Cost, accuracy and verdicts of the weights with the given sha256.
 
-    It is written beside the weights (``verified.json``) and read back together with them.
+    It is stored as ``verified.json`` in the folder of the weights.
     """
 
     model_config = _FROZEN
@@ -79,21 +79,21 @@ class Verified(BaseModel):
     weights_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     cost: Cost
     cost_baseline: Cost
-    """The unpruned backbone with the task's head, counted the same way."""
+    """Cost of the unpruned backbone with the task's head, counted the same way."""
     accuracy: float = Field(ge=0, le=1)
-    """Top-1 on the task's test images."""
+    """Top-1 accuracy on the task's test images, 0..1."""
     images: int = Field(ge=0)
-    """How many test images ``accuracy`` was measured on."""
+    """Number of test images that ``accuracy`` was measured on."""
     verdicts: tuple[Verdict, ...]
     profile: str
-    """The device profile's id."""
+    """Id of the device profile."""
     profile_sha256: str
     checks: dict[str, Any] = Field(default_factory=dict)
-    """Figures of the cross-checks: the same quantity counted in another way."""
+    """Results of cross-checks, in which the same quantity was counted in another way."""
 
     @property
     def passed(self) -> bool:
-        """Whether no budget FAILs; unchecked and inconclusive ones do not stand in the way."""
+        """Whether no verdict is FAIL; UNCHECKED and INCONCLUSIVE are allowed."""
         return not self.failed
 
     @property
@@ -102,7 +102,7 @@ class Verified(BaseModel):
         return tuple(v for v in self.verdicts if v.verdict == "FAIL")
 
     def check_weights(self, weights: Path) -> None:
-        """Refuse weights other than the verified ones.
+        """Check that a file contains the verified weights.
 
         Raises:
             BadInput: ``weights`` does not exist, or its sha256 is not the verified one.
@@ -125,7 +125,7 @@ class Verified(BaseModel):
         """Read ``path`` and check that it was made for the file ``weights``.
 
         Raises:
-            BadInput: either file is missing or damaged, or ``weights`` is not what was verified.
+            BadInput: one of the files is missing or invalid, or ``weights`` was not verified.
         """
         verified = parse(cls, read_json(path, "verification"), "verification", path)
         verified.check_weights(weights)
@@ -133,10 +133,17 @@ class Verified(BaseModel):
 
 
 def parse(model: type[_Model], value: Any, what: str, path: Path) -> _Model:
-    """Build ``model`` from JSON that was read from ``path``.
+    """Build a pydantic model from a JSON value.
+
+    Args:
+        model: class of the model.
+        value: the JSON value.
+        what: name of the kind of file, for the error message.
+        path: the file that it was read from, for the error message.
 
     Raises:
-        BadInput: it does not fit; the line names the first key at fault and counts the others.
+        BadInput: the value is invalid; the message names the first invalid key and the number of
+            the others.
     """
     try:
         return model.model_validate(value)

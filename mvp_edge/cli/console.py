@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 LOG_SECONDS = 15.0
-"""Where there is no terminal, a long phase says how far it is this often."""
+"""Seconds between two progress lines of a phase where there is no terminal."""
 
 
 @dataclass
@@ -19,7 +19,7 @@ class _Phase:
 
     started: float
     first: int
-    """Steps that were done when it was first heard of: a resumed phase does not begin at 0."""
+    """Steps that were done at the first progress call: a resumed phase does not begin at 0."""
     said: float
     bar: Any = None
 
@@ -108,7 +108,7 @@ class Console:
             self.say(f"{phase}: done in {_duration(now - known.started)}")
 
     def step(self, phase: str) -> None:
-        """A phase without a measure."""
+        """Announce a phase that has no progress count."""
         self.say(f"{phase} …")
 
     def share(self, what: str, share: float) -> None:

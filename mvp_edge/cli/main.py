@@ -59,7 +59,7 @@ def main() -> None:
     except click.ClickException as error:
         _end(2, f"mvp-edge: {error.format_message()}")
     except MvpEdgeError as error:
-        if presses:  # a library lost the interrupt, and what it was about failed of that (seen of safetensors)
+        if presses:  # a library swallowed the interrupt and then failed because of it (observed with safetensors)
             _end(130, INTERRUPTED)
         told = error.command_line if isinstance(error, BadInput) else str(error)
         _end(error.exit_code, f"mvp-edge: {told}")
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def _noted_presses() -> list[int]:
-    """Is added to whenever Ctrl-C is pressed, which raises KeyboardInterrupt as ever."""
+    """A list that records each Ctrl-C; KeyboardInterrupt is raised as usual."""
     presses: list[int] = []
 
     def press(number: int, _frame: FrameType | None) -> None:

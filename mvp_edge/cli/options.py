@@ -31,7 +31,7 @@ class Group(click.Group):
 
 
 class Number(click.FloatRange):
-    """A finite number: NaN lies in no range, and infinity in none that we mean."""
+    """A finite number in a range; NaN and infinity are rejected."""
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None

@@ -49,17 +49,11 @@ def measured_on(
     """
     if target is None:
         raise BadInput(OFFLINE_IS_REMOTE)
-    from mvp_edge_export.remote.bench import bench_on
+    from mvp_edge_export.remote.bench import RemoteBench
 
-    return bench_on(
-        target,
-        bundle,
-        given_words(click.get_current_context(), without=_STAYS_HERE),
-        runtimes=runtimes or None,
-        profile=profile,
-        offline=offline,
-        progress=console.share,
-    )
+    words = given_words(click.get_current_context(), without=_STAYS_HERE)
+    bench = RemoteBench(bundle, words, runtimes or None, profile)
+    return bench.run_on(target, offline=offline, progress=console.share)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Fits a law to timed networks: least relative error, no coefficient below zero.
 
-    operators of each network ─→ table of features by sort ─→ coefficients that all sorts share
+    operators of each network ─→ features by type of operator ─→ coefficients that all share
                                                            ─→ each sort's own, regularised towards those
 
 Without regularisation, the coefficients of a sort that the networks do not contain, or contain only together

@@ -1,11 +1,11 @@
-"""ONNX files of a backbone at any widths in milliseconds each, with random weights, to be timed.
+"""ONNX files of a backbone with random weights, generated in milliseconds at arbitrary widths, for timing.
 
     backbone ─ at prime widths ─ exported once ─→ template
     template ─ each size as c · Π widths, random weights ─→ ONNX file
 
 PyTorch's exporter takes seconds a network. Its graph depends on the widths only through sizes: of the
 weights, and of the targets of reshapes. In one export at prime widths, the prime factors of a size
-identify the unit groups that it depends on (as in `mvp_edge.subnetwork.budget`).
+identify the unit groups that it depends on (as in `mvp_edge.subnetwork.cost_model`).
 """
 
 from collections.abc import Iterator, Mapping

@@ -1,8 +1,7 @@
 """The pruning methods by name, each with the recipe that it is run with. Imports no PyTorch.
 
-All methods get the same batches, momentum, augmentation and head, so that their results can be compared. Learning
-rates and the number of updates a step are the paper's, or were chosen on tuning tasks that are in no zoo and are no
-target of a study.
+All methods get the same images per step, augmentation and initial head. Learning rates and the number of updates
+a step are the paper's, or were chosen on tuning tasks that are used neither in a zoo nor in an evaluation.
 """
 
 from collections.abc import Callable, Mapping
@@ -33,7 +32,7 @@ class Method:
     asks: Literal["nobody", "neighbours", "zoo", "trunk"] = "nobody"
     """Which networks of the zoo it uses: none, the most similar entries, all entries, or the trunk."""
     one_shot: bool = True
-    """Whether it prunes before it trains, so that every further size costs only a training of the small network."""
+    """Whether it prunes before it trains, so that each additional size costs only fine-tuning the small network."""
     iterative: bool = False
     """Whether it passes through larger sizes, so that it can keep snapshots of them."""
 

@@ -21,7 +21,7 @@ from mvp_edge.subnetwork.backbone import heads
 from mvp_edge.subnetwork.cost import forward_macs
 
 TEACHER_BATCH = 250
-"""Images that the backbone sees at once."""
+"""Images in a batch of the teacher."""
 WEIGHT, TEMPERATURE = 0.5, 4.0
 """Weight of the distillation term in the loss, and its temperature; neither was tuned."""
 

@@ -1,6 +1,6 @@
 """The stream of training batches of a task.
 
-A batch is a pure function of (seed, step): a killed run goes on to the bit-same weights without any state of the
+A batch is a pure function of (seed, step): a resumed run reaches bit-identical weights without any state of the
 data loader.
 """
 

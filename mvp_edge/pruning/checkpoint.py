@@ -1,4 +1,4 @@
-"""The state of a training on disk: a killed run goes on from it to the bit-same result.
+"""The state of a training on disk: a run that is resumed from it gives a bit-identical result.
 
 One safetensors file, replaced as a whole. A checkpoint belongs to one problem: it holds a hash of everything that
 the result follows from, and is ignored where that differs.

@@ -1,4 +1,4 @@
-"""Knowledge distillation from the unpruned backbone (Hinton et al. 2015): its logits count beside the labels.
+"""Knowledge distillation from the unpruned backbone (Hinton et al. 2015): its logits are an additional target.
 
 Where the teacher's classes are the labels' own, student and teacher share their outputs. Otherwise the student has
 one head of two parts, and everything before it is shared:

@@ -22,7 +22,7 @@ Progress = Callable[[str, int, int], None]
 """Called with (phase, done, total)."""
 
 Snapshot = tuple[dict[str, NDArray[np.int64]], dict[str, torch.Tensor]]
-"""A network at a larger size on its way: the kept units of each group, and the weights."""
+"""An intermediate network of iterative pruning: the kept units of each group, and the weights."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Problem:
     """Units to keep in each group; groups that are not named stay whole."""
     recipe: Recipe
     teacher: Teacher | None = None
-    """The teacher whose logits count beside the labels."""
+    """The teacher whose logits are an additional training target."""
     voters: Sequence[Voter] = ()
-    """The zoo's networks that the method asks, the most similar task first."""
+    """The zoo's networks that the method uses, the most similar task first."""
     seed: int = 0
     snapshots: Sequence[float] = ()
     """Larger keep ratios at which an iterative method also keeps the network."""

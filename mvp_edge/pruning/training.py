@@ -32,8 +32,7 @@ SAVE_EVERY = 50
 class Training:
     """A network in training that may shrink on the way.
 
-    Between two calls everything that matters is in tensors and numbers, so a killed run goes on to the bit-same
-    result from its checkpoint.
+    All state is serialisable: a run that is resumed from its checkpoint gives a bit-identical result.
 
     Args:
         problem: what is to be made.

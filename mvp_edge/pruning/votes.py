@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -40,21 +39,10 @@ class Ballot:
     kept: NDArray[np.int64]
 
     @property
-    def drawn(self) -> NDArray[np.int64]:
+    def without_votes(self) -> NDArray[np.int64]:
         """Kept units without a vote."""
         unvoted: NDArray[np.int64] = self.kept[self.votes[self.kept] == 0]
         return unvoted
-
-    def to_json(self) -> dict[str, Any]:
-        """The group's part of votes.json."""
-        return {
-            "name": self.group.name,
-            "kind": self.group.kind,
-            "size": self.group.size,
-            "kept": self.kept.tolist(),
-            "votes": self.votes.tolist(),
-            "drawn": self.drawn.tolist(),
-        }
 
     @property
     def ranking(self) -> NDArray[np.int64]:

@@ -181,15 +181,15 @@ class Findings:
 
     @property
     def kept_whole(self) -> str:
-        """Which groups kept all their units, in words; they are not drawn."""
+        """Which groups kept all their units, in words; they are not shown."""
         widths = self.result.run.widths
         whole = [name for name, width in widths.items() if width.kept == width.size]
         if not whole:
             return ""
         some = ", ".join(whole[:3]) + (" …" if len(whole) > 3 else "")
         if len(whole) == 1:
-            return f"The group {some} kept all its units and is not drawn."
-        return f"{len(whole)} groups kept all their units and are not drawn: {some}"
+            return f"The group {some} kept all its units and is not shown."
+        return f"{len(whole)} groups kept all their units and are not shown: {some}"
 
     @property
     def voters(self) -> int:
@@ -203,7 +203,7 @@ class Findings:
 
     @property
     def leep_floor(self) -> str:
-        """LEEP of a model whose predictions say nothing of the labels, for C equally frequent classes: −ln C."""
+        """LEEP of a model with uninformative predictions, for C equally frequent classes: −ln C."""
         return self.score(-math.log(len(self.result.run.task.classes)))
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""The JSON files of a run directory: one model a file, which writes it and reads it.
+"""The JSON files of a run directory: one pydantic model per file, for writing and reading.
 
     run.json          BegunRun while the run is unfinished, RunFile when it is finished: in run_file.py
     task.json         TaskFile            the classes and which image is in which split
@@ -224,7 +224,7 @@ class HistoryFile(RunJson):
 
 
 class PrunedFile(RunJson):
-    """pruned.json: what pruning and fine-tuning gave; written last, when the network's files are whole."""
+    """pruned.json: what pruning and fine-tuning gave; written last, after the network's files are complete."""
 
     file_name: ClassVar[str] = "pruned.json"
 

@@ -1,13 +1,13 @@
-"""A front: several networks of one task, from small to what the budgets allow, for little more than one.
+"""A front: several networks of one task, from small to what the budgets allow; similarity is found once.
 
     members     the same request at each ratio, their costs a geometric series
     share       the images, neighbours.json, reference.json: found once
     prune       RUN/front/1 … N, each a complete run of its own, as `--keep` at its ratio would make it
-    time        each exported for the moment, and timed on this machine
+    time        each exported to a temporary file, and timed on this machine
     choose      by validation images: front.json
     adopt       the picked one's files become the run's own
 
-Every step leaves whole files, and what is there is not repeated.
+Files are written atomically; completed steps are skipped when a run is resumed.
 """
 
 import shutil
@@ -104,7 +104,7 @@ class FrontPlan:
 
 
 def plan_front(settled: Settled) -> FrontPlan:
-    """The members of a settled request; BadInput for what no front can be made of."""
+    """The members of a settled request; BadInput if the request cannot produce a front."""
     request, profile = settled.request, settled.profile
     count = request.front or RUNGS
     if not METHODS[settled.method].one_shot:

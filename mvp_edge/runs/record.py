@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from mvp_edge.pruning.problem import Pruned
+from mvp_edge.pruning.votes import Ballot
 from mvp_edge.runs.files import (
     GroupVotes,
     LayerFlops,
@@ -58,19 +59,21 @@ def neighbours_file(
     )
 
 
+def group_votes(ballot: Ballot) -> GroupVotes:
+    """The votes on one unit group, as they stand in votes.json."""
+    return GroupVotes(
+        name=ballot.group.name,
+        kind=ballot.group.kind,
+        size=ballot.group.size,
+        kept=tuple(ballot.kept.tolist()),
+        votes=tuple(ballot.votes.tolist()),
+        drawn=tuple(ballot.without_votes.tolist()),
+    )
+
+
 def votes_file(neighbours: NeighboursFile, pruned: Pruned, tau: float) -> VotesFile:
     """votes.json of a network that was pruned by votes with the temperature ``tau``."""
-    groups = [
-        GroupVotes(
-            name=ballot.group.name,
-            kind=ballot.group.kind,
-            size=ballot.group.size,
-            kept=tuple(ballot.kept.tolist()),
-            votes=tuple(ballot.votes.tolist()),
-            drawn=tuple(ballot.drawn.tolist()),
-        )
-        for ballot in pruned.ballots
-    ]
+    groups = [group_votes(ballot) for ballot in pruned.ballots]
     names = tuple(one.task for one in neighbours.neighbours)
     return VotesFile(neighbours=names, tau=tau, groups=tuple(groups))
 

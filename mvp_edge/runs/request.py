@@ -1,4 +1,4 @@
-"""What `mvp-edge prune` is asked for. Each option is declared here and nowhere else.
+"""What `mvp-edge prune` is asked for: every option that changes the network is declared here, once.
 
 The declaration gives the Python API its names and defaults, the command line its options and their help, run.json
 its arguments, and every value its check. Nothing here imports PyTorch: `--help` reads it.
@@ -54,7 +54,7 @@ class Option:
         if not math.isfinite(value) or (least is not None and value < least):
             raise BadInput(f"{value}: a number, at least {least:g}", field=name)
         if self.positive and value == 0:
-            raise BadInput("0: nothing would be learned; give a value above 0", field=name)
+            raise BadInput("0: must be greater than 0", field=name)
         if self.most is not None and value > self.most:
             raise BadInput(f"{value}: at most {self.most:.10g}", field=name)
 
@@ -133,8 +133,8 @@ class Request:
     )
     keep: float | Literal["auto"] = _option(
         "Largest share of units to keep in each layer; budgets may ask for less. auto: the zoo's ratio, or 0.1 "
-        "without a zoo; with --reference and a profile's max_drop the smallest that loses no more; with --front "
-        "all units [auto].",
+        "without a zoo; with --reference and a profile's max_drop the smallest ratio within that drop; with "
+        "--front all units [auto].",
         "auto",
         kind="keep",
         metavar="auto|R",
@@ -251,7 +251,7 @@ class Request:
 
     @property
     def voting(self) -> list[str]:
-        """The arguments given that concern nothing but the vote."""
+        """Arguments other than their defaults that only affect voting."""
         names = ("similarity", "neighbours", "disjoint", "tau")
         return [name for name in names if getattr(self, name) != DEFAULTS[name]]
 

@@ -94,7 +94,7 @@ def execute(settled: Settled, run: RunDirectory, progress: Progress) -> Run:
     ask_neighbours(settled, problem, run)
     if not run.has(PrunedFile):
         with run.phase("pruning"):
-            _keep(settled, run, _prune(settled, problem, run))
+            _write_pruned(settled, run, _prune(settled, problem, run))
     (path / CHECKPOINT).unlink(missing_ok=True)
     tune_reference(settled, problem, run)
     reference = run.read(ReferenceFile).top1 if request.reference else None
@@ -235,7 +235,7 @@ def _voting(settled: Settled) -> Voting:
     return Voting() if tau is None else Voting(tau=tau)
 
 
-def _keep(settled: Settled, run: RunDirectory, pruned: Pruned) -> None:
+def _write_pruned(settled: Settled, run: RunDirectory, pruned: Pruned) -> None:
     """Write what the method returned; pruned.json is written last and marks the others as whole."""
     backbone, task, recipe = settled.backbone, settled.task, settled.recipe
     similarity: int | float = 0

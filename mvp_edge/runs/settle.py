@@ -58,7 +58,7 @@ class Settled:
     ceiling: float
     """The largest keep ratio wanted."""
     climbs: bool
-    """Whether sizes are tried from small to large, up to the first that loses little enough."""
+    """Whether sizes are tried from small to large, up to the first whose accuracy drop is within max_drop."""
     plan: Plan
     recipe: Recipe
     overrides: Mapping[str, str] | None
@@ -87,7 +87,7 @@ class Settled:
 
     @property
     def identity(self) -> dict[str, str]:
-        """What an unfinished run must agree in to be gone on with, beside its arguments."""
+        """Hashes that must match, besides the arguments, for an unfinished run to be resumed."""
         training = [asdict(self.recipe), self.request.seed]
         trunk = {"the zoo's trunk": self.trunk.weights_sha256} if self.trunk else {}
         return {
@@ -278,7 +278,7 @@ def _source(
 
 
 def _check_heard(request: Request, asks: str) -> None:
-    """Refuse an option of the vote where there is none, or (SMSP) one without a temperature."""
+    """Reject voting options for methods that do not vote, and a temperature for SMSP."""
     given = request.voting
     if asks in ("neighbours", "zoo"):
         given = [name for name in given if name == "tau" and asks == "zoo"]

@@ -2,7 +2,7 @@
 
 uniform     the largest keep ratio, at most the ceiling, whose network meets every budget
 head_dim    (ViT) when heads and nodes are at their minimum and it is still too large
-fill        single groups get one quantum more while every budget holds
+fill        groups are widened one rounding step at a time while every budget holds
 """
 
 from bisect import bisect_left
@@ -81,7 +81,7 @@ class Plan:
 
 
 class Sizer:
-    """The networks of one backbone, their costs, and a profile's budgets: built once, asked for several sizes.
+    """The networks of one backbone, their costs, and a profile's budgets: reusable for several keep ratios.
 
     Args:
         model: the backbone; only its shapes matter (it may lie on the meta device).

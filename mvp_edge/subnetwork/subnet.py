@@ -4,7 +4,7 @@
     extract(model, kept)  a physically smaller network, an ordinary nn.Module
     resize(model, widths) a network of that shape: the first units of each group (to count costs)
 
-The first two compute the same function (to float32 rounding); that is the first test of a family.
+The first two compute the same function (to float32 rounding), which the tests check for each family.
 """
 
 import copy

@@ -24,7 +24,7 @@ from mvp_edge.tasks.labels import Found
 HELD_OUT = 0.15
 """The share of a class's images in a split that is made here."""
 
-# What is given, and what is therefore made from the training images.
+# Given splits → splits to make from the training images.
 _MADE: Mapping[frozenset[str], tuple[str, ...]] = {
     frozenset({"train"}): ("test", "val"),
     frozenset({"train", "val"}): ("val",),

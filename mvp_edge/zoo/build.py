@@ -128,7 +128,7 @@ class Builder:
     ) -> list[str]:
         """Prune every task that the zoo does not have yet; returns the names that were added now.
 
-        A killed build goes on where it was: finished entries are skipped, the unfinished one resumes
+        A build that was interrupted is resumed: finished entries are skipped, the unfinished one continues
         from its checkpoint in the zoo's ``.work`` folder.
         """
         zoo = self.zoo

@@ -3,8 +3,8 @@
 Which units are kept depends little on the task (docs/evidence). So all entries of the zoo vote once, and the units
 they keep are trained once on the pooled images of the tasks. A new task's network starts from there instead of from
 its neighbours' average, and reaches a higher accuracy in as many steps. Without entries the backbone's units with
-the largest weights are trained instead. The unpruned backbone is the teacher: its logits count beside the labels,
-and alone for images without a label.
+the largest weights are trained instead. The unpruned backbone is the teacher: its logits are an additional
+training target, and the only one for images without a label.
 
     tasks, images ─ pool ─→ images, labels of some ┬─ the backbone's logits ─┐
     entries ─ vote, average (mvp) ─────────────────┴─────────────────────────┴─ steps ─→ zoo/trunks/<keep>/
@@ -23,6 +23,7 @@ from torch import nn
 from mvp_edge.families import POLICIES, unit_groups
 from mvp_edge.machine import within_limits
 from mvp_edge.methods.catalogue import DEFAULT_KEEP, METHODS, recipe_for
+from mvp_edge.methods.distill import TEACHER_BATCH
 from mvp_edge.pruning.arithmetic import choose_accelerator
 from mvp_edge.pruning.distillation import UNLABELLED, Teacher
 from mvp_edge.pruning.finetune import accuracy, predict_logits
@@ -42,8 +43,6 @@ from mvp_edge_export.errors import BadInput
 EPOCHS = 32
 """Passes through the pooled images, where the user does not set the steps."""
 LEAST_STEPS = 100
-TEACHER_BATCH = 250
-"""Images that the backbone sees at once."""
 
 Say = Callable[[str], None]
 
@@ -81,7 +80,7 @@ class TrunkBuild:
         progress: Progress = lambda phase, done, total: None,
         say: Say = lambda line: None,
     ) -> Entry:
-        """Train the trunk and store it in the zoo; killed at any moment, the same call goes on.
+        """Train the trunk and store it in the zoo; an interrupted call is resumed by the same call.
 
         Raises:
             BadInput: there is such a trunk already, or the zoo, the backbone or the images cannot be read.
@@ -147,9 +146,7 @@ class TrunkBuild:
         """The backbone, after checking that the zoo may have such a trunk; nothing is written."""
         if not is_zoo(self.path):
             if self.backbone is None:
-                raise BadInput(
-                    f"{self.path} is no zoo yet: name the backbone of a new one with --backbone"
-                )
+                raise BadInput(f"{self.path} is not a zoo: pass --backbone to create one")
             return load_backbone(absolute_source(self.backbone), self.input_size)
         zoo = Zoo.open(self.path)
         size = self.input_size or zoo.input_size

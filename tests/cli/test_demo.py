@@ -94,7 +94,7 @@ def test_the_demo_from_nothing_to_the_report_and_what_follows(tmp_path: Path) ->
     assert read(place / "runs/001/bench.json")["profile"] == "rpi4"
     elsewhere = command(*words, "--choose", cwd=place)
     assert elsewhere.code == 2
-    assert "--choose: this machine is not rpi4" in elsewhere.error
+    assert "--choose must run on the device: this machine is not rpi4" in elsewhere.error
     (place / "tight.yaml").write_text(
         "schema: 1\nid: tight\nextends: rpi4\nbudgets: {memory: 1kB}\n"
     )

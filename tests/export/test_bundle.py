@@ -153,7 +153,7 @@ def test_weights_in_another_file_are_refused(copied: Path, tmp_path: Path) -> No
     (copied / "model.onnx").write_bytes(model.SerializeToString())
     _relist(copied, "model.onnx")
 
-    _refused(copied, "model.onnx keeps its weights in another file")
+    _refused(copied, "model.onnx stores its weights in another file")
 
 
 def _model(tensor: TensorProto, *, place: str) -> onnx.ModelProto:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from mvp_edge.methods.mvp import Voting, average_into, draw, hold_vote, mvp
 from mvp_edge.pruning.importance import weight_norms
 from mvp_edge.pruning.votes import Ballot, Voter
+from mvp_edge.runs.record import group_votes
 from mvp_edge.subnetwork.units import UnitGroup
 from tests.support.networks import backbone, problem, voter
 
@@ -130,17 +131,17 @@ def test_a_random_mask_ignores_the_votes_and_seeds_differ() -> None:
     assert not all(other)
 
 
-def test_a_ballot_as_json() -> None:
+def test_a_ballot_in_votes_json() -> None:
     group = UnitGroup("g", "filter", 4, ())
     ballot = Ballot(group, np.array([0, 2, 0, 1]), np.array([1, 2]))
-    assert ballot.drawn.tolist() == [2]
-    assert ballot.to_json() == {
+    assert ballot.without_votes.tolist() == [2]
+    assert group_votes(ballot).model_dump() == {
         "name": "g",
         "kind": "filter",
         "size": 4,
-        "kept": [1, 2],
-        "votes": [0, 2, 0, 1],
-        "drawn": [2],
+        "kept": (1, 2),
+        "votes": (0, 2, 0, 1),
+        "drawn": (2,),
     }
 
 
@@ -250,11 +251,11 @@ def test_a_unit_without_a_vote_has_the_backbones_weights() -> None:
     task = problem(method="mvp", steps=0, voters=[voter("resnet18d", 1)])
     pruned = mvp(task, Voting(tau=50.0))
     (ballot,) = (b for b in pruned.ballots if b.group.name == "layer4.0.conv1.filters")
-    assert len(ballot.drawn) >= 2
-    rows = torch.from_numpy(np.searchsorted(ballot.kept, ballot.drawn))
+    assert len(ballot.without_votes) >= 2
+    rows = torch.from_numpy(np.searchsorted(ballot.kept, ballot.without_votes))
     own = task.backbone.model.state_dict()["layer4.0.conv1.weight"]
     into = torch.from_numpy(pruned.kept["layer3.stream"])
-    expected = own[torch.from_numpy(ballot.drawn)][:, into]
+    expected = own[torch.from_numpy(ballot.without_votes)][:, into]
     assert torch.equal(pruned.model.state_dict()["layer4.0.conv1.weight"][rows], expected)
 
 

@@ -220,7 +220,7 @@ def leave(pruned: Pruned, place: Path) -> None:
         tensors |= {f"{ratio}/kept/{n}": torch.from_numpy(a.copy()) for n, a in kept.items()}
         tensors |= {f"{ratio}/model/{n}": t for n, t in weights.items()}
     save_file({n: t.contiguous() for n, t in tensors.items()}, place.with_suffix(".tensors"))
-    write_json(place, [vars(pruned.ledger), pruned.history.to_json()])
+    write_json(place, [vars(pruned.ledger), vars(pruned.history)])
 
 
 def until_killed(method: str, folder: Path, at: int | None, **changes: Any) -> int:

@@ -1,17 +1,21 @@
-"""Latency and memory of a bundle on this machine, measured so that two people get the same answer.
+"""Measures the latency and memory of a bundle's networks on this machine.
 
-    each runtime x thread count: all networks and precisions in turns, each in a fresh process, a *cell*
-        import → load → first run → warm-up → rounds of timed runs → memory
+    for each runtime and number of threads:
+        one process per network and precision:
+            import → load → first run → warm-up → rounds of timed runs → memory
 
-The pruned and the unpruned network take turns, a round each, so that a drift of the machine meets
-both alike; only one process computes at a time. Another load on the machine is seen in /proc/stat:
-then the rounds are repeated, and a cell that stays disturbed is marked NOISY. Timed is one
-inference of batch 1 from float32 pixels to logits; decoding and preprocessing are not in it.
+The rounds of the pruned and the unpruned network alternate, so that a drift of the machine's speed
+affects both alike; only one process computes at a time. Other load on the machine is read from
+/proc/stat: disturbed rounds are repeated, and a cell that stays disturbed is marked NOISY. A timed
+run is one inference of batch 1, from float32 pixels to logits; decoding and preprocessing of the
+image are not included.
 """
 
 import importlib.metadata
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mvp_edge_export.bundle import Bundle
 from mvp_edge_export.errors import BadInput
@@ -42,52 +46,117 @@ from mvp_edge_export.storage import sha256_json
 _DEFAULT_SECONDS, _FULL_SECONDS, _FULL_RUNS, _FULL_PROCESSES = 15.0, 60.0, 1024, 3
 
 
+@dataclass(frozen=True)
+class BenchRequest:
+    """What to measure of a bundle, for how long, and which profile's budgets to judge."""
+
+    profile: DeviceProfile | None = None
+    """Profile whose budgets are judged; None takes the bundle's own."""
+    runtimes: Sequence[str] | None = None
+    """Keys of ``sessions.RUNTIMES``; None takes the installed ones that the bundle has files for."""
+    threads: Sequence[int] | None = None
+    """Numbers of threads; None takes 1 and the number of physical cores."""
+    precisions: Sequence[NumberFormat] | None = None
+    """Number formats of the pruned network; None takes all that the bundle has files in.
+
+    The unpruned network is always measured in fp32.
+    """
+    full: bool = False
+    """Whether to use the full protocol: in each of three processes at least 1,024 runs and 60 s.
+
+    The default is 15 s in one process.
+    """
+    seconds: float | None = None
+    """Timed seconds per process, in place of 60 or 15; below 60 the protocol is not the full one."""
+    layers: bool = False
+    """Whether to time each layer too and compare it with the machine's roofline."""
+
+    @property
+    def length(self) -> CellLength:
+        """How long each cell is measured."""
+        return CellLength(
+            seconds=self.seconds or (_FULL_SECONDS if self.full else _DEFAULT_SECONDS),
+            runs=_FULL_RUNS if self.full else 1,
+            processes=_FULL_PROCESSES if self.full else 1,
+        )
+
+    def thread_counts(self, machine: Machine) -> list[int]:
+        """The numbers of threads to measure with on a machine, in ascending order.
+
+        Raises:
+            BadInput: a number is below 1.
+        """
+        counts = sorted(set(self.threads or (1, machine.physical_cores)))
+        if counts[0] < 1:
+            raise BadInput(f"{counts[0]}: at least 1", field="threads")
+        return counts
+
+    def subjects(self, bundle: Bundle) -> Iterator[tuple[str, list[Subject]]]:
+        """Each runtime with the networks to measure in it, the unpruned one last.
+
+        Raises:
+            BadInput: a runtime is unknown or cannot be imported, or the bundle has no files for it.
+        """
+        manifest = bundle.manifest
+        for name in self.runtimes or ():
+            if name not in RUNTIMES:
+                raise BadInput(f"unknown runtime {name!r}: choose some of {', '.join(RUNTIMES)}")
+            import_runtime(name)
+        found = False
+        names = installed_runtimes() if self.runtimes is None else self.runtimes
+        for runtime in dict.fromkeys(names):
+            networks = list(self._pruned(bundle, runtime))
+            if not networks:
+                if self.runtimes is not None and self.precisions is None:
+                    bundle.model(FORMATS[runtime]["fp32"])  # raises, and lists the formats it has
+                continue
+            found = True
+            form = FORMATS[runtime]["fp32"]
+            if form in manifest.baseline:
+                needs = memory_needed(manifest.cost_baseline, runtime)
+                model = bundle.model(form, baseline=True)
+                networks.append(Subject("baseline", "fp32", model, needs))
+            yield runtime, networks
+        if not found:
+            raise nothing_to_run(bundle, self.precisions)
+
+    def _pruned(self, bundle: Bundle, runtime: str) -> Iterator[Subject]:
+        needs = memory_needed(bundle.manifest.cost, runtime)
+        for precision, form in FORMATS[runtime].items():
+            wanted = self.precisions is None or precision in self.precisions
+            if wanted and form in bundle.manifest.models:
+                yield Subject("pruned", precision, bundle.model(form), needs)
+
+
 def bench(
     bundle: Bundle,
     *,
-    profile: DeviceProfile | None = None,
-    runtimes: Sequence[str] | None = None,
-    threads: Sequence[int] | None = None,
-    precisions: Sequence[NumberFormat] | None = None,
-    full: bool = False,
-    seconds: float | None = None,
-    layers: bool = False,
     progress: Callable[[str, float], None] = lambda what, share: None,
+    **options: Any,
 ) -> BenchResult:
-    """Measure a bundle on this machine; with a baseline in it, all networks in turns.
+    """Measure a bundle's networks on this machine, the unpruned one too if the bundle contains it.
 
-    What fails, a runtime that crashes included, is recorded, and the others are measured.
+    What fails is recorded with the reason, a crash of the runtime included, and the other cells are
+    measured.
 
     Args:
-        bundle: from ``load_bundle``.
-        profile: whose budgets to judge; the bundle's own if None.
-        runtimes: keys of ``sessions.RUNTIMES``; None takes those installed that it has files for.
-        threads: thread counts; None takes 1 and all physical cores.
-        precisions: of the pruned network; None takes all that it has files of. The unpruned one is
-            measured in fp32 always.
-        full: at least 1,024 runs and 60 s in each of three processes, instead of 15 s in one.
-        seconds: timed seconds a process instead; then the protocol is not the full one.
-        layers: also where the time goes, layer by layer, beside the machine's roofline.
-        progress: told what is measured and the share of the work that is done, 0..1, never from
-            within a timed round.
+        bundle: the bundle, from ``load_bundle``.
+        progress: called with what is being measured and the share of the work that is done, 0..1;
+            never during a timed round.
+        options: the fields of ``BenchRequest``: ``profile``, ``runtimes``, ``threads``,
+            ``precisions``, ``full``, ``seconds``, ``layers``.
 
     Raises:
-        BadInput: no Linux, a runtime that cannot be used, or nothing that runs.
+        BadInput: the machine does not run Linux, a runtime cannot be used, or no pruned network
+            could be measured.
     """
-    profile = profile or bundle.manifest.profile
+    request = BenchRequest(**options)
     machine = this_machine()
-    length = CellLength(
-        seconds=seconds or (_FULL_SECONDS if full else _DEFAULT_SECONDS),
-        runs=_FULL_RUNS if full else 1,
-        processes=_FULL_PROCESSES if full else 1,
-    )
-    threads = sorted(set(threads or (1, machine.physical_cores)))
-    if threads[0] < 1:
-        raise BadInput(f"--threads {threads[0]}: at least 1")
+    counts = request.thread_counts(machine)
     groups = [
         (runtime, count, subjects)
-        for runtime, subjects in _subjects(bundle, runtimes, precisions)
-        for count in threads
+        for runtime, subjects in request.subjects(bundle)
+        for count in counts
     ]
     cells: list[Cell] = []
     failures: list[Failure] = []
@@ -98,7 +167,7 @@ def bench(
         def step(what: str, share: float, done: int = done, name: str = name) -> None:
             progress(f"{name}: {what}", (done + share) / len(groups))
 
-        found, failed = measure(subjects, shape, runtime, count, length, step)
+        found, failed = measure(subjects, shape, runtime, count, request.length, step)
         cells += found
         failures += [
             Failure(
@@ -112,8 +181,9 @@ def bench(
         ]
     if not any(cell.network == "pruned" for cell in cells):
         raise BadInput(f"{bundle.path}: nothing could be measured: {_in_words(failures)}")
-    result = _result(bundle, profile, machine, length, cells, failures)
-    if layers:
+    profile = request.profile or bundle.manifest.profile
+    result = _result(bundle, profile, machine, request.length, cells, failures)
+    if request.layers:
         result = with_layers(bundle, result, progress)
     progress("done", 1.0)
     return result
@@ -122,17 +192,18 @@ def bench(
 def time_model(
     model: Path, shape: Sequence[int], runtime: str, threads: int, *, seconds: float = 2.0
 ) -> Cell:
-    """Time one model file by itself on this machine: a cell of one process.
+    """Time a single model file on this machine, in one process.
 
     Args:
-        model: in a format that ``runtime`` reads.
-        shape: of its input, [N, 3, S, S].
+        model: model file in a format that ``runtime`` reads.
+        shape: shape of its input, [N, 3, S, S].
         runtime: a key of ``sessions.RUNTIMES``.
-        threads: threads of one inference.
-        seconds: timed seconds.
+        threads: number of threads of one inference.
+        seconds: duration of the timed runs in seconds.
 
     Raises:
-        BadInput: no Linux, a runtime that cannot be used, or a network that does not run.
+        BadInput: the machine does not run Linux, the runtime cannot be used, or the network does
+            not run.
     """
     subject = Subject("pruned", "fp32", model)
     cells, failures = measure(
@@ -141,38 +212,6 @@ def time_model(
     if failures:
         raise BadInput(f"{model}: {failures[subject]}")
     return cells[0]
-
-
-def _subjects(
-    bundle: Bundle,
-    runtimes: Sequence[str] | None,
-    precisions: Sequence[NumberFormat] | None,
-) -> Iterator[tuple[str, list[Subject]]]:
-    """For each runtime what is measured in it, the unpruned network last."""
-    manifest = bundle.manifest
-    for name in runtimes or ():
-        if name not in RUNTIMES:
-            raise BadInput(f"unknown runtime {name!r}: choose some of {', '.join(RUNTIMES)}")
-        import_runtime(name)
-    found = False
-    for runtime in dict.fromkeys(installed_runtimes() if runtimes is None else runtimes):
-        pruned = [
-            Subject("pruned", precision, bundle.model(form), memory_needed(manifest.cost, runtime))
-            for precision, form in FORMATS[runtime].items()
-            if form in manifest.models and (precisions is None or precision in precisions)
-        ]
-        if not pruned:
-            if runtimes is not None and precisions is None:
-                bundle.model(FORMATS[runtime]["fp32"])  # says what there is
-            continue
-        found = True
-        form = FORMATS[runtime]["fp32"]
-        if form in manifest.baseline:
-            needs = memory_needed(manifest.cost_baseline, runtime)
-            pruned.append(Subject("baseline", "fp32", bundle.model(form, baseline=True), needs))
-        yield runtime, pruned
-    if not found:
-        raise nothing_to_run(bundle, precisions)
 
 
 def _result(

@@ -80,7 +80,7 @@ def check_choosable(bundle: Bundle, profile: DeviceProfile, *, here: bool = True
     other = differences(this_machine(), profile) if here else ()
     _check_device(bundle.manifest.profile, profile.sha256, other)
     if not os.access(bundle.path, os.W_OK):
-        raise BadInput(f"--choose: {bundle.path} cannot be written")
+        raise BadInput(f"changes the bundle, and {bundle.path} cannot be written", field="choose")
 
 
 def choose(bundle: Bundle, result: BenchResult) -> Bundle:
@@ -138,10 +138,11 @@ def decided(manifest: Manifest, result: BenchResult) -> Manifest:
 
 def _check_device(profile: DeviceProfile, judged_by: str, other: Sequence[str]) -> None:
     if judged_by != profile.sha256:
-        raise BadInput("--choose: the bundle's own profile decides: leave out --device")
+        raise BadInput("decides by the bundle's own profile: leave out --device", field="choose")
     if other:
         raise BadInput(
-            f"--choose: this machine is not {profile.id} ({'; '.join(other)}): run it on the device"
+            f"must run on the device: this machine is not {profile.id} ({'; '.join(other)})",
+            field="choose",
         )
 
 

@@ -132,15 +132,16 @@ def compare(before: Path, after: Path, *, force_different: bool = False) -> Comp
     forced = tuple(_identity(one, other))
     if forced and not force_different:
         raise BadInput(
-            f"--compare: {before} and {after} were not measured alike: {'; '.join(forced)};"
-            " --force-different compares them all the same"
+            f"{before} {after}: measured on different machines or by different protocols:"
+            f" {'; '.join(forced)}; --force-different compares them all the same",
+            field="compare",
         )
     keys = {_key(cell): cell for cell in other.cells}
     pairs = [(cell, keys[_key(cell)]) for cell in one.cells if _key(cell) in keys]
     if not pairs:
         raise BadInput(
-            f"--compare: {before} and {after} have no cell in common: {_names(one)} against"
-            f" {_names(other)}"
+            f"{before} {after}: no cell in common: {_names(one)} against {_names(other)}",
+            field="compare",
         )
     shared = {_key(cell) for cell, _ in pairs}
     changes = tuple(_change(*pair) for pair in pairs)

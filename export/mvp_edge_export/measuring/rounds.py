@@ -1,15 +1,15 @@
-"""Networks in turns: each in a process of its own, one round after the other.
+"""Measures several networks side by side: each in its own process, in alternating rounds.
 
     each subject: import → load → first run → warm-up ┐
-                          rounds in turns: A B C, C B A, … ─→ samples, other load, memory
+              alternating rounds: A B C, C B A, …  ───┴→ samples, other load, memory
 
-A drift of the machine meets all alike; only one process computes at a time. A process that dies is
-left out, with the reason, and the others go on.
+Alternating makes a drift of the machine's speed affect all networks alike; only one process computes
+at a time. A process that dies is left out, with the reason, and the others continue.
 """
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,59 +37,59 @@ from mvp_edge_export.profile_sections import NumberFormat
 from mvp_edge_export.running.sessions import check_memory
 
 MAX_ATTEMPTS = 4
-"""A disturbed cell is measured again at most three times."""
+"""Most attempts at a cell: if other load disturbs it, it is repeated up to three times."""
 
 _ROUNDS = 10
 _WARM_SECONDS, _WARM_CAP = 2.0, 30.0
 _UNSHORTENED = 15.0
-"""Timed seconds from which on the warm-up is not shortened with them."""
+"""A process that is timed for fewer seconds than this has a proportionally shorter warm-up."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model file to be measured."""
+    """A model file to measure."""
 
     network: Network
     precision: NumberFormat
     model: Path
     needs: int = 0
-    """Bytes of memory that it is predicted to need, the runtime's own included."""
+    """Predicted memory in bytes that it needs, including the runtime's own."""
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Name for messages, e.g. ``pruned network, int8``."""
         return f"{self.network} network, {self.precision}"
 
 
 @dataclass(frozen=True)
 class CellLength:
-    """How long a cell is measured."""
+    """How long one cell is measured."""
 
     seconds: float
-    """Timed seconds a process."""
+    """Timed seconds per process."""
     runs: int = 1
-    """The least number of timed runs a process."""
+    """Minimum number of timed runs per process."""
     processes: int = 1
-    """A cell."""
+    """Number of processes, one after the other, in which the cell is measured."""
 
     @property
     def round_seconds(self) -> float:
-        """Of the ten rounds that are made at least."""
+        """Duration of one round in seconds; there are at least ten."""
         return self.seconds / _ROUNDS
 
     @property
     def warm_seconds(self) -> float:
-        """The least that the warm-up takes."""
+        """Minimum duration of the warm-up in seconds."""
         return _WARM_SECONDS * min(1.0, self.seconds / _UNSHORTENED)
 
     @property
     def warm_cap(self) -> float:
-        """The most that it takes."""
+        """Maximum duration of the warm-up in seconds."""
         return _WARM_CAP * min(1.0, self.seconds / _UNSHORTENED)
 
 
 Progress = Callable[[str, float], None]
-"""Told what is being done, and the share of the group's work that is done."""
+"""Called with what is being done and the share of the group's work that is done, 0..1."""
 
 
 def measure(
@@ -100,22 +100,34 @@ def measure(
     length: CellLength,
     progress: Progress,
 ) -> tuple[list[Cell], dict[Subject, str]]:
-    """Measure models in one runtime with one number of threads, in turns.
+    """Measure models in one runtime with one number of threads, in alternating rounds.
+
+    Args:
+        subjects: the models.
+        shape: shape of their input, [N, 3, S, S].
+        runtime: a key of ``sessions.RUNTIMES``.
+        threads: number of threads of one inference.
+        length: how long each model is measured.
+        progress: called before each round.
 
     Returns:
-        A cell for each that could be measured, in the order given, and for the others the reason.
+        A cell for each model that could be measured, in the given order, and for each of the others
+        the reason why not.
     """
-    turns: list[dict[Subject, _Measured]] = []
+    setup = _Setup(shape, runtime, threads)
+    repetitions: list[dict[Subject, _Measured]] = []
     failures: dict[Subject, str] = {}
-    for turn in range(length.processes):
+    for done in range(length.processes):
 
-        def step(what: str, share: float, turn: int = turn) -> None:
-            progress(what, (turn + min(1.0, share)) / length.processes)
+        def step(what: str, share: float, done: int = done) -> None:
+            progress(what, (done + min(1.0, share)) / length.processes)
 
         alive = [subject for subject in subjects if subject not in failures]
-        turns.append(_one_turn(alive, shape, runtime, threads, length, step, failures))
+        measured, failed = _in_new_processes(alive, setup, length, step)
+        repetitions.append(measured)
+        failures |= failed
     cells = [
-        _cell(subject, runtime, threads, [turn[subject] for turn in turns])
+        _cell(subject, setup, [measured[subject] for measured in repetitions])
         for subject in subjects
         if subject not in failures
     ]
@@ -126,12 +138,13 @@ def measure(
 def one_after_another(
     runtime: str, threads: int, length: CellLength
 ) -> Iterator[Callable[[Path, Sequence[int]], Cell]]:
-    """Measures models one by one in a single process, which imports its runtime but once.
+    """Measure models one by one in a single process, which imports the runtime only once.
 
-    What their cells say of memory is that of all models so far.
+    The memory in a cell is therefore that of all models measured so far.
 
     Yields:
-        (model file, shape of its input) → cell; raises BadInput for what does not run.
+        A function from a model file and the shape of its input, [N, 3, S, S], to a cell. It raises
+        BadInput for a model that does not run.
     """
     with ExitStack() as stack:
         children: list[Child] = []
@@ -143,18 +156,32 @@ def one_after_another(
             else:
                 children.append(stack.enter_context(started(model, shape, runtime, threads)))
             subject = Subject("pruned", "fp32", model)
-            measured = _in_turns({subject: children[0]}, length, lambda what, share: None)
-            return _cell(subject, runtime, threads, [measured[subject]])
+            measured = _alternating({subject: children[0]}, length, lambda what, share: None)
+            return _cell(subject, _Setup(shape, runtime, threads), [measured[subject]])
 
         yield clock
 
 
+@dataclass(frozen=True)
+class _Setup:
+    """What all models of one measurement share."""
+
+    shape: Sequence[int]
+    """Shape of the input, [N, 3, S, S]."""
+    runtime: str
+    threads: int
+
+    def start(self, subject: Subject) -> AbstractContextManager[Child]:
+        """A new process that has loaded the subject; the process ends with the context."""
+        return started(subject.model, self.shape, self.runtime, self.threads)
+
+
 @dataclass
 class _Tally:
-    """A child's rounds of one attempt."""
+    """Sums over the rounds of one process in one attempt."""
 
     samples: list[Nanoseconds] = field(default_factory=list)
-    other: float = 0.0  # seconds of other work
+    other: float = 0.0  # processor seconds that other programs used
     wall: float = 0.0
     steady: int = 0
 
@@ -173,40 +200,34 @@ class _Measured:
     process: Process
 
 
-def _one_turn(
-    subjects: Sequence[Subject],
-    shape: Sequence[int],
-    runtime: str,
-    threads: int,
-    length: CellLength,
-    progress: Progress,
-    failures: dict[Subject, str],
-) -> dict[Subject, _Measured]:
-    """A process a subject; what fails is added to ``failures``."""
+def _in_new_processes(
+    subjects: Sequence[Subject], setup: _Setup, length: CellLength, progress: Progress
+) -> tuple[dict[Subject, _Measured], dict[Subject, str]]:
+    """Measure each subject in a new process; returns the measurements and why others failed."""
+    failures: dict[Subject, str] = {}
     with ExitStack() as stack:
         children: dict[Subject, Child] = {}
         for subject in subjects:
             try:
                 check_memory(subject.needs)
                 progress(f"{subject.name}, loading", 0.0)
-                child = started(subject.model, shape, runtime, threads)
-                children[subject] = stack.enter_context(child)
+                children[subject] = stack.enter_context(setup.start(subject))
             except BadInput as error:
                 failures[subject] = str(error)
         while children:
             try:
-                return _in_turns(children, length, progress)
+                return _alternating(children, length, progress), failures
             except ChildDied as died:
                 subject = next(one for one, child in children.items() if child is died.child)
                 failures[subject] = str(died)
-                children.pop(subject).end()  # one that hangs may compute on
-    return {}
+                children.pop(subject).end()  # a process that hangs may still use the processor
+    return {}, failures
 
 
-def _in_turns(
+def _alternating(
     children: dict[Subject, Child], length: CellLength, progress: Progress
 ) -> dict[Subject, _Measured]:
-    """Warm each child up, then rounds in turns; the quietest of the attempts counts."""
+    """Warm each process up, then alternate rounds until an attempt is undisturbed or the last."""
     warm: dict[Subject, dict[str, Any]] = {}
     for subject, child in children.items():
         progress(f"{subject.name}, warming up", 0.0)
@@ -215,7 +236,7 @@ def _in_turns(
     before = throttling()
     attempt = 1
     while (tallies := _attempt(children, length, progress, attempt)) is None:
-        time.sleep(length.seconds / 3)  # the other load may be over by then
+        time.sleep(length.seconds / 3)  # by then the other load may have ended
         attempt += 1
     throttled = was_throttled(before, throttling())
     return {
@@ -230,7 +251,7 @@ def _in_turns(
 def _attempt(
     children: dict[Subject, Child], length: CellLength, progress: Progress, attempt: int
 ) -> dict[Subject, _Tally] | None:
-    """All rounds; None as soon as the cell cannot be quiet any more, but for the last attempt."""
+    """All rounds of one attempt; None as soon as too much other load is certain, except in the last."""
     tallies = {subject: _Tally() for subject in children}
     order = list(children)
     what = "measuring"
@@ -246,13 +267,13 @@ def _attempt(
                 length.seconds, tally.wall
             ):
                 return None
-        order.reverse()  # A B B A: a drift of the machine weighs on both alike
+        order.reverse()  # A B B A: a drift of the machine's speed affects both alike
         rounds += 1
     return tallies
 
 
 def _round(child: Child, tally: _Tally, length: CellLength) -> None:
-    time.sleep(0.02)  # until the other child's threads have stopped spinning
+    time.sleep(0.02)  # let the threads of the previous process stop spinning
     busy, begin = busy_seconds(), time.monotonic()
     limit = 10 * length.round_seconds + PATIENCE
     facts = child.ask({"do": "round", "seconds": length.round_seconds}, limit)
@@ -288,7 +309,7 @@ def _process(
     )
 
 
-def _cell(subject: Subject, runtime: str, threads: int, measured: Sequence[_Measured]) -> Cell:
+def _cell(subject: Subject, setup: _Setup, measured: Sequence[_Measured]) -> Cell:
     processes = tuple(one.process for one in measured)
     ready = measured[0].ready
     status: Status = "OK"
@@ -298,11 +319,11 @@ def _cell(subject: Subject, runtime: str, threads: int, measured: Sequence[_Meas
         status = "INVALID"
     return Cell(
         network=subject.network,
-        runtime=runtime,
+        runtime=setup.runtime,
         version=ready["version"],
         precision=subject.precision,
         arithmetic=ready["arithmetic"],
-        threads=threads,
+        threads=setup.threads,
         options=ready["options"],
         latency=combined([process.latency for process in processes]),
         peak_over_import=max(process.memory.peak_over_import for process in processes),

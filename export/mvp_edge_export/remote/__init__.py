@@ -1,1 +1,1 @@
-"""Other machines through ssh: ``host.connect`` is the door, ``bench.bench_on`` goes through it."""
+"""Runs mvp-edge on other machines through ssh: ``host`` connects, ``bench`` and ``timing`` measure."""

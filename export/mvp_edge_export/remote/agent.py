@@ -68,17 +68,17 @@ class Wire:
     def __init__(self, source: int, sink: int, patience: "float | None" = None) -> None:
         self.source = source
         self.patience = patience
-        self._sink = sink
+        self.sink = sink
         self._buffer = bytearray()
 
     def send(self, kind: bytes, body: bytes) -> None:
         """Write one frame; raises Gone, or Silent, when nobody reads it any more."""
         data = memoryview(_HEADER.pack(kind, len(body)) + body)
         while data:
-            if not select.select([], [self._sink], [], self.patience)[1]:
+            if not select.select([], [self.sink], [], self.patience)[1]:
                 raise Silent()
             try:
-                data = data[os.write(self._sink, data[:_AT_ONCE]) :]
+                data = data[os.write(self.sink, data[:_AT_ONCE]) :]
             except OSError:
                 raise Gone() from None
 
@@ -130,13 +130,12 @@ def serve(marker: bytes, patience: float) -> None:
     # Whatever else is printed here must not end up among the frames.
     wire = Wire(0, os.dup(1), patience)
     os.dup2(2, 1)
-    # Whose parent ends, becomes our child: it cannot get away.
-    _prctl(_SET_CHILD_SUBREAPER, 1)
+    adopt_orphans()
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _hung_up)
     device = Device(wire)
     try:
-        os.write(wire._sink, marker)
+        os.write(wire.sink, marker)
         while True:
             request = json.loads(wire.receive()[1].decode())
             try:
@@ -382,6 +381,11 @@ def cache_folder() -> Path:
     given = os.environ.get("XDG_CACHE_HOME", "")
     base = Path(given) if Path(given).is_absolute() else Path.home() / ".cache"
     return base / "mvp-edge"
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose own parent ends, so that ``end_all`` finds them."""
+    _prctl(_SET_CHILD_SUBREAPER, 1)
 
 
 def end_all() -> None:

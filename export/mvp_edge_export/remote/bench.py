@@ -1,13 +1,15 @@
-"""A bundle measured on another machine, as if one sat there.
+"""Measures a bundle on another machine through ssh.
 
-    bundle → checks (nothing copied yet) → files by hash → `mvp-edge bench … --json` there → BenchResult
+    bundle → checks before anything is copied → copy missing files → `mvp-edge bench … --json` → BenchResult
 
-It is the same command, of the same mvp-edge, that measures here; only its result travels.
+The host runs the same command of the same mvp-edge version that would measure here; its result is sent
+back.
 """
 
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -23,89 +25,130 @@ from mvp_edge_export.storage import write_text
 from mvp_edge_export.verified import parse
 
 _SETTING_UP = 0.1
-"""The share of the work, as it is told, until the measuring begins."""
+"""Share of the reported progress that is done when the measurement begins."""
 
 
-def bench_on(
-    target: str,
-    bundle: Bundle,
-    arguments: Sequence[str] = (),
-    *,
-    runtimes: Sequence[str] | None = None,
-    profile: DeviceProfile | None = None,
-    offline: bool = False,
-    progress: Progress = lambda what, share: None,
-) -> BenchResult:
-    """Measure a bundle on a host.
+@dataclass(frozen=True)
+class RemoteBench:
+    """A bundle to measure on a host, and how."""
 
-    Args:
-        target: what `ssh` takes, e.g. ``pi@raspberrypi``.
-        bundle: from ``load_bundle``.
-        arguments: more of `mvp-edge bench`, e.g. ``["--full"]``; files in them must lie there.
-        runtimes: to install and measure; None takes those that both the bundle and the profile have.
-        profile: whose budgets to judge; the bundle's own if None.
-        offline: the host reaches no package index.
-        progress: told what is done and the share of the work that is.
+    bundle: Bundle
+    """The bundle, from ``load_bundle``."""
+    arguments: Sequence[str] = ()
+    """Further arguments of `mvp-edge bench`, e.g. ``["--full"]``; paths in them are paths on the host."""
+    runtimes: Sequence[str] | None = None
+    """Runtimes to install and measure; None takes those that the bundle and the profile share."""
+    profile: DeviceProfile | None = None
+    """Profile whose budgets are judged; None takes the bundle's own."""
 
-    Raises:
-        MvpEdgeError: it cannot be measured there; nothing that was started there runs on.
-    """
-    device = profile or bundle.manifest.profile
-    candidates = _runtimes(bundle, device, runtimes)
-    sent = 0.0
+    def run_on(
+        self,
+        target: str,
+        *,
+        offline: bool = False,
+        progress: Progress = lambda what, share: None,
+    ) -> BenchResult:
+        """Measure the bundle on a host.
 
-    def setting_up(what: str, share: float) -> None:
-        nonlocal sent
-        sent = max(sent, share)  # the wheel comes after the bundle, and there may be more
-        progress(what, _SETTING_UP * sent)
+        Args:
+            target: host as `ssh` takes it, e.g. ``pi@raspberrypi``.
+            offline: whether the host reaches no package index, so that packages are copied to it.
+            progress: called with what is being done and the share of the work that is done, 0..1.
 
-    def measuring(line: str) -> None:
-        if match := re.fullmatch(r"\s*(\d+) %  (.+)", line):
-            share = _SETTING_UP + (1 - _SETTING_UP) * int(match[1]) / 100
-            progress(f"{target}: {match[2]}", share)
+        Raises:
+            MvpEdgeError: the bundle cannot be measured there. Every process that was started on
+                the host is ended.
+        """
+        candidates = self._candidates()
+        shown = 0.0
 
-    with connect(target, setting_up) as host, TemporaryDirectory() as scratch:
-        host.require()
-        facts = look_at(host)
-        wanted = usable(host, facts, candidates, _memory(bundle), all_of_them=runtimes is not None)
-        names = [MANIFEST, *bundle.manifest.files]
-        files = {f"bundle/{name}": bundle.path / name for name in names}
-        if profile is not None:  # with all that it extends
-            files["profile.yaml"] = Path(scratch) / "profile.yaml"
-            write_text(files["profile.yaml"], profile.text())
-        folder = host.send(files)
-        host.install(wanted, avoid=avoided(facts, device.runtime.denylist), offline=offline)
-        words = [word for runtime in wanted for word in ("--runtime", runtime)]
-        if profile is not None:
-            words += ["--device", f"{folder}/profile.yaml"]
-        # A missed budget (3) is a result too: whoever asked judges it.
-        printed = host.mvp_edge(
-            ["bench", f"{folder}/bundle", *words, *arguments, "--json"],
-            accept=(0, 3),
-            hear=measuring,
+        def setting_up(what: str, share: float) -> None:
+            nonlocal shown
+            shown = max(shown, share)  # each copy counts from 0 again; the bar must not go back
+            progress(what, _SETTING_UP * shown)
+
+        def measuring(line: str) -> None:
+            if match := re.fullmatch(r"\s*(\d+) %  (.+)", line):
+                share = _SETTING_UP + (1 - _SETTING_UP) * int(match[1]) / 100
+                progress(f"{target}: {match[2]}", share)
+
+        with connect(target, setting_up) as host, TemporaryDirectory() as scratch:
+            host.require()
+            facts = look_at(host)
+            every = self.runtimes is not None
+            wanted = usable(host, facts, candidates, self._memory, all_of_them=every)
+            folder = host.send(self._files(Path(scratch)))
+            avoid = avoided(facts, self._device.runtime.denylist)
+            host.install(wanted, avoid=avoid, offline=offline)
+            # Exit code 3, a missed budget, comes with a result too; the caller judges it.
+            printed = host.mvp_edge(self._words(folder, wanted), accept=(0, 3), hear=measuring)
+        progress("done", 1.0)
+        try:
+            result = json.loads(printed)
+        except json.JSONDecodeError as error:
+            raise BadInput(f"{target}: bench printed no valid JSON there ({error.msg})") from error
+        return parse(BenchResult, result, f"bench on {target}", Path("stdout"))
+
+    @property
+    def _device(self) -> DeviceProfile:
+        return self.profile or self.bundle.manifest.profile
+
+    def _candidates(self) -> Sequence[str]:
+        """The requested runtimes, or else those of the profile that the bundle has files for."""
+        path, have = self.bundle.path, self.bundle.manifest.models
+        found = [
+            name for name, formats in FORMATS.items() if not {*formats.values()}.isdisjoint(have)
+        ]
+        for name in self.runtimes or ():
+            if name not in found:
+                raise BadInput(f"{path}: it has no files for {name} (only for {', '.join(found)})")
+        backends = [str(name) for name in self._device.runtime.backends]
+        if chosen := self.runtimes or [name for name in found if name in backends]:
+            return chosen
+        raise BadInput(
+            f"{path}: it has files for {', '.join(found)}, but {self._device.id} runs "
+            f"{', '.join(backends) or 'none of the runtimes'}; --runtime decides"
         )
-    progress("done", 1.0)
-    try:
-        facts = json.loads(printed)
-    except json.JSONDecodeError as error:
-        raise BadInput(f"{target}: what bench printed there is not JSON ({error.msg})") from error
-    return parse(BenchResult, facts, f"bench on {target}", Path("stdout"))
+
+    @property
+    def _memory(self) -> int:
+        """Bytes that the networks need at least: for alternating rounds all are loaded together."""
+        manifest = self.bundle.manifest
+        if not manifest.baseline:
+            return manifest.cost.memory_bytes
+        return manifest.cost.memory_bytes + manifest.cost_baseline.memory_bytes
+
+    def _files(self, scratch: Path) -> dict[str, Path]:
+        """Path on the host → file here."""
+        names = [MANIFEST, *self.bundle.manifest.files]
+        files = {f"bundle/{name}": self.bundle.path / name for name in names}
+        if self.profile is not None:  # written anew, because what it extends is not copied
+            files["profile.yaml"] = scratch / "profile.yaml"
+            write_text(files["profile.yaml"], self.profile.text())
+        return files
+
+    def _words(self, folder: str, runtimes: Sequence[str]) -> list[str]:
+        """The arguments of mvp-edge on the host, whose files lie in ``folder``."""
+        words = [word for runtime in runtimes for word in ("--runtime", runtime)]
+        if self.profile is not None:
+            words += ["--device", f"{folder}/profile.yaml"]
+        return ["bench", f"{folder}/bundle", *words, *self.arguments, "--json"]
 
 
 def usable(
     host: Host, facts: Facts, runtimes: Sequence[str], memory: int, *, all_of_them: bool
 ) -> list[str]:
-    """Those of the runtimes that can be installed and run on a host.
+    """The runtimes that can be installed and run on a host.
 
     Args:
-        host: that is connected.
-        facts: what it is.
-        runtimes: that are wanted.
-        memory: bytes that the networks take at least.
-        all_of_them: whether it is not enough that some can.
+        host: the connected host.
+        facts: the host's facts, from ``look_at``.
+        runtimes: names of the wanted runtimes.
+        memory: bytes that the networks need at least.
+        all_of_them: whether every runtime must be usable; otherwise one is enough.
 
     Raises:
-        BadInput: none can, or not all that must; why, and what to do.
+        BadInput: no runtime is usable, or one is not that must be; the message says what to do.
     """
     found, left_out = [], []
     for name in runtimes:
@@ -120,29 +163,3 @@ def usable(
     for line in left_out:
         host.tell(f"left out, {line.removeprefix(f'{host.target}: ')}")
     return found
-
-
-def _runtimes(bundle: Bundle, profile: DeviceProfile, asked: Sequence[str] | None) -> Sequence[str]:
-    """The runtimes that are asked for, else those of the profile; the bundle has files for them."""
-    have = bundle.manifest.models
-    found = [name for name, formats in FORMATS.items() if not {*formats.values()}.isdisjoint(have)]
-    for name in asked or ():
-        if name not in found:
-            raise BadInput(
-                f"{bundle.path}: it has no files for {name} (but for {', '.join(found)})"
-            )
-    backends = [str(name) for name in profile.runtime.backends]
-    if chosen := asked or [name for name in found if name in backends]:
-        return chosen
-    raise BadInput(
-        f"{bundle.path}: it has files for {', '.join(found)}, but {profile.id} runs "
-        f"{', '.join(backends) or 'none of the runtimes'}; --runtime decides"
-    )
-
-
-def _memory(bundle: Bundle) -> int:
-    """Bytes that the networks take at least, which are in memory together to be measured in turns."""
-    manifest = bundle.manifest
-    if not manifest.baseline:
-        return manifest.cost.memory_bytes
-    return manifest.cost.memory_bytes + manifest.cost_baseline.memory_bytes

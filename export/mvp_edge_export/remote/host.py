@@ -87,7 +87,7 @@ class Host:
         self._channel = channel
         self._progress = progress
         self.target = channel.target
-        self._step("looking at it")
+        self.step("looking at it")
         self.facts = Facts.model_validate(channel.ask("probe"))
         self._python = self._package = ""
         self._laid: dict[str, list[str]] = {}
@@ -129,7 +129,7 @@ class Host:
         if waiting:
             total = sum(sizes.values())
             what = f"copying {_counted(len(waiting), 'file')}, {format_bytes(total)}"
-            self._step(what)
+            self.step(what)
             done = 0
             for sha256, file in waiting.items():
                 pieces = pieces_of(file)
@@ -171,14 +171,14 @@ class Host:
 
     def _make(self, key: str, needed: Sequence[str], names: str, offline: bool) -> str:
         if offline:
-            wheels = fetch(needed, self.facts.python, self.facts.tags, self._step)
+            wheels = fetch(needed, self.facts.python, self.facts.tags, self.step)
             folder = self.send({wheel.name: wheel for wheel in wheels})
             source = ["--isolated", "--no-index", "--find-links", folder]
         else:
             source = ["--retries", "2"]
         fixed = ["--no-input", "--disable-pip-version-check", "--only-binary", ":all:"]
         said: list[bytes] = []
-        self._step(f"installing {names}")
+        self.step(f"installing {names}")
         answer = self._channel.ask(
             "install",
             key=key,
@@ -228,16 +228,9 @@ class Host:
                 hear(lines[-1])
 
         self._channel.doing = f"running mvp-edge {shlex.quote(arguments[0])}"
-        code = self._channel.ask(
-            "run",
-            argv=[self._python, "-P", "-c", _RUN, *arguments],
-            environment={
-                "PYTHONPATH": self._package,
-                "PYTHONNOUSERSITE": "1",
-                "PYTHONUTF8": "1",
-            },
-            hear=listen,
-        )["code"]
+        argv = [self._python, "-P", "-c", _RUN, *arguments]
+        environment = {"PYTHONPATH": self._package, "PYTHONNOUSERSITE": "1", "PYTHONUTF8": "1"}
+        code = self.run(argv, environment, listen)
         if code not in accept:
             raise _failed(self.target, arguments[0], code, lines)
         return b"".join(printed).decode()
@@ -259,9 +252,8 @@ class Host:
         def listen(stream: bytes, data: bytes) -> None:
             printed[stream] += data
 
-        self._step("asking its Python")
-        argv = [self.facts.executable, "-c", program]
-        code = self._channel.ask("run", argv=argv, environment={}, hear=listen)["code"]
+        self.step("asking its Python")
+        code = self.run([self.facts.executable, "-c", program], {}, listen)
         if code != 0:
             said = printed[b"E"].decode(errors="replace").strip().splitlines()
             raise BadInput(f"{self.target}: {said[-1] if said else f'exit code {code}'}")
@@ -271,9 +263,33 @@ class Host:
         """Say something about the host."""
         self._progress(f"{self.target}: {what}", 0.0)
 
-    def _step(self, what: str) -> None:
+    def step(self, what: str) -> None:
+        """Report what is done from now on; the error of a lost connection names it too."""
         self._channel.doing = what
         self.tell(what)
+
+    def run(
+        self,
+        argv: Sequence[str],
+        environment: Mapping[str, str],
+        hear: Callable[[bytes, bytes], None] = lambda stream, data: None,
+    ) -> int:
+        """Run a program on the host; no shell sees its arguments.
+
+        Args:
+            argv: the program and its arguments.
+            environment: variables that it gets in addition to those of the login.
+            hear: called with each piece of output as it arrives: the stream, ``b"O"`` (stdout) or
+                ``b"E"`` (stderr), and the bytes.
+
+        Returns:
+            Its exit code; a negative number is the signal that ended it.
+
+        Raises:
+            BadInput: the connection was lost.
+        """
+        answer = self._channel.ask("run", argv=[*argv], environment={**environment}, hear=hear)
+        return int(answer["code"])
 
 
 def _counted(number: int, noun: str) -> str:

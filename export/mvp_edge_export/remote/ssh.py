@@ -282,5 +282,7 @@ def _start(length: int) -> str:
 
 def _checked(target: str) -> str:
     if not target or target.startswith("-") or re.search(r"[\s\x00-\x1f]", target):
-        raise BadInput(f"--on {target!r}: not a host; write it as for ssh, e.g. pi@raspberrypi")
+        raise BadInput(
+            f"{target!r}: not a host; write it as for ssh, e.g. pi@raspberrypi", field="on"
+        )
     return target

@@ -146,7 +146,9 @@ def _download(needed: Sequence[str], version: str, tags: Sequence[str], folder: 
     )
     if ended.returncode != 0:
         place = f"{tags[0]}, Python {version}"
-        raise BadInput(f"--offline: {pip_failure(ended.stderr, place)}")
+        raise BadInput(
+            f"cannot fetch the wheels: {pip_failure(ended.stderr, place)}", field="offline"
+        )
 
 
 def pip_failure(said: str, place: str) -> str:

@@ -141,7 +141,7 @@ def predict(
             used; all found before the first image is read.
     """
     if top < 1:
-        raise BadInput(f"--top {top}: at least 1")
+        raise BadInput(f"{top}: at least 1", field="top")
     found: list[Path | BufferedIOBase] = []
     for source in sources:
         found += _files(source) if isinstance(source, Path) else [source]

@@ -231,7 +231,7 @@ def format_of(runtime: str, precision: NumberFormat = "fp32") -> str:
         raise BadInput(f"unknown runtime {runtime!r}: choose one of {', '.join(RUNTIMES)}")
     formats = FORMATS[runtime]
     if precision not in formats:
-        raise BadInput(f"--precision {precision}: {runtime} has {', '.join(formats)}")
+        raise BadInput(f"{precision}: {runtime} has {', '.join(formats)}", field="precision")
     return formats[precision]
 
 

@@ -216,7 +216,7 @@ def test_a_network_that_does_not_run_says_why(copied: Path) -> None:
     ("arguments", "message"),
     [
         ({"runtimes": ["tflite"]}, "unknown runtime 'tflite'"),
-        ({"threads": [0]}, "--threads 0"),
+        ({"threads": [0]}, "^threads 0: at least 1"),
     ],
 )
 def test_bad_arguments(bundle: Bundle, arguments: dict[str, Any], message: str) -> None:

@@ -211,7 +211,9 @@ def test_noise_is_said(manifest: Manifest, measured: Callable[..., BenchResult])
 
 def test_the_bundle_becomes_what_was_chosen(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = load_bundle(copied)
-    with pytest.raises(BadInput, match="--choose: this machine is not test-board"):
+    with pytest.raises(
+        BadInput, match=r"^choose must run on the device: this machine is not test-board"
+    ):
         check_choosable(bundle, bundle.manifest.profile)
     monkeypatch.setattr(choice, "differences", lambda *_: [])
     monkeypatch.setattr("mvp_edge_export.measuring.bench.differences", lambda *_: [])

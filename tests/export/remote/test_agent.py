@@ -98,7 +98,7 @@ def test_all_descendants_are_found_and_ended_in_a_process_of_its_own() -> None:
     code = (
         "import os, subprocess, sys, time\n"
         "from mvp_edge_export.remote import agent\n"
-        "agent._prctl(agent._SET_CHILD_SUBREAPER, 1)\n"
+        "agent.adopt_orphans()\n"
         "subprocess.Popen(['setsid', 'sh', '-c', 'sleep 100 & (setsid sleep 100 &)'], shell=False)\n"
         "subprocess.Popen(['sh', '-c', 'trap \"\" TERM INT HUP; sleep 100; :'])\n"
         "while len(agent.descendants(os.getpid())) < 4: time.sleep(0.01)\n"

@@ -15,7 +15,7 @@ from mvp_edge_export.errors import BadInput
 from mvp_edge_export.measuring.machine import this_machine
 from mvp_edge_export.measuring.result import BenchResult
 from mvp_edge_export.profile import load_profile
-from mvp_edge_export.remote.bench import bench_on, usable
+from mvp_edge_export.remote.bench import RemoteBench, usable
 from mvp_edge_export.remote.host import connect
 from mvp_edge_export.running.doctor import Facts, look_at
 from tests.support.sshd import ALIAS, Device
@@ -46,11 +46,8 @@ def test_the_result_comes_back_and_nothing_is_copied_twice(
 
     def measure() -> BenchResult:
         told.clear()
-        return bench_on(
+        return RemoteBench(bundle, QUICK, ["onnxruntime"]).run_on(
             ALIAS,
-            bundle,
-            QUICK,
-            runtimes=["onnxruntime"],
             offline=True,
             progress=lambda what, share: told.append((what, share)),
         )
@@ -88,7 +85,7 @@ def test_another_profile_is_judged_by(prepared: Device, bundle: Bundle, tmp_path
     board = tmp_path / "board.yaml"
     board.write_text("schema: 1\nid: board\nextends: x86-laptop\nbudgets: {memory: 1MiB}\n")
     profile = load_profile(str(board))
-    result = bench_on(ALIAS, bundle, QUICK, runtimes=["onnxruntime"], profile=profile, offline=True)
+    result = RemoteBench(bundle, QUICK, ["onnxruntime"], profile).run_on(ALIAS, offline=True)
     assert result.profile == "board"
     assert result.profile_sha256 == profile.sha256
     # The budget is missed, which is for the command that asked to say.
@@ -102,7 +99,7 @@ def test_what_cannot_run_there_is_said_before_anything_is_copied(
     cost = bundle.manifest.cost.model_copy(update={"weight_bytes": 8 * 2**40})
     huge = replace(bundle, manifest=bundle.manifest.model_copy(update={"cost": cost}))
     with pytest.raises(BadInput, match=rf"^{ALIAS}: memory: .* about 8 TiB are needed"):
-        bench_on(ALIAS, huge, QUICK, runtimes=["onnxruntime"])
+        RemoteBench(huge, QUICK, ["onnxruntime"]).run_on(ALIAS)
     assert not (one.cache / "files").exists()
 
 
@@ -136,10 +133,10 @@ def test_runtimes_that_cannot_run_there_are_left_out(start: Callable[..., Device
 def test_a_runtime_that_the_bundle_has_no_file_for(bundle: Bundle) -> None:
     models = {"onnx": bundle.manifest.models["onnx"]}
     only = replace(bundle, manifest=bundle.manifest.model_copy(update={"models": models}))
-    with pytest.raises(BadInput, match=r"it has no files for openvino \(but for onnxruntime\)"):
-        bench_on("nowhere.invalid", only, runtimes=["openvino"])
+    with pytest.raises(BadInput, match=r"it has no files for openvino \(only for onnxruntime\)"):
+        RemoteBench(only, runtimes=["openvino"]).run_on("nowhere.invalid")
     with pytest.raises(BadInput, match=r"cortex-m runs none of the runtimes; --runtime decides"):
-        bench_on("nowhere.invalid", bundle, profile=load_profile("cortex-m"))
+        RemoteBench(bundle, profile=load_profile("cortex-m")).run_on("nowhere.invalid")
 
 
 def test_offline_is_about_a_host(bundle_path: Path) -> None:

@@ -186,10 +186,7 @@ def test_a_motd_and_a_login_shell_that_prints(start: Start, tmp_path: Path, logi
 def printed(host: Host, argv: list[str]) -> str:
     """What a program on the host writes on stdout."""
     data: list[bytes] = []
-    environment = {"PATH": "/usr/bin:/bin"}
-    host._channel.ask(
-        "run", argv=argv, environment=environment, hear=lambda stream, one: data.append(one)
-    )
+    host.run(argv, {"PATH": "/usr/bin:/bin"}, lambda stream, one: data.append(one))
     return b"".join(data).decode()
 
 
@@ -309,7 +306,7 @@ def test_a_connection_that_is_cut(
         with connect(ALIAS, progress) as host:
             host.send({"big": big})
             if step == "running":
-                host._step("running a program")
+                host.step("running a program")
                 printed(host, ["sh", "-c", "setsid sleep 100 & sleep 100"])
             host.install(["onnxruntime"], offline=True)
 

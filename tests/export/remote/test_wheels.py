@@ -147,8 +147,10 @@ def test_wheels_for_another_machine_are_fetched_once(
     with pytest.raises(BadInput) as refused:
         fetch(["thing>1"], facts.python, facts.tags, told.append)
     assert str(refused.value) == (
-        "--offline: there is no wheel of thing>1 for manylinux_2_41_aarch64, Python 3.13"
+        "offline cannot fetch the wheels: there is no wheel of thing>1 for manylinux_2_41_aarch64,"
+        " Python 3.13"
     )
+    assert refused.value.command_line.startswith("--offline cannot fetch the wheels: ")
     assert len(list((tmp_path / "cache" / "wheels").iterdir())) == 1  # nothing half-fetched
 
 
