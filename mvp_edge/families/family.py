@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from mvp_edge.subnetwork.dependencies import Channels, dependencies
-from mvp_edge.subnetwork.units import Cut, Point, UnitGroup
+from mvp_edge.subnetwork.units import Cut, Point, Rescaled, UnitGroup
 from mvp_edge_export.errors import BadInput
 
 SIDE = 224
@@ -53,19 +53,18 @@ def derived_groups(model: nn.Module, policy: str) -> list[UnitGroup]:
 def _group(model: nn.Module, channels: Channels, what: str) -> UnitGroup:
     writer, _, _ = channels.writers[0].rpartition(".")
     linear = isinstance(model.get_submodule(writer), nn.Linear)
-    if linear:
-        what = "nodes"
     cuts = [
         Cut(tensor, axis, width=channels.block) for tensor, axis in dict.fromkeys(channels.axes)
     ]
     points = [_input_of(model, tensor) for tensor in dict.fromkeys(channels.readers)]
     return UnitGroup(
-        f"{writer}.{what}",
+        f"{writer}.{'nodes' if linear else what}",
         "node" if linear else "filter",
         channels.size // channels.block,
         tuple(_writers_first(cuts, channels.writers)),
         tuple(points),
         width=channels.block,
+        rescaled=tuple(Rescaled(Cut(scale, 0), -1.0) for scale in channels.averaged),
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from mvp_edge.families.family import Family
-from mvp_edge.subnetwork.units import Cut, Point, UnitGroup
+from mvp_edge.subnetwork.units import Cut, Point, Rescaled, UnitGroup
 from mvp_edge_export.errors import BadInput
 
 
@@ -36,7 +36,7 @@ def _vit(model: Any, _policy: str) -> Iterator[UnitGroup]:
             "head_dim",
             dim,
             (*(Cut(t, 0, o, **every_head) for t, o in qkv), Cut(f"{proj}.weight", 1, **every_head)),
-            tempered=tuple(Cut(t, 0, o, **every_head) for t, o in qkv if o == 0),
+            rescaled=tuple(Rescaled(Cut(t, 0, o, **every_head), 0.5) for t, o in qkv if o == 0),
             attention=f"{at}.attn",
         )
         fc1, fc2 = f"{at}.mlp.fc1", f"{at}.mlp.fc2"

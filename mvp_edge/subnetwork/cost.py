@@ -53,6 +53,7 @@ LIGHT = frozenset(
         ),
         *("aten::hardsigmoid", "aten::hardsigmoid_", "aten::hardtanh", "aten::hardtanh_"),
         *("aten::pad", "aten::constant_pad_nd", "aten::linalg_vector_norm", "aten::addcmul"),
+        *("aten::ceil", "aten::Int", "aten::floor_divide", "aten::rsub", "aten::neg"),
         *("aten::hardswish", "aten::hardswish_", "aten::leaky_relu", "aten::leaky_relu_"),
         *("aten::max_pool2d", "aten::avg_pool2d", "aten::dropout_", "aten::feature_dropout"),
         *("aten::clone", "aten::alias", "aten::expand_as", "aten::repeat", "aten::unflatten"),

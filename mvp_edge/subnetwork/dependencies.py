@@ -18,6 +18,7 @@ be cut stays whole. The idea is that of DepGraph (Fang et al. 2023, arXiv 2301.1
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,6 +46,8 @@ class Channels:
         """Weights of the layers whose inputs these are."""
         self.grouped: list[str] = []
         """Weights of the grouped and depthwise convolutions that the channels run through."""
+        self.averaged: list[str] = []
+        """Scales of layers that divide by a mean over these channels (global response normalisation)."""
         self.fixed: str | None = None
         """Why none of them can be removed; None where some can."""
         self._parent: Channels | None = None
@@ -70,6 +73,7 @@ class Channels:
         mine.writers += theirs.writers
         mine.readers += theirs.readers
         mine.grouped += theirs.grouped
+        mine.averaged += theirs.averaged
         return mine
 
     def fix(self, reason: str) -> None:
@@ -90,6 +94,10 @@ def dependencies(model: nn.Module, shape: Shape) -> list[Channels]:
     """
     blank = blank_copy(model)
     watcher = _Watcher(blank)
+    for name, module in blank.named_modules():
+        if type(module).__name__ == "GlobalResponseNorm":
+            module.register_forward_pre_hook(partial(watcher.enter, f"{name}.weight"))
+            module.register_forward_hook(watcher.leave)
     image = torch.empty(1, *shape, device="meta")
     with torch.no_grad(), watcher:
         logits = blank(image)
@@ -111,6 +119,15 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
         self._alive: list[torch.Tensor] = []  # or ids would be used again
         self._transposed: dict[int, torch.Tensor] = {}
         self.written: list[Channels] = []
+        self._averaging: str | None = None
+
+    def enter(self, scale: str, *_: Any) -> None:
+        """Begin a layer that divides by a mean over its channels, and multiplies by ``scale``."""
+        self._averaging = scale
+
+    def leave(self, *_: Any) -> None:
+        """End that layer."""
+        self._averaging = None
 
     def __torch_dispatch__(
         self,
@@ -246,7 +263,10 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
         stay: Labels = []
         for axis, channels in enumerate(self.labels(x)):
             if axis in gone and channels is not None:
-                channels.fix(f"a {name} runs across them")
+                if name == "mean" and self._averaging is not None:
+                    channels.root.averaged.append(self._averaging)
+                else:
+                    channels.fix(f"a {name} runs across them")
             if axis not in gone or keep:
                 stay.append(None if axis in gone else channels)
         self._label(out, stay)
@@ -301,7 +321,7 @@ _RULES: dict[str, _Rule] = {
             " sqrt clone detach alias to_copy contiguous dropout constant_pad_nd pad avg_pool2d adaptive_avg_pool2d"
             " upsample_nearest2d",
         ),
-        (_Watcher._elementwise, "add sub mul div"),
+        (_Watcher._elementwise, "add sub mul div addcmul"),
         (_Watcher._convolution, "convolution"),
         (
             _Watcher._batch_norm,

@@ -99,7 +99,7 @@ def extract(model: nn.Module, kept: Kept, policy: str | None = None) -> nn.Modul
 
     new: dict[str, torch.Tensor] = {}
     with torch.no_grad():
-        for name, factors in _query_factors(groups, kept).items():
+        for name, factors in _factors(groups, kept).items():
             new[name] = tensors[name].detach().clone()
             for rows, factor in factors:
                 new[name][_index(rows, new[name])] *= factor
@@ -148,13 +148,13 @@ def full_coordinates(
 ) -> dict[str, tuple[torch.Tensor, tuple[NDArray[np.int64], ...]]]:
     """Where a sub-network's weights lie in the backbone ``model``: tensor → (values, index per axis).
 
-    The inverse of `extract`: ``full[np.ix_(*index)] = values``. The factor on the queries of narrowed heads
-    is removed, so that networks of different head_dim can be averaged.
+    The inverse of `extract`: ``full[np.ix_(*index)] = values``. Factors that made up for removed units are
+    taken out, so that networks of different widths can be averaged.
     """
     groups = unit_groups(model, policy)
     tensors = _tensors(model)
     axes = kept_axes(groups, kept, tensors)
-    factors = _query_factors(groups, kept)
+    factors = _factors(groups, kept)
     placed = {}
     for name, full in tensors.items():
         if name not in weights or full.dim() == 0:
@@ -177,17 +177,19 @@ def compose(outer: Kept, inner: Kept) -> dict[str, NDArray[np.int64]]:
     return {name: outer[name][units] if name in outer else units for name, units in inner.items()}
 
 
-def _query_factors(
+def _factors(
     groups: Sequence[UnitGroup], kept: Kept
 ) -> dict[str, list[tuple[NDArray[np.int64], float]]]:
-    """Tensor → [(rows, factor)] for the queries of attentions whose head_dim is cut."""
+    """Tensor → [(rows, factor)] for the weights that make up for removed units."""
     factors: dict[str, list[tuple[NDArray[np.int64], float]]] = {}
     for group in groups:
         width = len(kept[group.name]) if group.name in kept else group.size
-        if group.tempered and width != group.size:
-            for cut in group.tempered:
-                rows = cut.indices(np.arange(group.size))
-                factors.setdefault(cut.tensor, []).append((rows, (width / group.size) ** 0.5))
+        if width == group.size:
+            continue
+        for one in group.rescaled:
+            rows = one.cut.indices(np.arange(group.size))
+            factor = (width / group.size) ** one.power
+            factors.setdefault(one.cut.tensor, []).append((rows, factor))
     return factors
 
 

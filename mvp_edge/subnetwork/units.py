@@ -51,6 +51,18 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Rescaled:
+    """A cut whose values are multiplied by (kept / size) ** ``power`` when only ``kept`` units stay.
+
+    Attention divides by √head_dim, so its queries are multiplied by √(kept / size). A layer that divides by a mean
+    over its channels then divides by more, so its scale is multiplied by size / kept.
+    """
+
+    cut: Cut
+    power: float
+
+
+@dataclass(frozen=True)
 class UnitGroup:
     """A set of units that are kept or removed one by one."""
 
@@ -62,7 +74,7 @@ class UnitGroup:
     points: tuple[Point, ...] = ()
     width: int = 1
     """Channels of a unit at its points: 1 for a filter or node, head_dim for a head."""
-    tempered: tuple[Cut, ...] = ()
-    """Cuts to multiply by √(kept/size): attention divides by √head_dim, for which q has to compensate."""
+    rescaled: tuple["Rescaled", ...] = ()
+    """Weights that make up for what the network divides by when units are removed."""
     attention: str | None = None
     """For heads and head_dim: the attention module whose size attributes follow the cut."""
