@@ -54,11 +54,11 @@ def zoo() -> None:
 )  # fmt: skip
 @click.option(
     "--policy", type=click.Choice(POLICIES),
-    help="Which units can be pruned, as for prune [tied for ResNet, heads-nodes for ViT].",
+    help="Which units can be pruned, as for prune [tied; heads-nodes for a ViT].",
 )  # fmt: skip
 @click.option(
     "--method", type=Method(WITHOUT_ZOO),
-    help="Pruning method for every task [distill for ResNet, ahnp for ViT; with --snapshots ifp, ahnp].",
+    help="Pruning method for every task [distill; ahnp for a ViT; with --snapshots ifp, ahnp].",
 )  # fmt: skip
 @click.option(
     "--steps", type=click.IntRange(1), metavar="N",
@@ -110,7 +110,7 @@ def zoo_build(console: Console, **options: Any) -> None:
 )  # fmt: skip
 @click.option(
     "--policy", type=click.Choice(POLICIES),
-    help="Which units can be pruned in a new zoo [tied for ResNet, heads-nodes for ViT].",
+    help="Which units can be pruned in a new zoo [tied; heads-nodes for a ViT].",
 )  # fmt: skip
 @click.option(
     "--keep", type=Number(0, 1, min_open=True), metavar="R",

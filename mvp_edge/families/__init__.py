@@ -10,12 +10,11 @@ from mvp_edge.families.family import Family
 from mvp_edge.families.mobile import MOBILE
 from mvp_edge.families.regnet import REGNET
 from mvp_edge.families.resnet import RESNET
-from mvp_edge.families.resnetv2 import RESNETV2
 from mvp_edge.families.vit import VIT
 from mvp_edge.subnetwork.units import UnitGroup
 from mvp_edge_export.errors import BadInput
 
-FAMILIES: tuple[Family, ...] = (RESNET, VIT, MOBILE, REGNET, RESNETV2, CONVNEXT)
+FAMILIES: tuple[Family, ...] = (RESNET, VIT, MOBILE, REGNET, CONVNEXT)
 POLICIES = {family.name: family.policies for family in FAMILIES}
 """Family → its policies, the default first."""
 

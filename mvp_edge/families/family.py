@@ -40,11 +40,15 @@ def derived_groups(model: nn.Module, policy: str) -> list[UnitGroup]:
     Raises:
         BadInput: nothing in the network can be cut.
     """
-    found = [
-        channels for channels in dependencies(model, (3, SIDE, SIDE)) if channels.fixed is None
-    ]
+    everything = dependencies(model, (3, SIDE, SIDE))
+    found = [channels for channels in everything if channels.fixed is None]
     if not found:
-        raise BadInput(f"{type(model).__name__} cannot be pruned: no channel of it can be removed")
+        first = everything[0]
+        layer, _, _ = first.writers[0].rpartition(".")
+        raise BadInput(
+            f"{type(model).__name__} cannot be pruned: none of its channels can be removed (those of {layer}: "
+            f"{first.fixed})"
+        )
     streams = [one for one in found if _is_stream(model, one)]
     inner = [_group(model, one, "filters") for one in found if one not in streams]
     return inner if policy == "inner" else [*(_group(model, s, "stream") for s in streams), *inner]

@@ -45,7 +45,7 @@ class Method:
         return function(problem)
 
 
-_CONVOLUTIONAL = ("resnet", "mobile", "regnet", "resnetv2", "convnext")
+_CONVOLUTIONAL = ("resnet", "mobile", "regnet", "convnext")
 _ALL = (*_CONVOLUTIONAL, "vit")
 METHODS: Mapping[str, Method] = {
     "trunk": Method("mvp:mvp", 100, _ALL, asks="trunk"),
@@ -78,7 +78,7 @@ _RECIPES: Mapping[str, Recipe] = {
     "vit": Recipe(optimizer="adamw", lr=2e-4, weight_decay=0.05),
     **{
         name: Recipe(optimizer="adamw", lr=1e-3, weight_decay=0.05)
-        for name in ("mobile", "regnet", "resnetv2", "convnext")
+        for name in ("mobile", "regnet", "convnext")
     },
 }
 _OWN: dict[tuple[str, str], dict[str, Any]] = {

@@ -108,12 +108,12 @@ class Request:
     )
     method: str = _option(
         "Pruning method. auto: start from the zoo's trunk; without a trunk the zoo's tasks vote (mvp); "
-        "without a zoo prune from scratch, by distill (ResNet) or ahnp (ViT) [auto].",
+        "without a zoo prune from scratch, by distill or, on a ViT, ahnp [auto].",
         "auto",
         choices=("auto", *METHODS),
     )
     policy: str | None = _option(
-        "Which units can be pruned. tied: all filters of a ResNet, residual streams included; inner: only "
+        "Which units can be pruned. tied: all filters, residual streams included; inner: only "
         "filters inside its blocks; heads-nodes: heads and MLP nodes of a ViT [the zoo's; tied, heads-nodes].",
         choices=POLICIES,
     )

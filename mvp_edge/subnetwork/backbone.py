@@ -28,6 +28,7 @@ from torch import nn
 from mvp_edge.families import family_of, unit_groups
 from mvp_edge.schema import JsonFile
 from mvp_edge.subnetwork.cost import blank_copy
+from mvp_edge.subnetwork.subnet import resize
 from mvp_edge.subnetwork.weights import classes_in, fill, first_line, read_tensors
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.images import Preprocess
@@ -242,7 +243,22 @@ def load_backbone(name: str, input_size: int | None = None) -> Backbone:
         backbone = _from_hub(name, input_size)
     unit_groups(backbone.model)  # refuses, by name, what cannot be pruned
     _check_size(backbone)
+    _check_cut(backbone)
     return backbone
+
+
+def _check_cut(backbone: Backbone) -> None:
+    """Refuse a network that does not run with half of its units, on shapes."""
+    groups = unit_groups(backbone.model)
+    halves = {group.name: max(1, group.size // 2) for group in groups}
+    try:
+        small = resize(blank_copy(backbone.model), halves)
+        small(torch.empty(1, *backbone.shape, device="meta"))
+    except RuntimeError as error:
+        raise BadInput(
+            f"{backbone.name} cannot be pruned: with half of its units it does not run "
+            f"({first_line(error)})"
+        ) from error
 
 
 def _check_size(backbone: Backbone) -> None:
@@ -305,8 +321,9 @@ def _from_state_dict(name: str, weights: Path, source: str, input_size: int | No
         )
     size = input_size or int(config.input_size[1])
     architecture = Architecture(name, {}, {}, size)
-    bare = architecture.build(classes_in(tensors, name, weights))
-    unit_groups(bare)  # "cannot be pruned" says more than "does not fit"
+    outline = architecture.outline(1)
+    unit_groups(outline)  # "cannot be pruned" says more than "does not fit"
+    bare = architecture.build(classes_in(tensors, next(iter(heads(outline))), name, weights))
     model = fill(bare, tensors, name, weights)
     preprocess = _preprocess(config, size)
     return Backbone(name, architecture, model, preprocess, (), sha256_file(weights), source)

@@ -313,7 +313,7 @@ def _forward(module: nn.Module, shape: Shape, batch: int) -> tuple[list[LayerCos
 
 def _by_hand(layer: Any, x: torch.Tensor, y: torch.Tensor) -> tuple[str, int] | None:
     """(kind, flops) of one call; None for modules that only hold others or compute elementwise."""
-    if isinstance(layer, nn.Conv2d):
+    if isinstance(layer, nn.Conv1d | nn.Conv2d):
         return "conv", y.numel() * prod(layer.weight.shape[1:])
     if isinstance(layer, nn.Linear):
         return "linear", y.numel() * layer.weight.shape[1]

@@ -98,13 +98,24 @@ def dependencies(model: nn.Module, shape: Shape) -> list[Channels]:
         if type(module).__name__ == "GlobalResponseNorm":
             module.register_forward_pre_hook(partial(watcher.enter, f"{name}.weight"))
             module.register_forward_hook(watcher.leave)
-    image = torch.empty(1, *shape, device="meta")
+    image = torch.empty(2, *shape, device="meta")
     with torch.no_grad(), watcher:
         logits = blank(image)
     for channels in watcher.labels(logits):
         if channels is not None:
             channels.fix("they are the logits")
     return list(dict.fromkeys(channels.root for channels in watcher.written))
+
+
+def is_grouped(module: nn.Module) -> bool:
+    """Whether a convolution is grouped, or was before it was cut to a single group."""
+    return isinstance(module, nn.Conv2d) and (
+        module.groups > 1 or getattr(module, SINGLE_GROUP, False)
+    )
+
+
+SINGLE_GROUP = "single_group"
+"""Attribute of a grouped convolution of which a single group is left, so that it looks like any other."""
 
 
 class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -119,6 +130,9 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
         self._alive: list[torch.Tensor] = []  # or ids would be used again
         self._transposed: dict[int, torch.Tensor] = {}
         self.written: list[Channels] = []
+        self._grouped = {
+            f"{name}.weight" for name, module in model.named_modules() if is_grouped(module)
+        }
         self._averaging: str | None = None
 
     def enter(self, scale: str, *_: Any) -> None:
@@ -189,8 +203,10 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
         for tensor in _tensors(args):
             first = out.dim() - tensor.dim()
             for axis, channels in enumerate(self.labels(tensor), first):
-                if tensor.shape[axis - first] == 1:
-                    continue
+                if tensor.shape[axis - first] != out.shape[axis] or (
+                    channels is None and out.shape[axis] == 1
+                ):
+                    continue  # broadcast
                 known = labels[axis]
                 if channels is None:
                     unlabelled[axis] = True
@@ -203,8 +219,15 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
 
     def _convolution(self, name: str, out: torch.Tensor, args: Any, named: Any) -> None:
         x, weight, bias, groups = args[0], args[1], args[2], args[8]
-        read, of_weight = self.labels(x)[1], self._names[id(weight)]
-        if groups == 1:
+        if id(weight) not in self._names:  # a filter that is no weight, or is computed from one
+            self._unknown(name, out, args, named)
+            return
+        _, read, *positions = self.labels(x)
+        of_weight = self._names[id(weight)]
+        for channels in positions:
+            if channels is not None:
+                channels.fix("a convolution runs across them")
+        if groups == 1 and of_weight not in self._grouped:
             if read is not None:
                 read.tie(self._axis(weight, 1)).readers.append(of_weight)
             written = self._result(weight, bias)
@@ -283,10 +306,15 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
     def _view(self, name: str, out: torch.Tensor, args: Any, named: Any) -> None:
         """Axes of length 1 come and go; others may merge or part where they are no channels."""
         x, labels = args[0], self.labels(args[0])
-        longer = [(n, label) for n, label in zip(x.shape, labels, strict=True) if n > 1]
-        if [n for n, _ in longer] == [n for n in out.shape if n > 1]:
-            left = iter(longer)
-            self._label(out, [next(left)[1] if n > 1 else None for n in out.shape])
+        told = [(n, label) for n, label in zip(x.shape, labels, strict=True) if n > 1 or label]
+        found: Labels = []
+        for n in out.shape:
+            same = bool(told) and told[0][0] == n
+            found.append(told.pop(0)[1] if same else None)
+            if n > 1 and not same:
+                break
+        if not told and len(found) == out.dim():
+            self._label(out, found)
         elif x.shape[-1] == out.shape[-1] and not any(labels[:-1]):
             self._label(out, [*[None] * (out.dim() - 1), labels[-1]])
         else:

@@ -18,7 +18,7 @@ def operators(module: nn.Module, shape: Shape, batch: int = 1) -> Operators:
     """The operators of one inference of ``module``.
 
     Args:
-        module: a ResNet or ViT of timm; may be on the meta device.
+        module: a network of a supported family; may be on the meta device.
         shape: one image, (channels, height, width).
         batch: images in one inference.
     """
@@ -38,7 +38,8 @@ def operators(module: nn.Module, shape: Shape, batch: int = 1) -> Operators:
 def _of_layer(layer: Any, x: torch.Tensor, y: torch.Tensor) -> list[Row]:
     if isinstance(layer, nn.Conv2d):
         outer, inner, *kernel = layer.weight.shape
-        return [(conv_kind(kernel), y.numel() // outer, outer, inner, prod(kernel), x.numel())]
+        kind = conv_kind(kernel, layer.groups)
+        return [(kind, y.numel() // outer, outer, inner, prod(kernel), x.numel())]
     if isinstance(layer, nn.Linear):
         outer, inner = layer.weight.shape
         return [("linear", y.numel() // outer, outer, inner, 1, x.numel())]

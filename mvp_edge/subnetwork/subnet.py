@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mvp_edge.families import unit_groups
+from mvp_edge.subnetwork.dependencies import SINGLE_GROUP
 from mvp_edge.subnetwork.units import UnitGroup
 from mvp_edge_export.errors import BadInput
 
@@ -229,9 +230,9 @@ def _has_transformer(groups: Sequence[UnitGroup]) -> bool:
 def resize_convolution(module: nn.Conv2d) -> None:
     """Set a convolution's size attributes to the shape of its weight; each of its groups keeps its width."""
     outputs, inputs = module.weight.shape[:2]
-    module.groups = (
-        max(1, module.groups * outputs // module.out_channels) if module.groups > 1 else 1
-    )
+    if module.groups > 1:
+        module.groups = module.groups * outputs // module.out_channels
+        setattr(module, SINGLE_GROUP, module.groups == 1)
     module.out_channels, module.in_channels = outputs, inputs * module.groups
 
 

@@ -75,14 +75,15 @@ def fill(
     return model
 
 
-def classes_in(tensors: Mapping[str, torch.Tensor], architecture: str, path: Path) -> int:
-    """Number of classes of the classifier among ``tensors``."""
-    for key in ("fc.weight", "head.weight"):
-        if key in tensors and tensors[key].dim() == 2:
-            return int(tensors[key].shape[0])
+def classes_in(
+    tensors: Mapping[str, torch.Tensor], classifier: str, architecture: str, path: Path
+) -> int:
+    """Number of classes of the classifier of that module path, among ``tensors``."""
+    key = f"{classifier}.weight"
+    if key in tensors and tensors[key].dim() == 2:
+        return int(tensors[key].shape[0])
     raise BadInput(
-        f"{path}: these are not weights of {architecture}: "
-        "neither fc.weight nor head.weight is among them"
+        f"{path}: these are not weights of {architecture}: its classifier {key} is not among them"
     )
 
 

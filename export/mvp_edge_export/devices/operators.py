@@ -21,10 +21,15 @@ from numpy.typing import NDArray
 
 from mvp_edge_export.errors import BadInput
 
-Kind = Literal["conv", "conv1x1", "stem", "linear", "matmul", "softmax", "norm", "gelu", "pool"]
-"""stem: the first convolution, of the image itself, whose few channels fill no vector register."""
+Kind = Literal[
+    "conv", "conv1x1", "stem", "linear", "matmul", "softmax", "norm", "gelu", "pool", "grouped"
+]
+"""stem: the first convolution, of the image itself, whose few channels fill no vector register. grouped: a grouped
+or depthwise convolution, which sums over the few channels of a group."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
+WEIGHTED: tuple[Kind, ...] = ("conv", "conv1x1", "stem", "linear", "grouped")
+"""Kinds of operators that have weights."""
 FIELDS = ("rows", "outer", "inner", "taps", "inputs")
 
 
@@ -48,15 +53,15 @@ class Operators:
     def weights(self) -> NDArray[np.int64]:
         """Numbers of weights that each operator reads."""
         _, outer, inner, taps, _ = self.shapes.T
-        own = np.array([kind in ("conv", "conv1x1", "stem", "linear") for kind in self.kinds])
+        own = np.array([kind in WEIGHTED for kind in self.kinds])
         weights: NDArray[np.int64] = outer * inner * taps * own
         return weights
 
     def padded_macs(self, lanes: int) -> NDArray[np.int64]:
         """Multiply-adds as they are when channels are filled up to vectors of ``lanes``."""
         rows, outer, inner, taps, _ = self.shapes.T
-        stem = np.array([kind == "stem" for kind in self.kinds])
-        summed = np.where(stem, inner, _filled(inner, lanes))
+        few = np.array([kind in ("stem", "grouped") for kind in self.kinds], dtype=bool)
+        summed = np.where(few, inner, _filled(inner, lanes))
         macs: NDArray[np.int64] = rows * _filled(outer, lanes) * summed * taps
         return macs
 
@@ -84,8 +89,10 @@ Row = tuple[Kind, int, int, int, int, int]
 """Kind, rows, outer, inner, taps, inputs."""
 
 
-def conv_kind(kernel: Sequence[int]) -> Kind:
+def conv_kind(kernel: Sequence[int], groups: int) -> Kind:
     """Which kind of convolution it is, but for the first one of a network."""
+    if groups > 1:
+        return "grouped"
     return "conv1x1" if prod(kernel) == 1 else "conv"
 
 

@@ -77,7 +77,8 @@ def _of_node(node: Any, shapes: Shapes, fixed: set[str]) -> list[Row]:
     x, y = shape(node.input[0]), shape(node.output[0])
     if kind == "Conv":
         outer, inner, *kernel = shape(node.input[1])
-        return [(conv_kind(kernel), prod(y) // outer, outer, inner, prod(kernel), prod(x))]
+        kind_of_conv = conv_kind(kernel, x[1] // inner)
+        return [(kind_of_conv, prod(y) // outer, outer, inner, prod(kernel), prod(x))]
     if kind in ("Gemm", "MatMul"):
         if node.input[1] in fixed:
             return [("linear", prod(y) // y[-1], y[-1], x[-1], 1, prod(x))]
