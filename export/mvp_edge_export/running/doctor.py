@@ -323,7 +323,7 @@ def _installed(facts: Facts, table: Known, name: str, there: str, denied: Sequen
     if tried is not None and tried.code != 0:
         return Finding(name, "blocked", f"{there} {_ending(tried)}", another)
     if f"{name}=={there}" in denied:
-        text = f"{there} does not work on this device, says its profile"
+        text = f"{there} is on the denylist of the profile"
         return Finding(name, "blocked", text, another)
     for row in rows:
         return Finding(name, "note", f"{there} starts here, but {row.what}", source=row.source)
@@ -397,10 +397,10 @@ def _processor(facts: Facts, table: Known) -> Iterator[Finding]:
         yield Finding("processor", "note", text)
     if facts.throttled:
         now, since = facts.throttled & 0xF, facts.throttled >> 16 & 0xF
-        words = ("short of voltage", "its frequency capped", "throttled", "at its soft heat limit")
+        words = ("under-voltage", "frequency capped", "throttled", "soft temperature limit")
         text = ", ".join(word for bit, word in enumerate(words) if (now or since) >> bit & 1)
-        text = f"the board {'is' if now else 'was, since it started,'} {text}"
-        yield Finding("throttling", "note", text, "a stronger power supply, and cooling")
+        text = f"the board {'reports' if now else 'reported since its start'}: {text}"
+        yield Finding("throttling", "note", text, "use a stronger power supply, and cool it")
     if facts.celsius is not None and facts.celsius >= table.temperature.celsius:
         text = (
             f"{facts.celsius:.0f} °C; at {table.temperature.celsius:.0f} a Raspberry Pi slows down"
