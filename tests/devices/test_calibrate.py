@@ -251,7 +251,7 @@ def test_networks_that_a_killed_calibration_made_are_used_again(tmp_path: Path) 
 
 def test_a_release_that_a_profile_denies_is_not_timed() -> None:
     here = timing.ThisMachine()
-    with pytest.raises(BadInput, match=r"onnxruntime==\S+ stands in runtime.denylist"):
+    with pytest.raises(BadInput, match=r"onnxruntime==\S+ is in runtime.denylist"):
         here.prepare(["onnxruntime"], [], [f"onnxruntime=={onnxruntime.__version__}"])
     with pytest.raises(BadInput, match=r"none of the runtimes \(none\) is installed"):
         here.prepare([], [], [])

@@ -166,7 +166,7 @@ def test_image_outlives_its_file_and_a_stream_stays_open(tmp_path: Path) -> None
         (png_header(20_000, 20_000), "100 megapixels"),
         (png_header(10_000, 10_001), "10000 x 10001 pixels; more than 100 megapixels"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
-        (encoded(Image.new("F", (4, 4), 0.5), "TIFF").getvalue(), "floating point"),
+        (encoded(Image.new("F", (4, 4), 0.5), "TIFF").getvalue(), "floating-point"),
         (encoded(Image.new("I", (4, 4), 10**6), "TIFF").getvalue(), "32-bit"),
     ],
 )

@@ -315,7 +315,7 @@ def test_groups_kept_whole_are_named_not_drawn(tmp_path: Path) -> None:
     page = page_of(tmp_path / "run", KINDS["heads"])
     strips = [one for one in page.named("svg") if one.get("class") == "strip"]
     assert len(strips) == 24
-    assert "12 groups kept all their units and are not drawn: blocks.0.head_dim" in page.text
+    assert "12 groups kept all their units and are not shown: blocks.0.head_dim" in page.text
 
 
 def test_wide_layers_stay_small_on_the_page(tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def test_what_cannot_be_is_refused_and_nothing_changes(place: Path) -> None:
         command(*TRUNK[:4], "nowhere", "--keep", "0.25", cwd=place), place, "nowhere", before=before
     )
     fresh = ("zoo", "trunk", "fresh", "--tasks")
-    refused(command(*fresh, "digits", "--sample", "4x3", cwd=place), place, "fresh is no zoo yet",
+    refused(command(*fresh, "digits", "--sample", "4x3", cwd=place), place, "fresh is not a zoo",
             "--backbone", before=before)  # fmt: skip
     refused(command(*fresh, "nowhere", "--backbone", "backbone.json", cwd=place), place, "nowhere",
             before=before)  # fmt: skip

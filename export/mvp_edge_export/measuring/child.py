@@ -1,7 +1,7 @@
-"""One network in one runtime, timed in a process of its own; ``bench`` starts and leads it.
+"""Main program of a measuring process, which times one network in one runtime for ``bench``.
 
-It reads one JSON object a line and answers each with one line, and after a round with the samples
-in raw bytes, so that measuring needs little memory of its own:
+It reads one JSON object per line and answers each with one line. The answer to a round is followed by the
+samples as raw bytes, so that measuring itself needs little memory:
 
     {"model": …, "runtime": …, "threads": …, "shape": …} → {"import_ms", "load_ms", "first_ms", …}
     {"do": "warm", "seconds": …, "cap": …}               → {"runs", "seconds", "settled"}
@@ -9,9 +9,9 @@ in raw bytes, so that measuring needs little memory of its own:
     {"do": "layers", "runs": …}                          → {"runs", "whole_ms", …}
     {"do": "memory"}                                     → {"rss", "peak"}
 
-With "profile": FOLDER in the first line, the runtime keeps the times of its layers. A later request of the
-first kind puts another network in the place of the one that it has. The end of its input ends it: it does
-not outlive ``bench``.
+With "profile": FOLDER in the first line, the runtime records the times of the layers. A later line of the
+first kind replaces the network by another one. The process ends when its input ends, so that it does not
+outlive ``bench``.
 """
 
 import json
@@ -33,8 +33,8 @@ _BLOCK = 10
 
 
 def main() -> None:
-    """Serve until the input ends."""
-    # What a runtime prints must not end up among the answers.
+    """Answer requests until the input ends."""
+    # Redirect stdout, so that output of the runtime does not mix with the answers.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     job = _request()
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def _start(job: dict[str, Any]) -> tuple["Session", "Floats", dict[str, Any]]:
-    """Import, load and run once, each phase on its own clock."""
+    """Import the runtime, load the network and run it once, and time each of the three."""
     begin = perf_counter()
     import numpy as np
 
@@ -68,7 +68,7 @@ def _start(job: dict[str, Any]) -> tuple["Session", "Floats", dict[str, Any]]:
     import_runtime(job["runtime"])
     imported = perf_counter()
     rss_import = _memory("VmRSS")
-    with suppress(OSError):  # forgets the peak of the import; not every kernel lets us
+    with suppress(OSError):  # reset the peak memory; some kernels do not allow it
         Path("/proc/self/clear_refs").write_text("5")
     before_load = perf_counter()
     session = RUNTIMES[job["runtime"]](Path(job["model"]), threads=job["threads"], **_profile(job))
@@ -95,7 +95,7 @@ def _profile(job: dict[str, Any]) -> dict[str, Path]:
 
 
 def _warm(session: "Session", image: "Floats", seconds: float, cap: float) -> dict[str, Any]:
-    """Run until two successive blocks have medians that differ by less than 2 %."""
+    """Run until the medians of two successive blocks of 10 runs differ by less than 2 %."""
     times: list[int] = []
     settled = False
     begin = perf_counter()
@@ -111,7 +111,7 @@ def _warm(session: "Session", image: "Floats", seconds: float, cap: float) -> di
 
 def _round(answers: BinaryIO, session: "Session", image: "Floats", seconds: float) -> None:
     cpu = process_time()
-    # Another process ran since the last round: the caches are refilled before anything counts.
+    # Another process ran since the last round, so refill the caches before timing.
     begin = perf_counter()
     warm = 0
     while warm < 3 or perf_counter() - begin < 0.05 * seconds:
@@ -132,7 +132,7 @@ def _timed(session: "Session", image: "Floats") -> int:
 
 
 def _memory(key: str) -> int:
-    """A size from /proc/self/status in bytes."""
+    """Read a size from /proc/self/status, in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{key}:"):
             return int(line.split()[1]) * 1024

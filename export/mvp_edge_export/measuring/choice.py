@@ -1,9 +1,9 @@
-"""Which candidate is shipped: the fastest on the device that passes everything.
+"""Chooses the candidate that a bundle ships: the fastest on the device that meets all budgets.
 
-    cells of the bench ─ budgets, preference, speed ─→ shipped
-                       └ int8 that is not faster than fp32 ─→ kept out, with both figures
+    cells of a measurement ─ budgets, preferred format, latency ─→ shipped candidate
+                           └ int8 that is not faster than fp32  ─→ not kept, with both latencies
 
-The bundle is changed by replacing its manifest, in one step; the files that it no longer names are
+The bundle is changed atomically by replacing its manifest; files that the new manifest does not list are
 removed afterwards.
 """
 
@@ -35,17 +35,17 @@ def judged_cell(
     protocol: Protocol,
     shipped: Shipped | None = None,
 ) -> Cell:
-    """The cell that a bench's verdicts are about.
+    """The cell to which the verdicts of a measurement apply.
 
-    It is that of the candidate which is shipped; while that is open, or was not measured, the one
-    that would be: the fastest that meets the budgets, or the fastest where none does.
+    This is the cell of the shipped candidate. If none is shipped yet or it was not measured, it is the
+    cell that would be chosen: the fastest that meets the budgets, or the fastest if none does.
 
     Args:
-        profile: the budgets.
-        cells: what was measured, at least one of them of the pruned network.
-        other: in what the machine is not the profile's device.
-        protocol: how it was measured.
-        shipped: what the bundle ships.
+        profile: profile with the budgets.
+        cells: the measured cells, at least one of them of the pruned network.
+        other: differences between the machine and the profile's device.
+        protocol: the measurement protocol.
+        shipped: the candidate that the bundle ships; None if undecided.
     """
     pruned = [cell for cell in cells if cell.network == "pruned"]
     if shipped is not None:
@@ -59,7 +59,7 @@ def judged_cell(
 
 
 def is_device(profile: DeviceProfile) -> bool:
-    """Whether this machine is the profile's device; False where nothing can be measured."""
+    """Whether this machine is the profile's device; False if it cannot be measured."""
     try:
         return not differences(this_machine(), profile)
     except BadInput:
@@ -67,12 +67,12 @@ def is_device(profile: DeviceProfile) -> bool:
 
 
 def check_choosable(bundle: Bundle, profile: DeviceProfile, *, here: bool = True) -> None:
-    """Whether a choice could be made; to be asked before minutes of measuring.
+    """Check whether a choice is possible, before a measurement that takes minutes.
 
     Args:
-        bundle: from ``load_bundle``.
-        profile: whose budgets the measurement will judge.
-        here: whether this machine will be measured, and not another one.
+        bundle: the bundle, from ``load_bundle``.
+        profile: profile whose budgets the measurement will judge.
+        here: whether this machine will be measured, and not a host.
 
     Raises:
         BadInput: this machine is not the bundle's device, or the bundle cannot be changed.
@@ -84,17 +84,17 @@ def check_choosable(bundle: Bundle, profile: DeviceProfile, *, here: bool = True
 
 
 def choose(bundle: Bundle, result: BenchResult) -> Bundle:
-    """Decide by a measurement on the device, and leave in the bundle what is still wanted.
+    """Choose the candidate to ship by a measurement on the device, and remove slower int8 variants.
 
     Args:
-        bundle: from ``load_bundle``.
-        result: its measurement, of this device, judged by the bundle's own profile.
+        bundle: the bundle, from ``load_bundle``.
+        result: its measurement on the device, judged by the bundle's own profile.
 
     Returns:
-        The bundle as it is now.
+        The changed bundle, loaded again.
 
     Raises:
-        BadInput: measured elsewhere, or nothing usable was measured.
+        BadInput: the measured machine is not the device, or no usable cell was measured.
         BudgetMissed: no candidate meets the budgets.
     """
     manifest = decided(bundle.manifest, result)
@@ -105,10 +105,10 @@ def choose(bundle: Bundle, result: BenchResult) -> Bundle:
 
 
 def decided(manifest: Manifest, result: BenchResult) -> Manifest:
-    """The manifest with the choice in it, and without what lost.
+    """A copy of the manifest with the choice, without the files of candidates that are not kept.
 
     Raises:
-        BadInput: measured elsewhere, or nothing usable was measured.
+        BadInput: the measured machine is not the device, or no usable cell was measured.
         BudgetMissed: no candidate meets the budgets.
     """
     profile = manifest.profile
@@ -119,7 +119,7 @@ def decided(manifest: Manifest, result: BenchResult) -> Manifest:
     )
     candidates = tuple(_settled(one, shipped, result) for one in manifest.candidates)
     models = {one.format: manifest.models[one.format] for one in candidates if one.kept}
-    lost = {
+    dropped = {
         part
         for form, name in manifest.models.items()
         if form not in models
@@ -128,7 +128,7 @@ def decided(manifest: Manifest, result: BenchResult) -> Manifest:
     changed = {
         "candidates": candidates,
         "models": models,
-        "files": {name: file for name, file in manifest.files.items() if name not in lost},
+        "files": {name: file for name, file in manifest.files.items() if name not in dropped},
         "shipped": shipped,
         "undecided": "",
         "verdicts": tuple(_verdicts(manifest, candidates, shipped)),
@@ -147,7 +147,7 @@ def _check_device(profile: DeviceProfile, judged_by: str, other: Sequence[str]) 
 
 
 def _deployable(profile: DeviceProfile, pruned: Sequence[Cell]) -> list[Cell]:
-    """Cells in the profile's runtimes, with at most its threads; all if it has none of these."""
+    """The cells in the profile's runtimes (in any runtime if it has none) with at most its threads."""
     named = [cell for cell in pruned if cell.runtime in profile.runtime.backends] or list(pruned)
     least = min(cell.threads for cell in named)
     most = max(profile.runtime.threads, least)
@@ -155,7 +155,7 @@ def _deployable(profile: DeviceProfile, pruned: Sequence[Cell]) -> list[Cell]:
 
 
 def _chosen(profile: DeviceProfile, result: BenchResult) -> tuple[Cell, str]:
-    """The cell that is shipped, and why, in one sentence."""
+    """The cell to ship and the reason in one sentence."""
     usable = [
         cell
         for cell in result.cells
@@ -165,8 +165,8 @@ def _chosen(profile: DeviceProfile, result: BenchResult) -> tuple[Cell, str]:
     ]
     if not usable:
         raise BadInput(
-            "the choice stays open: nothing was measured that could be shipped"
-            " (throttled, short of voltage, or a release that the profile refuses)"
+            "no choice can be made: nothing was measured that could be shipped"
+            " (throttling, under-voltage, or a release that the profile denies)"
         )
     fitting = _deployable(profile, usable)
     why_not = [_missed(profile, cell, result.differences, result.protocol) for cell in fitting]
@@ -184,7 +184,7 @@ def _chosen(profile: DeviceProfile, result: BenchResult) -> tuple[Cell, str]:
 
 
 def _best(profile: DeviceProfile, cells: Sequence[Cell]) -> Cell:
-    """The fastest of the precision that the profile prefers, else of all; int8 only beyond doubt."""
+    """The fastest cell, of the preferred format if any; another format must clearly beat fp32."""
 
     def fastest(of: Sequence[Cell]) -> Cell:
         return min(of, key=lambda cell: cell.latency.p50)
@@ -205,12 +205,12 @@ def _missed(
 
 
 def _faster(cell: Cell, than: Cell) -> bool:
-    """Clearly: the intervals of the medians do not touch."""
+    """Whether a cell is clearly faster: the confidence intervals of the medians do not overlap."""
     return cell.latency.p50_interval[1] < than.latency.p50_interval[0]
 
 
 def _settled(candidate: Candidate, shipped: Shipped, result: BenchResult) -> Candidate:
-    """The candidate with its timings, and kept out if it lost."""
+    """The candidate with its timings; not kept if it is not faster than fp32 or does not run."""
     mine = [
         cell
         for cell in result.cells
@@ -262,7 +262,7 @@ def _timings(cells: Sequence[Cell], result: BenchResult) -> Iterator[CandidateTi
 def _verdicts(
     manifest: Manifest, candidates: Sequence[Candidate], shipped: Shipped
 ) -> Iterator[Verdict]:
-    """The manifest's verdicts, those that depend on the candidate now about the one shipped."""
+    """The manifest's verdicts, with those that depend on the candidate updated for the shipped one."""
     chosen = next(
         one
         for one in candidates

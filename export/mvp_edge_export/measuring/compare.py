@@ -1,12 +1,12 @@
-"""Two measurements held against each other, cell by cell.
+"""Compares two measurements cell by cell.
 
-    bench.json (before) ┐   identity equal?   ┌→ speed-ups with intervals
-    bench.json (after)  ┴→  else refused     ─┴→ what was changed between them, in words
+    bench.json (before) ┐  same machine   ┌→ speed-ups with confidence intervals
+    bench.json (after)  ┴→ and protocol? ─┴→ list of what changed between them
 
-*Identity* is what has to be the same for a ratio to mean something: the machine (processor, its
-flags, the cores that may be used, governor and frequency limit) and the protocol. *Treatment* is
-what one compares on purpose: the networks, the releases of runtime, Python and operating system,
-the profile. Differences of identity are refused or, when forced, stated; those of treatment stated.
+Latencies are only comparable if they were measured on the same machine (processor, its flags, usable
+cores, frequency governor and limit) and with the same protocol. Other measurements are refused unless
+the comparison is forced, and then the differences are listed. What may change on purpose is listed too:
+the networks, the releases of runtime, Python and operating system, and the profile.
 """
 
 import math
@@ -34,11 +34,11 @@ _MACHINE = {
     "governors": "frequency governor",
     "max_mhz": "highest frequency in MHz",
 }
-"""Fields of ``Machine`` that are identity, in words. Memory and the frequency at the moment are not."""
+"""Fields of ``Machine`` that must be equal, with their names. Memory and current frequency may differ."""
 _PROTOCOL = {
     "full": "the full protocol",
-    "seconds": "timed seconds a process",
-    "processes": "processes a cell",
+    "seconds": "timed seconds per process",
+    "processes": "processes per cell",
 }
 
 Word = Literal["faster", "slower", "alike", "unsure"]
@@ -46,7 +46,7 @@ _FROZEN = ConfigDict(frozen=True, extra="forbid")
 
 
 class Change(BaseModel):
-    """One cell before and after."""
+    """One cell in both measurements."""
 
     model_config = _FROZEN
 
@@ -56,43 +56,47 @@ class Change(BaseModel):
     threads: int
     arithmetic: tuple[str, str]
     p50: tuple[float, float]
-    """Milliseconds before and after."""
+    """Median latency in ms, before and after."""
     speedup: float
-    """The median before over the median after: above 1 is faster."""
+    """Ratio of the medians, before to after: above 1 means faster."""
     interval: tuple[float, float]
-    """95 %, of the two medians' own intervals."""
+    """95 % confidence interval of ``speedup``; see ``ratio_interval``."""
     peak_over_import: tuple[int, int]
-    """Bytes before and after."""
+    """Memory that the network needed in bytes, before and after."""
     status: tuple[Status, Status]
     word: Word
-    """``unsure`` where a cell was disturbed or throttled; ``alike``: the interval holds 1."""
+    """``unsure`` if a cell was disturbed or throttled; ``alike`` if the interval contains 1."""
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Name of the cell for messages."""
         threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
         return f"{self.network} {self.precision} in {self.runtime}, {threads}"
 
 
 class Comparison(BaseModel):
-    """Two measurements, and what lies between them."""
+    """Comparison of two measurements."""
 
     model_config = _FROZEN
 
     before: str
+    """File of the first measurement."""
     after: str
+    """File of the second measurement."""
     forced: tuple[str, ...]
-    """In what machine or protocol differ, where that was accepted."""
+    """Differences of machine or protocol; only a forced comparison has any."""
     treatment: tuple[str, ...]
-    """What was changed on purpose, or at least may be; empty for a repetition."""
+    """Other differences, which may be on purpose; empty for a repetition."""
     changes: tuple[Change, ...]
     only_before: tuple[str, ...]
+    """Names of cells that only the first measurement has."""
     only_after: tuple[str, ...]
+    """Names of cells that only the second measurement has."""
     notes: tuple[str, ...]
-    """What makes the figures less certain than they look."""
+    """Reasons for which the speed-ups may be inaccurate."""
 
     def table(self) -> Table:
-        """The cells for people, at most 80 columns wide."""
+        """A table of the cells, at most 80 columns wide."""
         table = Table(
             title="p50 of one inference in ms, before and after",
             caption="faster: before / after with its 95 % interval",
@@ -118,22 +122,23 @@ class Comparison(BaseModel):
 
 
 def compare(before: Path, after: Path, *, force_different: bool = False) -> Comparison:
-    """Hold the results of two ``bench`` runs against each other.
+    """Compare the results of two measurements.
 
     Args:
-        before: a bench.json.
-        after: another one.
-        force_different: compare also what different machines or protocols measured.
+        before: ``bench.json`` of the first measurement.
+        after: ``bench.json`` of the second measurement.
+        force_different: whether to compare measurements of different machines or protocols.
 
     Raises:
-        BadInput: no result of ``bench``, or machine or protocol differ, or they share no cell.
+        BadInput: a file is not a result of ``bench``, machine or protocol differ, or there is no
+            cell that both have.
     """
     one, other = _read(before), _read(after)
     forced = tuple(_identity(one, other))
     if forced and not force_different:
         raise BadInput(
             f"{before} {after}: measured on different machines or by different protocols:"
-            f" {'; '.join(forced)}; --force-different compares them all the same",
+            f" {'; '.join(forced)}; --force-different compares them anyway",
             field="compare",
         )
     keys = {_key(cell): cell for cell in other.cells}
@@ -158,11 +163,12 @@ def compare(before: Path, after: Path, *, force_different: bool = False) -> Comp
 
 
 def ratio_interval(before: Latency, after: Latency) -> tuple[float, float]:
-    """A 95 % interval of the ratio of two independent medians from the intervals of each.
+    """Compute a 95 % confidence interval of the ratio of two independent medians, before to after.
 
-    The distances of each interval's ends from its median add up in quadrature on the logarithmic
-    scale (the method of variance estimates recovery, Zou and Donner 2008): neither symmetry nor a
-    known distribution is supposed, and the result is narrower than the ratio of opposite ends.
+    It is derived from the medians' own intervals by the method of variance estimates recovery (Zou and
+    Donner 2008): on the logarithmic scale, the distances between each median and the ends of its
+    interval are added in quadrature. This assumes neither symmetry nor a distribution, and is narrower
+    than the ratio of opposite ends.
     """
     down, up = _spread(before)
     other_down, other_up = _spread(after)
@@ -193,12 +199,12 @@ def _identity(one: BenchResult, other: BenchResult) -> Iterator[str]:
 
 
 def _differing(left: Any, right: Any) -> str:
-    """Two values; of two sets only what is in one of them."""
+    """Describe two different values; of two tuples, only the elements that one of them lacks."""
     if isinstance(left, tuple) and isinstance(right, tuple):
-        lost, gained = (_listed(set(a) - set(b)) for a, b in ((left, right), (right, left)))
+        removed, added = (_listed(set(a) - set(b)) for a, b in ((left, right), (right, left)))
         return " and ".join(
             f"{words} only in the {side} ({n})"
-            for (words, n), side in ((lost, "first"), (gained, "second"))
+            for (words, n), side in ((removed, "first"), (added, "second"))
             if n
         )
     return f"{left} and {right}"
@@ -228,7 +234,7 @@ def _treatment(one: BenchResult, other: BenchResult) -> Iterator[str]:
 
 
 def _files(models: dict[str, str], network: str) -> dict[str, str]:
-    """sha256 of the files of one network, by name."""
+    """The sha256 of each file of one network, by file name."""
     inside = network == "baseline"
     return {name: sha for name, sha in models.items() if name.startswith("baseline/") == inside}
 
@@ -237,7 +243,7 @@ def _notes(one: BenchResult, other: BenchResult, changes: tuple[Change, ...]) ->
     for change in changes:
         for side, status in zip(("before", "after"), change.status, strict=True):
             if status == "NOISY":
-                yield f"{change.name}: NOISY {side}, another load ran on the machine"
+                yield f"{change.name}: NOISY {side}, other load ran on the machine"
             if status == "INVALID":
                 yield f"{change.name}: INVALID {side}, the board was throttled"
     a, b = one.fingerprint, other.fingerprint
@@ -247,11 +253,11 @@ def _notes(one: BenchResult, other: BenchResult, changes: tuple[Change, ...]) ->
             if change.network == "baseline" and change.word in ("faster", "slower"):
                 low, high = change.interval
                 yield (
-                    f"{change.name} is the same file in the same release both times, and came out "
-                    f"{change.speedup:.3g}x ({low:.3g} – {high:.3g}): read the others with that drift"
+                    f"{change.name} is the same file in the same release both times, but its speed-up is"
+                    f" {change.speedup:.3g}x ({low:.3g} – {high:.3g}): the others may have the same drift"
                 )
     if one.protocol.processes == 1 or other.protocol.processes == 1:
-        yield "one process a cell: how much processes differ is in no interval; --full has three"
+        yield "one process per cell: the intervals do not include differences between processes; use --full"
 
 
 def _change(before: Cell, after: Cell) -> Change:

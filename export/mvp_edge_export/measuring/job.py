@@ -1,4 +1,4 @@
-"""One `bench` from the bundle to the file of its result, and to the choice of what the bundle ships."""
+"""The `bench` command: measures a bundle, writes the result, and chooses the variant to ship."""
 
 import os
 from dataclasses import dataclass
@@ -16,24 +16,32 @@ from mvp_edge_export.storage import write_json
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was measured, and what was chosen by it."""
+    """The result of a measurement, and the choice that was based on it."""
 
     result: BenchResult
     file: Path
-    """Where the result was written."""
+    """File that the result was written to."""
     chosen: Manifest | None = None
-    """The bundle's new manifest, where a choice was asked for and made."""
+    """The bundle's new manifest; None if no choice was made."""
     refused: MvpEdgeError | None = None
-    """Why no choice could be made, where one was asked for."""
+    """Error because of which a requested choice was not made; None otherwise."""
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The result as JSON, with the choice."""
+        """The result as a JSON value, including the choice."""
         facts = self.result.model_dump(mode="json", by_alias=True)
         return facts if self.chosen is None else {**facts, "choice": self.chosen.choice}
 
     def check(self, where: str) -> None:
-        """Raise why no choice was made, or BudgetMissed if a verdict is FAIL."""
+        """Raise the error of a measurement whose result was already shown.
+
+        Args:
+            where: name of the measured machine for the message.
+
+        Raises:
+            BadInput: a choice was requested and could not be made.
+            BudgetMissed: no candidate meets the budgets, or a verdict is FAIL.
+        """
         if self.refused is not None:
             raise self.refused
         missed = [str(verdict) for verdict in self.result.verdicts if verdict.verdict == "FAIL"]
@@ -43,29 +51,31 @@ class Outcome:
 
 @dataclass(frozen=True)
 class BenchJob:
-    """A bundle that is to be measured, checked before minutes of measuring."""
+    """A bundle to measure; all inputs are checked before the measurement, which takes minutes."""
 
     bundle: Bundle
     given: DeviceProfile | None
-    """The profile to judge by, where it is not the bundle's."""
+    """Profile whose budgets are judged; None means the bundle's own."""
     file: Path
+    """File for the result."""
     choose: bool
+    """Whether to choose the variant that the bundle ships."""
 
     @classmethod
     def prepare(
         cls, bundle: Path, device: str | None, out: Path | None, *, choose: bool, here: bool
     ) -> "BenchJob":
-        """Open and check everything.
+        """Open the bundle and check all arguments.
 
         Args:
-            bundle: the bundle's folder.
-            device: name or file of another profile to judge by.
-            out: where the result goes; bench.json beside the bundle if None.
-            choose: whether the bundle is to ship what is fastest by this measurement.
-            here: whether this machine measures.
+            bundle: folder of the bundle.
+            device: name or file of the profile whose budgets are judged; None takes the bundle's.
+            out: file for the result; None is ``bench.json`` in the folder that contains the bundle.
+            choose: whether to choose the variant that the bundle ships by this measurement.
+            here: whether this machine is measured, and not a host.
 
         Raises:
-            BadInput: one of them cannot be read or written, or no choice can be made.
+            BadInput: a file cannot be read or written, or no choice would be possible.
         """
         loaded = load_bundle(bundle)
         given = load_profile(device) if device else None
@@ -79,15 +89,15 @@ class BenchJob:
 
     @property
     def profile(self) -> DeviceProfile:
-        """The profile that the result is judged by."""
+        """The profile whose budgets are judged."""
         return self.given or self.bundle.manifest.profile
 
     def finish(self, result: BenchResult) -> Outcome:
-        """Write the result; choose what the bundle ships, if that is asked for."""
+        """Write the result and, if requested, choose the variant that the bundle ships."""
         write_json(self.file, result.model_dump(mode="json", by_alias=True))
         if not self.choose:
             return Outcome(result, self.file)
         try:
             return Outcome(result, self.file, chosen=choose(self.bundle, result).manifest)
-        except MvpEdgeError as error:  # what was measured is shown first
+        except MvpEdgeError as error:  # the caller shows the result before the error
             return Outcome(result, self.file, refused=error)

@@ -1,4 +1,4 @@
-"""Measures the layers of a bundle's networks: a process that is watched beside one that is not."""
+"""Measures the layers of a bundle's networks, in one process with profiling and one without."""
 
 import tempfile
 from collections.abc import Callable, Sequence
@@ -15,11 +15,11 @@ from mvp_edge_export.measuring.roofline import Roofline, measure_roofline
 from mvp_edge_export.running.sessions import format_of
 
 _RUNS = (100, 200)
-"""At least for a median, at most because ONNX Runtime keeps a kilobyte for each layer of a run."""
+"""Minimum and maximum number of profiled runs; ONNX Runtime stores a kilobyte per layer and run."""
 _SECONDS = 1.0
 _ATTEMPTS = 3
 _STEADY = 1.1
-"""Mean over median from which on runs were interrupted: OpenVINO reports means only."""
+"""Ratio of mean to median above which runs were disturbed; it matters as OpenVINO reports means only."""
 
 
 def with_layers(
@@ -27,19 +27,22 @@ def with_layers(
     result: BenchResult,
     progress: Callable[[str, float], None] = lambda what, share: None,
 ) -> BenchResult:
-    """The result with the layers of all its cells and the machine's rooflines, seconds a cell.
+    """Measure the layers of all cells and the machine's rooflines; takes seconds per cell.
 
     Args:
-        bundle: that was measured.
-        result: its measurement, of this machine.
-        progress: told what is measured and the share of the work that is done, 0..1.
+        bundle: the measured bundle.
+        result: its measurement on this machine.
+        progress: called with what is being measured and the share of the work that is done, 0..1.
+
+    Returns:
+        The result with ``layers`` and ``rooflines``, and a warning for each network that fails.
 
     Raises:
-        BadInput: the roofline could not be measured; a network that fails is a warning.
+        BadInput: the roofline could not be measured.
     """
     rooflines = {}
     for threads in sorted({cell.threads for cell in result.cells}):
-        progress(f"what the machine can do, threads {threads}", 0.0)
+        progress(f"peak performance of the machine, threads {threads}", 0.0)
         rooflines[threads] = measure_roofline(result.machine, threads)
     profiles, warnings = [], list(result.warnings)
     shape = (1, 3, bundle.preprocess.size, bundle.preprocess.size)
@@ -61,17 +64,17 @@ def with_layers(
 def layer_profile(
     model: Path, shape: Sequence[int], cell: Cell, network_macs: int, roofline: Roofline
 ) -> LayerProfile:
-    """The layers of one model file.
+    """Measure the layers of one model file.
 
     Args:
-        model: in a format that the cell's runtime reads.
-        shape: of its input, [N, 3, S, S].
-        cell: which runtime and how many threads.
-        network_macs: multiply-adds that the network needs.
-        roofline: of this machine with as many threads.
+        model: model file in a format that the cell's runtime reads.
+        shape: shape of its input, [N, 3, S, S].
+        cell: cell with the runtime and the number of threads.
+        network_macs: multiply-adds of the network.
+        roofline: roofline of this machine with the same number of threads.
 
     Raises:
-        ChildDied: the network does not run with the profile.
+        ChildDied: the network does not run with profiling.
     """
     limit = 10 * _SECONDS + PATIENCE
     with (

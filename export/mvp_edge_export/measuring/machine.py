@@ -1,4 +1,4 @@
-"""What this machine is and does: facts from /proc and /sys, none of which are changed."""
+"""Reads the properties and the load of this machine from /proc and /sys."""
 
 import os
 import re
@@ -14,9 +14,9 @@ from mvp_edge_export.profile import DeviceProfile
 from mvp_edge_export.quantities import format_bytes
 
 EMULATED_BY = "emulated by "
-"""Begins the sentence of a machine that is played in software."""
+"""Beginning of the difference that is reported for an emulated machine."""
 
-# The kernel names ARM cores by number: arch/arm64/include/asm/cputype.h, implementer 0x41.
+# The kernel reports ARM cores by number: arch/arm64/include/asm/cputype.h, implementer 0x41.
 _ARM_CORES = {
     **{0xD03: "cortex-a53", 0xD04: "cortex-a35", 0xD05: "cortex-a55", 0xD07: "cortex-a57"},
     **{0xD08: "cortex-a72", 0xD09: "cortex-a73", 0xD0A: "cortex-a75", 0xD0B: "cortex-a76"},
@@ -26,62 +26,63 @@ _ARM_CORES = {
 }
 # (family, model) of Intel's processors: arch/x86/include/asm/intel-family.h.
 _INTEL_CORES = {("6", "190"): "gracemont"}
-# The levels of the x86-64 psABI, each with all flags of those before it.
+# The levels of the x86-64 psABI with the flags that each adds to the previous level.
 _X86_LEVELS = {
     "x86-64-v2": {"cx16", "popcnt", "sse4_2", "ssse3"},
     "x86-64-v3": {"abm", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"},
     "x86-64-v4": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
 }
-# The bits of AT_HWCAP in their order: arch/arm64/include/uapi/asm/hwcap.h.
+# The bits of AT_HWCAP in order: arch/arm64/include/uapi/asm/hwcap.h.
 _ARM_HWCAPS = (
     *("fp", "asimd", "evtstrm", "aes", "pmull", "sha1", "sha2", "crc32", "atomics", "fphp"),
     *("asimdhp", "cpuid", "asimdrdm", "jscvt", "fcma", "lrcpc", "dcpop", "sha3", "sm3", "sm4"),
     *("asimddp", "sha512", "sve", "asimdfhm", "dit", "uscat", "ilrcpc", "flagm", "ssbs", "sb"),
 )
-# Names that emulated processors give themselves → what emulates them.
+# Model names of emulated processors, and the emulator of each.
 _EMULATED_PROCESSORS = {"QEMU TCG CPU": "qemu", "VirtualApple": "Rosetta"}
 _FLAG_NAMES = {"neon": ("asimd", "neon"), "amx": ("amx_tile",)}
 
 
 class Machine(BaseModel):
-    """The facts that a measured time depends on."""
+    """The properties of a machine that affect a measured latency."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     arch: str
     cpu: str
-    """The processor as it names itself."""
+    """Model name of the processor."""
     emulated: str | None
-    """What plays the processor in software: times then say nothing about any machine."""
+    """Name of the emulator if the processor is emulated, so that latencies are meaningless; else None."""
     cores: tuple[str, ...]
-    """Names of its microarchitectures as device profiles write them, as far as they are known."""
+    """Known names of its microarchitectures, as device profiles use them."""
     flags: tuple[str, ...]
+    """Processor flags as in /proc/cpuinfo."""
     physical_cores: int
-    """Of those that this process may run on."""
+    """Number of physical cores that this process may run on."""
     affinity: tuple[int, ...]
-    """Processors that this process may run on."""
+    """Numbers of the logical processors that this process may run on."""
     cpu_quota: float | None
-    """Cores' worth of time that its control group may use; None is no limit."""
+    """Processor time that the control group may use, in cores; None if there is no limit."""
     ram: int
-    """Bytes that the kernel has."""
+    """Memory in bytes that is available to the kernel."""
     board: str | None
-    """The device tree's model, on ARM boards."""
+    """Model in the device tree of an ARM board; None on other machines."""
     governors: tuple[str, ...]
-    """Frequency governors in use; empty where the machine does not say."""
+    """Frequency governors in use; empty if unknown."""
     max_mhz: float | None
-    """The frequency that the governor may go to."""
+    """Highest frequency that the governor may select, in MHz; None if unknown."""
     mhz: float | None
-    """The frequency when these facts were read."""
+    """Frequency in MHz at the time of reading; None if unknown."""
     os: str
     kernel: str
     python: str
 
 
 def this_machine(root: Path = Path("/")) -> Machine:
-    """Read the facts of the machine whose /proc and /sys lie under ``root``.
+    """Read the properties of the machine whose /proc and /sys are in ``root``.
 
     Raises:
-        BadInput: there is no /proc: not a Linux.
+        BadInput: there is no /proc, as on systems other than Linux.
     """
     if not (root / "proc/stat").is_file():
         raise BadInput("measuring needs Linux with /proc mounted")
@@ -89,14 +90,14 @@ def this_machine(root: Path = Path("/")) -> Machine:
 
 
 def machine_from(told: Mapping[str, Any]) -> Machine:
-    """The facts in what ``probe.look`` was told, here or on another machine."""
+    """Interpret the output of ``probe.look`` from this or another machine."""
     files: Mapping[str, str] = told["files"]
     arch: str = told["arch"]
     affinity: tuple[int, ...] = tuple(told["affinity"])
     text = files.get("proc/cpuinfo", "")
     emulated = _emulator(arch, text, told["program"])
     if emulated and not _is_of(arch, text):
-        text = ""  # it is the host's
+        text = ""  # it describes the emulator's host
     flags = set((_first(text, "flags") or _first(text, "Features") or "").split())
     if not flags and arch == "aarch64":
         flags = {name for bit, name in enumerate(_ARM_HWCAPS) if told["hwcap"] >> bit & 1}
@@ -134,7 +135,7 @@ def machine_from(told: Mapping[str, Any]) -> Machine:
 
 
 def differences(machine: Machine, profile: DeviceProfile) -> list[str]:
-    """In what the machine is not the profile's device; empty when it is one."""
+    """List the differences between a machine and the profile's device; empty if it is such a device."""
     hardware = profile.hardware
     found: list[str] = []
     if machine.emulated:
@@ -147,7 +148,7 @@ def differences(machine: Machine, profile: DeviceProfile) -> list[str]:
         found.append(f"processor {machine.cpu}, not {hardware.cpu}")
     if machine.physical_cores != hardware.cores:
         found.append(f"{machine.physical_cores} cores, not {hardware.cores}")
-    # The kernel, and on some boards the graphics processor, keep a part for themselves.
+    # The kernel, and on some boards the graphics processor, reserve a part of the memory.
     if not 0.75 * hardware.ram <= machine.ram <= 1.05 * hardware.ram:
         found.append(f"{format_bytes(machine.ram)} of memory, not {format_bytes(hardware.ram)}")
     found += [f"no {flag}" for flag in hardware.isa if not _has(machine, flag)]
@@ -156,7 +157,7 @@ def differences(machine: Machine, profile: DeviceProfile) -> list[str]:
 
 
 def busy_seconds(root: Path = Path("/")) -> float:
-    """Seconds that all processors together were not idle since the start, stolen time included."""
+    """Total busy time of all processors since boot in seconds, including stolen time."""
     first = (root / "proc/stat").read_text().split("\n", 1)[0].split()
     user, nice, system, _idle, _wait, irq, softirq, steal = map(int, first[1:9])
     ticks = user + nice + system + irq + softirq + steal
@@ -164,9 +165,9 @@ def busy_seconds(root: Path = Path("/")) -> float:
 
 
 def available_memory(root: Path = Path("/")) -> int | None:
-    """Bytes that a new program can have without swapping; None where the kernel does not say.
+    """Memory in bytes that a new program can use without swapping; None if unknown.
 
-    The limit of a control group counts too.
+    The limit of a control group is taken into account.
     """
     found = re.search(r"MemAvailable:\s+(\d+) kB", _read(root / "proc/meminfo") or "")
     if found is None:
@@ -180,22 +181,22 @@ def available_memory(root: Path = Path("/")) -> int | None:
 
 
 def throttling() -> int | None:
-    """The Raspberry Pi's throttling flags; None on other machines.
+    """Read the throttling flags of a Raspberry Pi; None on other machines.
 
-    Bits 0 to 3: under-voltage, frequency capped, throttled, temperature limit, now. Bits 16 to 19:
-    the same since the start.
+    Bits 0 to 3 are the current state: under-voltage, frequency capped, throttled, soft temperature
+    limit. Bits 16 to 19 tell whether each has occurred since boot.
     """
     return throttling_in(probe.throttled())
 
 
 def throttling_in(answer: str | None) -> int | None:
-    """The flags in the answer of ``vcgencmd get_throttled``; None if it holds none."""
+    """Parse the output of ``vcgencmd get_throttled``; None if it contains no flags."""
     match = re.search(r"throttled=0x([0-9a-fA-F]+)", answer or "")
     return int(match[1], 16) if match else None
 
 
 def was_throttled(before: int | None, after: int | None) -> bool:
-    """Whether a Pi was short of voltage, or slowed down, between two readings."""
+    """Whether a Raspberry Pi had under-voltage or was slowed down between two readings of its flags."""
     if before is None or after is None:
         return False
     return bool((before | after) & 0xF or (after & ~before) >> 16 & 0xF)
@@ -214,7 +215,7 @@ def _emulator(arch: str, cpuinfo: str, program: str | None) -> str | None:
 
 
 def _is_of(arch: str, cpuinfo: str) -> bool:
-    """Whether the kernel that wrote this runs on the architecture that programs see."""
+    """Whether a kernel of this architecture wrote the cpuinfo, which is not so under emulation."""
     key = {"x86_64": "vendor_id", "aarch64": "CPU implementer"}.get(arch)
     return key is None or _first(cpuinfo, key) is not None
 

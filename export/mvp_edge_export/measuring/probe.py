@@ -1,7 +1,8 @@
-"""What a machine says about itself, word for word: read here, understood in ``machine`` and ``doctor``.
+"""Collects raw facts about a machine, which ``machine`` and ``doctor`` interpret.
 
-One file, the standard library alone, in the syntax of Python 3.6: a device whose Python is too old
-must still be able to say so. Nothing is changed; of what cannot be read, nothing is told.
+This file is also sent to hosts and run there by whatever Python they have. Therefore it is a single file,
+uses the standard library only, and has the syntax of Python 3.6, so that a host with an outdated Python can
+be diagnosed. It changes nothing on the machine and leaves out what it cannot read.
 """
 
 import json
@@ -33,15 +34,15 @@ FILES = (
 PACKAGES = ("mvp-edge", "numpy", "onnxruntime", "openvino", "pillow", "pydantic")
 RUNTIMES = ("onnxruntime", "openvino")
 PATIENCE = 180.0
-"""Seconds after which importing a runtime has hung, on a slow device too."""
+"""Seconds after which an import of a runtime is considered hanging, even on a slow device."""
 
-# Runtimes report their use over the network, unless this is done (see `sessions.untold`).
+# Prevents a runtime from sending telemetry (see `sessions.untold`).
 _UNTOLD = "import sys; sys.modules['openvino_telemetry'] = None; "
 _HWCAP = 16  # AT_HWCAP of <elf.h>
 
 
 def look(root: str = "/") -> "dict[str, object]":
-    """The machine whose /proc, /sys and /etc lie under ``root``."""
+    """Collect the facts of the machine whose /proc, /sys and /etc are in ``root``."""
     files = {}
     for pattern in FILES:
         for path in Path(root).glob(pattern):
@@ -56,14 +57,14 @@ def look(root: str = "/") -> "dict[str, object]":
         "kernel": platform.release(),
         "python": platform.python_version(),
         "affinity": sorted(affinity),
-        # An emulator shows a program its own name under /proc/self, and itself only here.
+        # Under emulation, /proc/self/exe names the program; only this link names the emulator.
         "program": _link(Path(root) / "proc/thread-self/exe"),
         "hwcap": _auxiliary(Path(root) / "proc/self/auxv", _HWCAP),
     }
 
 
 def look_at_python() -> "dict[str, object]":
-    """This Python, and what is installed in it; each runtime is imported in a process of its own."""
+    """Collect the facts of this Python and its packages; each runtime is imported in a new process."""
     installed = versions()
     managed = Path(sysconfig.get_path("stdlib")) / "EXTERNALLY-MANAGED"
     return {
@@ -83,7 +84,7 @@ def look_at_python() -> "dict[str, object]":
 
 
 def versions() -> "dict[str, str]":
-    """The release of each of PACKAGES that is installed."""
+    """Installed release of each of PACKAGES."""
     try:
         from importlib import metadata
     except ImportError:  # Python 3.7 and older
@@ -96,7 +97,7 @@ def versions() -> "dict[str, str]":
 
 
 def try_import(package: str) -> "dict[str, object]":
-    """How importing a package ends: its exit code, under 0 a signal's number; its last words."""
+    """Import a package in a new process: exit code (negative: signal) and last line of its output."""
     environment = dict(os.environ, ORT_DISABLE_TELEMETRY="1")
     with subprocess.Popen(
         [sys.executable, "-c", _UNTOLD + "import " + package],
@@ -114,7 +115,7 @@ def try_import(package: str) -> "dict[str, object]":
 
 
 def throttled() -> "str | None":
-    """What a Raspberry Pi's firmware says of voltage and throttling; None on other machines."""
+    """Ask a Raspberry Pi's firmware about under-voltage and throttling; None on other machines."""
     program = shutil.which("vcgencmd")
     if program is None:
         return None
@@ -140,7 +141,7 @@ def _link(path: Path) -> "str | None":
 
 
 def _auxiliary(path: Path, key: int) -> int:
-    """A value that the kernel hands to each program at its start; 0 if it does not."""
+    """Value of an entry in the auxiliary vector of a process; 0 if it is missing."""
     pair = struct.Struct("PP")
     try:
         data = path.read_bytes()

@@ -1,4 +1,4 @@
-"""The measuring processes of ``bench``, seen from outside: started, asked, and always ended."""
+"""Starts, controls and ends the measuring processes of ``bench``, which run ``child``."""
 
 import json
 import os
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from mvp_edge_export.errors import BadInput
 
 PATIENCE = 300.0
-"""Seconds, beyond the work itself, until a process that does not answer is given up."""
+"""Seconds, in addition to the work itself, after which a silent process is considered hanging."""
 
 _DEATHS: dict[int, str] = {
     signal.SIGILL: "died with an illegal instruction: this release of {runtime} needs instructions"
@@ -40,7 +40,7 @@ Nanoseconds = npt.NDArray[np.int64]
 
 
 class ChildDied(BadInput):
-    """A measuring process came to an end, or to a standstill; the message says why."""
+    """A measuring process ended or hangs; the message gives the reason."""
 
     def __init__(self, message: str, child: "Child") -> None:
         super().__init__(message)
@@ -48,7 +48,7 @@ class ChildDied(BadInput):
 
 
 class Child:
-    """A measuring process and what it said at its start."""
+    """A measuring process; ``ready`` is what it reported after its start."""
 
     def __init__(self, process: "subprocess.Popen[bytes]", log: IO[bytes], runtime: str) -> None:
         self._process = process
@@ -58,7 +58,7 @@ class Child:
         self.ready: dict[str, Any] = {}
 
     def ask(self, request: dict[str, Any], limit: float) -> dict[str, Any]:
-        """Send a request and wait for its answer, at most ``limit`` seconds."""
+        """Send a request and wait for its answer for at most ``limit`` seconds; may raise ChildDied."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
@@ -73,7 +73,7 @@ class Child:
         return answer
 
     def samples(self, n: int, limit: float) -> Nanoseconds:
-        """The raw samples that follow the answer to a round."""
+        """Receive the ``n`` samples [n] in ns that follow the answer to a round; may raise ChildDied."""
         deadline = time.monotonic() + limit
         while len(self._buffer) < 8 * n:
             self._receive(deadline)
@@ -84,19 +84,19 @@ class Child:
         assert self._process.stdout is not None
         left = deadline - time.monotonic()
         if left <= 0 or not select.select([self._process.stdout], [], [], left)[0]:
-            raise ChildDied(f"{self._runtime} hangs: no answer within its time; given up", self)
+            raise ChildDied(f"{self._runtime} hangs: no answer in time", self)
         received = os.read(self._process.stdout.fileno(), 1 << 20)
         if not received:
             raise self._died()
         self._buffer += received
 
     def end(self) -> None:
-        """End the process, whatever it is doing."""
+        """Kill the process."""
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                with suppress(BrokenPipeError):  # a request that it no longer read
+                with suppress(BrokenPipeError):  # a request that the process did not read any more
                     pipe.close()
 
     def _died(self) -> ChildDied:
@@ -123,19 +123,19 @@ def started(
     *,
     profile: Path | None = None,
 ) -> Iterator[Child]:
-    """Start a process for a model; it is gone at the end, whatever happens.
+    """Start a process that loads a model and runs it once; the process ends with the context.
 
     Args:
-        model: its file, in a format that ``runtime`` reads.
-        shape: of the input, [N, 3, S, S].
+        model: model file in a format that ``runtime`` reads.
+        shape: shape of the input, [N, 3, S, S].
         runtime: a key of ``sessions.RUNTIMES``.
-        threads: threads of one inference.
-        profile: a folder for the times of the layers, which the process then keeps.
+        threads: number of threads of one inference.
+        profile: folder in which the runtime records the times of the layers; None records none.
 
     Raises:
-        ChildDied: the runtime crashed, hangs, or refuses the model.
+        ChildDied: the runtime crashed, hangs, or cannot load the model.
     """
-    # The number of threads comes from the session alone; NumPy's pool would only take memory.
+    # Only the session sets the number of threads; NumPy's thread pool would just use memory.
     environment = {name: value for name, value in os.environ.items() if name not in _OTHER_THREADS}
     environment |= {"OPENBLAS_NUM_THREADS": "1"}
     with tempfile.TemporaryFile() as log:
@@ -145,7 +145,7 @@ def started(
             stdout=subprocess.PIPE,
             stderr=log,
             env=environment,
-            start_new_session=True,  # Ctrl-C comes to us, and we end them
+            start_new_session=True,  # Ctrl-C must reach only this process, which ends the child
         )
         child = Child(process, log, runtime)
         try:

@@ -1,8 +1,8 @@
-"""What a measurement says: its figures, the verdicts on a profile's budgets, and the table.
+"""The result of a measurement: statistics, verdicts on a profile's budgets, and a table.
 
     samples → Latency → Process → Cell → BenchResult (JSON, table)
 
-A *cell* is one network of one precision in one runtime with one number of threads.
+A *cell* is one network in one number format, one runtime and with one number of threads.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,9 +24,9 @@ from mvp_edge_export.storage import write_json
 from mvp_edge_export.verified import Verdict, VerdictWord
 
 MAX_OTHER_LOAD = 0.05
-"""Cores' worth of other work during a cell from which on it counts as disturbed."""
+"""Load of other programs, in cores, above which a cell counts as disturbed."""
 P99_SAMPLES = 1000
-"""Samples under which no 99th percentile is given."""
+"""Minimum number of samples for a 99th percentile."""
 
 _BLOCKS, _RESAMPLES = 100, 1000
 
@@ -37,20 +37,21 @@ _FROZEN = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
 class Latency(BaseModel):
-    """The distribution of one inference's time, in milliseconds; nothing is trimmed."""
+    """Distribution of the time of one inference in milliseconds, over all samples."""
 
     model_config = _FROZEN
 
     n: int
+    """Number of samples."""
     min: float
     mean: float
     p50: float
     p90: float
     p99: float | None
-    """None under 1,000 samples."""
+    """None if there are fewer than 1,000 samples."""
     max: float
     p50_interval: tuple[float, float]
-    """95 %, by a block bootstrap; over several processes the smallest that holds all of theirs."""
+    """95 % confidence interval by a block bootstrap; for several processes the union of theirs."""
     p90_interval: tuple[float, float]
 
 
@@ -64,54 +65,63 @@ class Memory(BaseModel):
     after_first: int
     steady: int
     peak: int
-    """The largest it ever was (VmHWM)."""
+    """Peak resident memory (VmHWM)."""
 
     @property
     def peak_over_import(self) -> int:
-        """What the network needed: the peak less what Python and the runtime take by themselves."""
+        """Memory that the network needed: the peak less the memory after importing the runtime."""
         return max(0, self.peak - self.after_import)
 
 
 class Process(BaseModel):
-    """One process's measurement of a cell."""
+    """Measurement of a cell in one process."""
 
     model_config = _FROZEN
 
     import_ms: float
+    """Time in ms to import the runtime."""
     load_ms: float
+    """Time in ms to load and compile the network."""
     first_ms: float
+    """Time in ms of the first run."""
     warm_runs: int
+    """Number of warm-up runs."""
     warm_seconds: float
+    """Duration of the warm-up."""
     warm_settled: bool
-    """Whether two successive medians of 10 runs came within 2 % before the cap."""
+    """Whether two successive medians of 10 runs differed by less than 2 % before the time limit."""
     latency: Latency
     memory: Memory
     other_load: float
-    """Cores' worth of work that others did on the machine meanwhile."""
+    """Load of other programs during the timed rounds, in cores."""
     attempts: int
+    """Number of attempts, because disturbed rounds are repeated."""
     throttled: bool
+    """Whether the board was throttled or had under-voltage during the measurement."""
 
 
 class Cell(BaseModel):
-    """One network of one precision in one runtime with one number of threads."""
+    """One network in one number format, one runtime and with one number of threads."""
 
     model_config = _FROZEN
 
     network: Network
     runtime: str
     version: str
+    """Release of the runtime."""
     precision: NumberFormat
     """Number format of the network's file."""
     arithmetic: str
-    """What the runtime computes in, int8 layers aside."""
+    """Number format that the runtime computes in outside of int8 layers, e.g. ``f32``."""
     threads: int
     options: dict[str, Any]
+    """Settings of the runtime."""
     latency: Latency
-    """Over all processes: the median of each figure."""
+    """Median of each statistic over the processes."""
     peak_over_import: int
-    """Bytes; the largest of the processes."""
+    """Memory that the network needed in bytes: the largest value of the processes."""
     status: Status
-    """NOISY: another load stayed; INVALID: the board was throttled or short of voltage."""
+    """NOISY: disturbed by other load. INVALID: the board was throttled or had under-voltage."""
     processes: tuple[Process, ...]
 
 
@@ -125,7 +135,7 @@ class Failure(BaseModel):
     precision: NumberFormat
     threads: int
     why: str
-    """In words for the user, with what to do."""
+    """Reason, and what the user can do."""
 
     def __str__(self) -> str:
         threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
@@ -133,21 +143,22 @@ class Failure(BaseModel):
 
 
 class Protocol(BaseModel):
-    """How it was measured."""
+    """The measurement protocol."""
 
     model_config = _FROZEN
 
     full: bool
-    """Whether it was the protocol whose figures two people may compare."""
+    """Whether it was the full protocol, whose results can be compared between machines and people."""
     seconds: float
-    """Timed seconds a process."""
+    """Timed seconds per process."""
     processes: int
-    """A cell."""
+    """Number of processes per cell."""
     statement: str
+    """Description of the protocol."""
 
 
 class BenchResult(BaseModel):
-    """All that was measured, on what, and what it means for the profile's budgets."""
+    """A measurement, the machine on which it was made, and the verdicts on the profile's budgets."""
 
     model_config = _FROZEN
 
@@ -155,28 +166,30 @@ class BenchResult(BaseModel):
     protocol: Protocol
     machine: Machine
     profile: str
+    """Id of the profile whose budgets were judged."""
     profile_sha256: str
     differences: tuple[str, ...]
-    """In what this machine is not the profile's device; latency is judged only when in nothing."""
+    """Differences between the machine and the profile's device; latency is judged if there are none."""
     cells: tuple[Cell, ...]
     failures: tuple[Failure, ...]
-    """What could not be measured, and why."""
+    """Cells that could not be measured."""
     judged: str
-    """The cell that the verdicts are about, in words."""
+    """Name of the cell to which the verdicts apply."""
     verdicts: tuple[Verdict, ...]
     warnings: tuple[str, ...]
+    """Reasons for which the results may be inaccurate."""
     layers: tuple[LayerProfile, ...] = ()
-    """Where the time of each cell goes, if that was asked for."""
+    """Time of each layer for each cell; empty unless requested."""
     rooflines: tuple[Roofline, ...] = ()
-    """What the machine can do with as many threads; with ``layers``."""
+    """Peak performance of the machine for each number of threads; empty without ``layers``."""
     fingerprint: dict[str, Any]
-    """What must be equal for two results to be comparable."""
+    """Facts that must be equal for two results to be repetitions of each other."""
     fingerprint_sha256: str
 
     def cell(
         self, network: Network, runtime: str, threads: int, precision: NumberFormat = "fp32"
     ) -> Cell | None:
-        """The cell, if it was measured."""
+        """The cell of a network, runtime, number of threads and format; None if not measured."""
         wanted = (network, runtime, threads, precision)
         for cell in self.cells:
             if (cell.network, cell.runtime, cell.threads, cell.precision) == wanted:
@@ -184,14 +197,17 @@ class BenchResult(BaseModel):
         return None
 
     def speedup(self, cell: Cell) -> float | None:
-        """How many times faster than the unpruned network's fp32 median, of the same rounds."""
+        """Ratio of the unpruned network's fp32 median to the cell's, with the same runtime and threads.
+
+        None if the unpruned network was not measured, or the cell is its own.
+        """
         baseline = self.cell("baseline", cell.runtime, cell.threads)
         if baseline is None or cell.network == "baseline":
             return None
         return baseline.latency.p50 / cell.latency.p50
 
     def explanations(self) -> Iterator[tuple[LayerProfile, list[str]]]:
-        """Each pruned network's layers, with why they take their time and what would help."""
+        """Yield the layers of each pruned network with sentences that explain their time."""
         rooflines = {roofline.threads: roofline for roofline in self.rooflines}
         unpruned = {
             (one.runtime, one.threads): one
@@ -204,17 +220,17 @@ class BenchResult(BaseModel):
                 yield one, list(explain(one, before, rooflines[one.threads]))
 
     def layer_tables(self) -> Iterator[Table | str]:
-        """The heaviest layers of the pruned network's cells, each with its explanation."""
+        """Yield a table of the slowest layers of each pruned network's cell, then its explanation."""
         for profile, sentences in self.explanations():
             yield profile.table()
             yield "\n".join([*sentences, ""])
 
     def save(self, path: Path) -> None:
-        """Write it as JSON."""
+        """Write the result as JSON."""
         write_json(path, self.model_dump(mode="json", by_alias=True))
 
     def table(self) -> Table:
-        """The cells for people, at most 80 columns wide."""
+        """A table of the cells, at most 80 columns wide."""
         versions = {cell.runtime: cell.version for cell in self.cells}
         named = ", ".join(f"{runtime} {version}" for runtime, version in versions.items())
         table = Table(
@@ -248,7 +264,7 @@ class BenchResult(BaseModel):
 
 
 def summary(milliseconds: npt.NDArray[np.float64]) -> Latency:
-    """The figures of one process's samples, which are in the order in which they were taken."""
+    """Compute the statistics of one process's samples [n] in ms, given in the order of measurement."""
     p50, p90 = np.quantile(milliseconds, [0.5, 0.9])
     enough = len(milliseconds) >= P99_SAMPLES
     return Latency(
@@ -265,18 +281,17 @@ def summary(milliseconds: npt.NDArray[np.float64]) -> Latency:
 
 
 def quantile_interval(samples: npt.NDArray[np.float64], q: float) -> tuple[float, float]:
-    """A 95 % interval of a quantile by a block bootstrap.
+    """Compute a 95 % confidence interval of a quantile with a block bootstrap.
 
-    Successive runs resemble each other, so whole stretches of the time series are drawn (Künsch
-    1989, blocks that do not overlap), up to 100 of them; drawing single runs would give an interval
-    that is too narrow.
+    Successive runs are correlated, so resampling single runs would give an interval that is too narrow.
+    Instead, up to 100 non-overlapping blocks of the time series are resampled (Künsch 1989).
 
     Args:
-        samples: in the order in which they were taken.
+        samples: samples [n] in the order of measurement.
         q: the quantile, 0..1.
 
     Returns:
-        The 2.5 % and 97.5 % points of the quantile over 1,000 resamples.
+        The 2.5 % and 97.5 % percentiles of the quantile over 1,000 resamples.
     """
     n = len(samples)
     blocks = min(n, _BLOCKS)
@@ -293,7 +308,7 @@ def quantile_interval(samples: npt.NDArray[np.float64], q: float) -> tuple[float
 
 
 def combined(parts: Sequence[Latency]) -> Latency:
-    """The figures of several processes together: the median of each, and the widest interval."""
+    """Combine the statistics of several processes: the median of each, and the union of intervals."""
     if len(parts) == 1:
         return parts[0]
 
@@ -320,13 +335,13 @@ def combined(parts: Sequence[Latency]) -> Latency:
 def judge(
     profile: DeviceProfile, cell: Cell, other: Sequence[str], protocol: Protocol
 ) -> Iterator[Verdict]:
-    """Hold a cell against the profile's latency and memory budgets.
+    """Yield the verdicts of a cell on the profile's latency and memory budgets.
 
     Args:
-        profile: the budgets.
-        cell: what was measured.
-        other: in what the machine is not the profile's device.
-        protocol: how it was measured; the verdicts say so if it was not the full one.
+        profile: profile with the budgets.
+        cell: the measured cell.
+        other: differences between the machine and the profile's device.
+        protocol: the measurement protocol; the verdicts mention it if it was not the full one.
     """
     limits = profile.budgets.latency
     for name in ("p50", "p90"):
@@ -337,7 +352,7 @@ def judge(
 
 def _judge_memory(limit: float | None, cell: Cell, other: Sequence[str]) -> Verdict:
     word: VerdictWord = "PASS"
-    note = "peak resident memory over that after the import"
+    note = "peak resident memory less that after the import"
     if limit is None:
         word = "UNCHECKED"
     elif any(one.startswith(EMULATED_BY) for one in other):
@@ -358,7 +373,15 @@ def _judge_memory(limit: float | None, cell: Cell, other: Sequence[str]) -> Verd
 def judge_latency(
     name: str, limit: float | None, cell: Cell, other: Sequence[str], protocol: Protocol
 ) -> Verdict:
-    """Hold a cell against a latency limit; see `judge`."""
+    """Judge a cell by one latency limit.
+
+    Args:
+        name: ``p50`` or ``p90``.
+        limit: the limit in ms; None gives the verdict UNCHECKED.
+        cell: the measured cell.
+        other: differences between the machine and the profile's device.
+        protocol: the measurement protocol.
+    """
     low, high = getattr(cell.latency, f"{name}_interval")
     note = ""
     word: VerdictWord
@@ -367,9 +390,9 @@ def judge_latency(
     elif other:
         word, note = "INCONCLUSIVE", f"measured on another machine: {'; '.join(other)}"
     elif cell.status == "INVALID":
-        word, note = "INCONCLUSIVE", "the board was throttled or short of voltage"
+        word, note = "INCONCLUSIVE", "the board was throttled or had under-voltage"
     elif cell.status == "NOISY":
-        # Another load only ever slows down: what even the fastest run missed is missed.
+        # Other load can only slow a run down: if even the fastest run exceeds the limit, it is a FAIL.
         word = "FAIL" if cell.latency.min > limit else "INCONCLUSIVE"
         note = "another load ran on the machine"
     elif high <= limit:
@@ -393,9 +416,9 @@ def judge_latency(
 
 
 def doubts(profile: DeviceProfile, machine: Machine, cells: Sequence[Cell]) -> Iterator[str]:
-    """What makes the figures less certain than they look, one sentence each."""
+    """Yield the reasons for which results may be inaccurate, one sentence each."""
     if machine.emulated:
-        yield f"{EMULATED_BY}{machine.emulated}: no timing claim, of this machine or any other"
+        yield f"{EMULATED_BY}{machine.emulated}: no timing claim, neither for this machine nor for another"
     slow = [name for name in machine.governors if name != "performance"]
     if slow:
         yield f"frequency governor {', '.join(slow)}, not performance: times may vary"
@@ -403,19 +426,19 @@ def doubts(profile: DeviceProfile, machine: Machine, cells: Sequence[Cell]) -> I
         yield f"this control group may use {machine.cpu_quota:g} cores only"
     for pin in sorted({f"{cell.runtime}=={cell.version}" for cell in cells}):
         if pin in profile.runtime.denylist:
-            yield f"{pin} does not work on {profile.id}, says its profile"
+            yield f"{pin} is on the denylist of {profile.id}: it does not work there"
     for cell in cells:
         name = f"{cell.network} {cell.precision} in {cell.runtime}, threads {cell.threads}"
         if cell.status == "NOISY":
             load = max(process.other_load for process in cell.processes)
-            yield f"{name}: NOISY, others used {load:.2f} of a core meanwhile"
+            yield f"{name}: NOISY, other programs used {load:.2f} of a core"
         if cell.status == "INVALID":
-            yield f"{name}: INVALID, the board was throttled or short of voltage"
+            yield f"{name}: INVALID, the board was throttled or had under-voltage"
         if not all(process.warm_settled for process in cell.processes):
-            yield f"{name}: the warm-up did not settle within its cap"
+            yield f"{name}: the warm-up did not reach a steady latency in time"
 
 
 def short(value: float) -> str:
-    """Three figures or so, never in powers of ten."""
+    """Format a number with about three significant digits, without an exponent."""
     digits = 0 if value >= 99.95 else 1 if value >= 9.995 else 2 if value >= 0.9995 else 3
     return f"{value:.{digits}f}"

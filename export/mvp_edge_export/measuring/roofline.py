@@ -1,12 +1,12 @@
-"""What the machine can do at most, measured: multiply-adds and bytes a second.
+"""Measures the roofline of a machine: its peak multiply-adds and bytes per second.
 
-    t fresh processes, one thread each, at the same moment
-        → float32 matrix products (NumPy's BLAS)   → multiply-adds a second, all together
-        → copies of 256 KiB … 64 MiB, all together → bytes a second, by where the data lies
+    t new processes with one thread each, at the same time
+        → float32 matrix products (NumPy's BLAS) → multiply-adds per second, summed
+        → copies of 256 KiB … 64 MiB in total    → bytes per second by size of the data, summed
 
-No layer can take less time than its multiply-adds at that rate, nor than its bytes at that rate;
-the larger of the two is its *bound*. Small networks live in the caches, which are several times
-faster than the memory: a bound with the memory's rate would be beaten.
+A layer cannot be faster than its multiply-adds at the peak rate nor than its bytes at the peak rate; the
+larger of the two times is its *bound*. The bandwidth depends on the size of the data because small
+networks fit into the caches, which are several times faster than main memory.
 """
 
 import json
@@ -27,19 +27,18 @@ from mvp_edge_export.measuring.machine import Machine
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 
 _SIZES = tuple(1 << power for power in (18, 20, 22, 24, 26))
-"""Bytes that are read and written over and over, 256 KiB to 64 MiB, by all threads together."""
+"""Sizes of the copied data in bytes, 256 KiB to 64 MiB, for all threads together."""
 _SIDE = 768
-"""Of the matrices: three of them take 7 MB, and a product 4 ms at 100 G multiply-adds a second."""
+"""Rows and columns of the matrices: three take 7 MB; a product takes 4 ms at 10¹¹ multiply-adds/s."""
 _WINDOWS, _WINDOW_SECONDS = 5, 0.1
-# OpenBLAS takes processors that are newer than itself for AVX2 ones, at half their float32 rate.
+# OpenBLAS treats processors it does not know as AVX2, which halves the float32 rate on AVX-512.
 _AVX512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
 
 Work = Literal["product", "copy"]
 
-# How many times as many multiply-adds an instruction for narrow numbers does as one for float32,
-# for the first of the flags that the processor has. Intel's and ARM's instruction set references:
-# vdpbf16ps and bfdot add up 2 products a lane, vpdpbusd and sdot 4, smmla 8; a tile of AMX holds 16
-# rows of 16 lanes. Without any of them, nothing is gained.
+# Multiply-adds per instruction for narrow number formats relative to float32, for the first flag that
+# the processor has; 1 without any. From Intel's and ARM's instruction set references: vdpbf16ps and
+# bfdot sum 2 products per lane, vpdpbusd and sdot 4, smmla 8; an AMX tile has 16 rows of 16 lanes.
 _NARROW: dict[str, tuple[tuple[str, float], ...]] = {
     "bf16": (("amx_bf16", 16), ("avx512_bf16", 2), ("bf16", 2)),
     "f16": (("amx_fp16", 16), ("avx512_fp16", 2), ("asimdhp", 2)),
@@ -51,7 +50,7 @@ _NARROW: dict[str, tuple[tuple[str, float], ...]] = {
 
 
 class Rate(BaseModel):
-    """A measured rate in 10⁹ a second: the best of five windows, and the slowest."""
+    """A measured rate in 10⁹ per second: the best and the worst of five time windows."""
 
     model_config = _FROZEN
 
@@ -60,29 +59,29 @@ class Rate(BaseModel):
 
 
 class Roofline(BaseModel):
-    """What a machine can do at most with a number of threads."""
+    """Peak performance of a machine with a number of threads."""
 
     model_config = _FROZEN
 
     threads: int
     multiply_adds: Rate
-    """In float32."""
+    """Multiply-adds per second in float32, in 10⁹."""
     bandwidth: tuple[tuple[int, Rate], ...]
-    """Bytes that are gone through over and over → bytes read or written a second."""
+    """Bytes read and written per second, in 10⁹, for each size of the data in bytes."""
     narrow: dict[str, float]
-    """Arithmetic → how many times float32's rate its instructions have here; not measured."""
+    """Rate of each number format relative to float32, from the processor's flags, not measured."""
 
     def compute_ms(self, macs: int, arithmetic: str = "f32") -> float:
-        """The least time in ms for so many multiply-adds."""
+        """Minimum time in ms for a number of multiply-adds in a number format, e.g. ``f32``."""
         return macs / (self.multiply_adds.best * self.narrow.get(arithmetic, 1.0)) / 1e6
 
     def memory_ms(self, moved: int, working_set: int) -> float:
-        """The least time in ms for so many bytes, out of data of ``working_set`` bytes."""
+        """Minimum time in ms to move ``moved`` bytes of data with ``working_set`` bytes in total."""
         return moved / self._rate(working_set) / 1e6
 
     def _rate(self, working_set: int) -> float:
-        """The best rate of data at least as large: what lies nearer is not slower than that."""
-        # A rate is a lower bound of what smaller data reach, so it may not rise with the size.
+        """Best bandwidth that was measured with data of this size or larger."""
+        # Smaller data reach at least the bandwidth of larger data, so a lower value is noise.
         within = [rate.best for size, rate in self.bandwidth if size >= working_set]
         return max(within, default=self.bandwidth[-1][1].best)
 
@@ -96,11 +95,11 @@ class Roofline(BaseModel):
 
 
 def measure_roofline(machine: Machine, threads: int) -> Roofline:
-    """Measure what ``threads`` cores can do at most, in 3 s or so.
+    """Measure the roofline of this machine in about 3 s.
 
     Args:
-        machine: whose flags say which narrow arithmetic it has instructions for.
-        threads: processes of one thread that work at the same time.
+        machine: this machine, whose flags tell which instructions it has for narrow number formats.
+        threads: number of single-threaded processes that work at the same time.
 
     Raises:
         BadInput: a measuring process died.
@@ -132,7 +131,7 @@ def _started(stack: ExitStack, flags: set[str]) -> "subprocess.Popen[str]":
         stderr=subprocess.DEVNULL,
         text=True,
         env={**os.environ, **settings},
-        start_new_session=True,  # Ctrl-C comes to us, and we end them
+        start_new_session=True,  # Ctrl-C must reach only this process, which ends the workers
     )
     stack.callback(_end, process)
     return process
@@ -144,7 +143,7 @@ def _end(process: "subprocess.Popen[str]") -> None:
 
 
 def _together(workers: Sequence["subprocess.Popen[str]"], work: Work, size: int) -> Rate:
-    """All workers at the same moment; the sum of their rates, window by window."""
+    """Run all workers at the same time and sum their rates in each time window."""
     _tell(workers, {"work": work, "size": size})
     for worker in workers:
         _answer(worker)
@@ -156,7 +155,7 @@ def _together(workers: Sequence["subprocess.Popen[str]"], work: Work, size: int)
 def _tell(workers: Sequence["subprocess.Popen[str]"], order: dict[str, Any]) -> None:
     for worker in workers:
         assert worker.stdin is not None
-        with suppress(BrokenPipeError):  # the answer that does not come says so
+        with suppress(BrokenPipeError):  # the missing answer raises the error
             worker.stdin.write(json.dumps(order) + "\n")
             worker.stdin.flush()
 
@@ -165,13 +164,13 @@ def _answer(worker: "subprocess.Popen[str]") -> list[float]:
     assert worker.stdout is not None
     line = worker.stdout.readline()
     if not line:
-        raise BadInput("the roofline could not be measured: its process died, out of memory?")
+        raise BadInput("the roofline could not be measured: a process ended, perhaps out of memory")
     rates: list[float] = json.loads(line)
     return rates
 
 
 def _serve() -> None:
-    """The worker: prepares what it is told, then does it at the moment that it is told."""
+    """Main loop of a worker: prepare the requested work, then do it at the requested time."""
     for line in sys.stdin:
         order = json.loads(line)
         prepare = {"product": _product, "copy": _copy}[order["work"]]
@@ -184,7 +183,7 @@ def _serve() -> None:
 
 
 def _window(once: Callable[[], object], seconds: float) -> float:
-    """How many times a second."""
+    """Call a function for some seconds; returns calls per second."""
     times = 0
     begin = time.perf_counter()
     while (elapsed := time.perf_counter() - begin) < seconds:

@@ -1,7 +1,7 @@
-"""Many model files timed one after the other: what a calibration asks of a device.
+"""Times many model files one after the other, for a calibration.
 
-One process a runtime and number of threads takes them all, so that import and start are paid once; a
-network is a matter of two seconds.
+All models of one runtime and number of threads are timed in one process, so that the runtime is started
+and imported only once; each model takes about two seconds.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,21 +23,21 @@ _FROZEN = ConfigDict(frozen=True, extra="forbid")
 
 
 class Job(BaseModel):
-    """One model in one runtime with one number of threads."""
+    """A model to time in one runtime with one number of threads."""
 
     model_config = _FROZEN
 
     name: str
     model: Path
-    """In a format that the runtime reads; a relative path is seen from the list's folder."""
+    """Model file in a format that the runtime reads; relative to the folder of the job list."""
     shape: tuple[int, ...] = Field(min_length=4, max_length=4)
-    """Of the input, [N, 3, S, S]."""
+    """Shape of the input, [N, 3, S, S]."""
     runtime: str
     threads: int = Field(ge=1)
 
 
 class JobTiming(BaseModel):
-    """What a job took."""
+    """Latency of the model of a job."""
 
     model_config = _FROZEN
 
@@ -47,50 +47,53 @@ class JobTiming(BaseModel):
     arithmetic: str
     threads: int
     p50: float = Field(gt=0)
-    """Milliseconds."""
+    """Median latency in ms."""
     p50_interval: tuple[float, float]
+    """95 % confidence interval of ``p50`` in ms."""
     p90: float = Field(gt=0)
+    """90th percentile of the latency in ms."""
     runs: int
+    """Number of timed runs."""
     status: Status
 
 
 Told = Callable[[int, int], None]
-"""Told how many of how many are done."""
+"""Called with the number of finished jobs and the number of all jobs."""
 
 
 class Place(Protocol):
-    """A device on which models are timed."""
+    """A device on which models are timed: this machine or a host."""
 
     @property
     def name(self) -> str:
-        """In a sentence."""
+        """Name of the device for messages."""
 
     @property
     def machine(self) -> Machine:
-        """What it is."""
+        """The machine's properties."""
 
     def prepare(
         self, offered: Sequence[str], asked: Sequence[str], denied: Sequence[str]
     ) -> list[str]:
-        """Have runtimes ready.
+        """Make runtimes ready for timing.
 
         Args:
-            offered: that could be used.
-            asked: that must be; empty: as many of those offered as can.
-            denied: releases that must not be, e.g. ``onnxruntime==1.21.0``.
+            offered: runtimes that may be used.
+            asked: runtimes that must be used; if empty, all offered ones that work are used.
+            denied: releases that must not be used, e.g. ``onnxruntime==1.21.0``.
 
         Returns:
-            Those that are ready.
+            The runtimes that are ready.
 
         Raises:
-            BadInput: none can be, or not all that must.
+            BadInput: no runtime can be used, or one of ``asked`` cannot.
         """
 
     def time(self, jobs: Sequence[Job], told: Told) -> list[JobTiming]:
-        """Time each job; ``told`` follows.
+        """Time each job, and call ``told`` after each.
 
         Raises:
-            BadInput: a model does not run, or the device is not fit to be measured.
+            BadInput: a model does not run, or the device is throttled or has under-voltage.
         """
 
 
@@ -101,24 +104,24 @@ class ThisMachine:
 
     @property
     def machine(self) -> Machine:
-        """What it is."""
+        """The machine's properties."""
         return this_machine()
 
     def prepare(
         self, offered: Sequence[str], asked: Sequence[str], denied: Sequence[str]
     ) -> list[str]:
-        """Those that are installed; see ``Place``."""
+        """Select the installed runtimes; see ``Place``."""
         chosen = list(asked) or [name for name in installed_runtimes() if name in offered]
         if not chosen:
             raise BadInput(f"none of the runtimes {', '.join(offered) or '(none)'} is installed")
         for name in chosen:
             pin = f"{name}=={import_runtime(name).__version__.split('-')[0]}"
             if pin in denied:
-                raise BadInput(f"{pin} stands in runtime.denylist: install another release")
+                raise BadInput(f"{pin} is in runtime.denylist: install another release")
         return chosen
 
     def time(self, jobs: Sequence[Job], told: Told) -> list[JobTiming]:
-        """See ``Place``."""
+        """Time each job in a process of its runtime; see ``Place``."""
         return time_models(jobs, progress=told)
 
 
@@ -132,7 +135,7 @@ class _Jobs(BaseModel):
 
 
 def read_jobs(path: Path) -> list[Job]:
-    """The jobs of a list file; their models are found from its folder."""
+    """Read a job list; raises BadInput if it is not valid. Model paths are relative to its folder."""
     listed = parse(_Jobs, read_json(path, "jobs"), "jobs", path)
     return [job.model_copy(update={"model": path.parent / job.model}) for job in listed.jobs]
 
@@ -146,12 +149,13 @@ def time_models(
     """Time each job on this machine.
 
     Args:
-        jobs: what to time.
-        seconds: timed seconds a job, beside starting and warming up.
-        progress: told how many of how many are done.
+        jobs: models to time.
+        seconds: timed seconds per job, in addition to loading and warm-up.
+        progress: called with the number of finished jobs and the number of all jobs.
 
     Raises:
-        BadInput: no Linux, a runtime that is not installed, or a model that does not run.
+        BadInput: the machine does not run Linux, a runtime is not installed, a model does not run, or
+            the board was throttled or had under-voltage.
     """
     with ExitStack() as stack:
         clocks: dict[tuple[str, int], Callable[[Path, Sequence[int]], Cell]] = {}
@@ -169,8 +173,8 @@ def time_models(
 def _timing(job: Job, cell: Cell) -> JobTiming:
     if cell.status == "INVALID":
         raise BadInput(
-            "the board was throttled or short of voltage while it was timed: cool it, give it a"
-            " stronger supply, and start again"
+            "the board was throttled or had under-voltage during the measurement: cool it, use a"
+            " stronger power supply, and start again"
         )
     latency = cell.latency
     return JobTiming(

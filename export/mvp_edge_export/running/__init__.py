@@ -1,1 +1,1 @@
-"""What runs a bundle on a device: sessions of the runtimes, predictions, checks of the machine."""
+"""Runs a bundle on a device: sessions of the runtimes, predictions, and checks of the machine."""

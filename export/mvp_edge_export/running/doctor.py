@@ -1,11 +1,11 @@
-"""What works on a machine, what does not, and what to do.
+"""Checks whether a machine can run mvp-edge, and says what to do where it cannot.
 
     probe ── Facts ─┐
-    facts.yaml ─────┼→ examine → Report: one Finding a line
+    facts.yaml ─────┼→ examine → Report: one Finding per line
     DeviceProfile ──┘
 
-Looking is one thing, judging another: ``examine`` is a function of facts alone, so that it can be
-asked about a machine that is far away, or that nobody here has.
+Collecting facts and judging them are separate: ``examine`` depends on the facts alone, so that it can
+judge a remote machine, and tests can judge machines that are not available.
 """
 
 import json
@@ -27,24 +27,25 @@ from mvp_edge_export.running.known import Known, known, release
 
 OLDEST_PYTHON = (3, 11)
 ROOM = 300 * 2**20
-"""Bytes that the light half takes on disk with a runtime, rounded up."""
+"""Disk space in bytes of an installation for a device with one runtime, rounded up."""
 
 State = Literal["ok", "note", "blocked"]
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 
 
 class Tried(BaseModel):
-    """How importing a runtime ended."""
+    """Result of importing a runtime."""
 
     model_config = _FROZEN
 
     code: int | None
-    """Exit code; under 0 the signal that ended it; None when it did not end."""
+    """Exit code; a negative number is the signal that ended it; None if it did not end in time."""
     said: str
+    """Last line of the error output."""
 
 
 class Python(BaseModel):
-    """The Python that was asked, and what is installed in it; as ``probe`` tells it."""
+    """The machine's Python and the packages that are installed in it, as reported by ``probe``."""
 
     model_config = _FROZEN
 
@@ -54,23 +55,28 @@ class Python(BaseModel):
     free_threaded: bool
     bits: int
     libc: str
-    """``glibc 2.36`` or ``musl``; empty where it is not known."""
+    """C library, e.g. ``glibc 2.36`` or ``musl``; empty if unknown."""
     own_environment: bool
+    """Whether it is a virtual environment."""
     managed_by_system: bool
+    """Whether pip may not install into it (PEP 668)."""
     lacks: tuple[str, ...]
-    """Of the modules that a virtual environment takes."""
+    """Missing modules that a virtual environment needs."""
     installed: dict[str, str]
+    """Release of each installed package."""
     tried: dict[str, Tried]
+    """Result of importing each installed runtime."""
     disk_free: int
+    """Free disk space in bytes."""
 
     @property
     def minor(self) -> tuple[int, ...]:
-        """(3, 11) of 3.11.2."""
+        """Major and minor version, e.g. (3, 11)."""
         return release(self.version)[:2]
 
 
 class Facts(BaseModel):
-    """What ``examine`` knows of a machine."""
+    """The facts about a machine that ``examine`` judges."""
 
     model_config = _FROZEN
 
@@ -78,26 +84,28 @@ class Facts(BaseModel):
     python: Python
     system: str
     ram_free: int
-    """Bytes that programs can have, as the kernel estimates it."""
+    """Memory in bytes that is available to programs, as estimated by the kernel."""
     ram_limit: int | None
-    """Bytes that the control group may use; None is no limit."""
+    """Memory limit of the control group in bytes; None if there is no limit."""
     swap: int
+    """Swap space in bytes."""
     celsius: float | None
-    """Of the hottest thermal zone."""
+    """Temperature of the hottest thermal zone in °C; None if unknown."""
     throttled: int | None
+    """Throttling flags of a Raspberry Pi; see ``machine.throttling``."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     subject: str
     state: State
     text: str
     do: str = ""
-    """What to do about it."""
+    """What the user can do; empty if nothing needs to be done."""
     source: str = ""
-    """Where it is known from."""
+    """URL of the source; empty if the machine itself is the source."""
 
     def __str__(self) -> str:
         remedy = f"; {self.do}" if self.do else ""
@@ -106,13 +114,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """All findings about a machine, in the order in which they build upon each other."""
+    """All findings about a machine; later ones depend on earlier ones."""
 
     findings: tuple[Finding, ...]
 
     @property
     def obstacles(self) -> tuple[Finding, ...]:
-        """What makes it impossible to run there."""
+        """The findings that make running impossible."""
         return tuple(one for one in self.findings if one.state == "blocked")
 
     def to_json(self) -> dict[str, Any]:
@@ -124,7 +132,7 @@ class Report:
 
 
 def look_here() -> Facts:
-    """The facts of this machine and this Python; takes as long as importing the runtimes."""
+    """Collect the facts of this machine and this Python, which includes importing the runtimes."""
     return facts_from(
         {
             "machine": probe.look(),
@@ -135,26 +143,26 @@ def look_here() -> Facts:
 
 
 def look_there(target: str, progress: Progress) -> Facts:
-    """The facts of a host and of its own Python; nothing is installed there.
+    """Collect the facts of a host and of its own Python; nothing is installed there.
 
     Args:
-        target: what `ssh` takes, e.g. ``pi@raspberrypi``.
-        progress: told what is being done.
+        target: host as `ssh` takes it, e.g. ``pi@raspberrypi``.
+        progress: called with what is being done.
 
     Raises:
-        BadInput: no connection, or no Python 3 there.
+        BadInput: there is no connection, or the host has no Python 3.
     """
     with connect(target, progress) as host:
         return look_at(host)
 
 
 def look_at(host: Host) -> Facts:
-    """The facts of a host that is connected."""
+    """Collect the facts of a connected host."""
     return facts_from(json.loads(host.python(Path(probe.__file__).read_text("utf-8"))))
 
 
 def facts_from(told: Mapping[str, Any]) -> Facts:
-    """The facts in what ``probe``, run as a program, printed."""
+    """Parse the output of ``probe``, already read as JSON."""
     files: Mapping[str, str] = told["machine"]["files"]
     limit = files.get("sys/fs/cgroup/memory.max", "max")
     zones = [text for path, text in files.items() if "thermal_zone" in path]
@@ -175,8 +183,8 @@ def examine(facts: Facts, profile: DeviceProfile | None = None) -> Report:
     """Judge a machine.
 
     Args:
-        facts: what it told.
-        profile: hold it against this device too.
+        facts: the machine's facts.
+        profile: device profile to compare the machine with; None compares with none.
     """
     table = known()
     findings = [*_system(facts, table), *_python(facts.python)]
@@ -190,12 +198,12 @@ def examine(facts: Facts, profile: DeviceProfile | None = None) -> Report:
 
 
 def obstacles(facts: Facts, runtimes: Sequence[str], memory: int) -> tuple[Finding, ...]:
-    """What stands in the way of these runtimes in an environment of their own; what is installed is not asked.
+    """The obstacles to running runtimes in a new virtual environment; installed packages do not matter.
 
     Args:
-        facts: of the machine.
-        runtimes: that are to be installed and run.
-        memory: bytes that the networks take, beside what Python and a runtime take by themselves.
+        facts: the machine's facts.
+        runtimes: runtimes to install and run.
+        memory: memory in bytes that the networks need, without Python and the runtime.
     """
     table = known()
     found = [*_system(facts, table), *_python(facts.python)]
@@ -210,11 +218,11 @@ def obstacles(facts: Facts, runtimes: Sequence[str], memory: int) -> tuple[Findi
 
 
 def avoided(facts: Facts, denied: Sequence[str]) -> list[str]:
-    """Requirements that keep pip from these releases, and from those that this processor cannot run.
+    """Requirements that make pip avoid releases which this processor cannot run or a profile denies.
 
     Args:
-        facts: of the machine.
-        denied: as in a profile's ``runtime.denylist``.
+        facts: the machine's facts.
+        denied: denied releases as in a profile's ``runtime.denylist``.
     """
     rows = (row for row in known().trouble if row.state == "blocked" and row.hits(facts.machine))
     return [*(pin.replace("==", "!=") for pin in denied), *(row.avoided for row in rows)]
@@ -271,7 +279,7 @@ def _environment(python: Python) -> Iterator[Finding]:
 
 
 def _packages(facts: Facts, table: Known) -> Iterator[Finding]:
-    """The packages beside the runtimes that not every processor runs."""
+    """Check packages other than the runtimes that do not run on every processor."""
     for row in table.trouble:
         if row.package in table.runtimes or not row.hits(facts.machine):
             continue
@@ -286,7 +294,7 @@ def _packages(facts: Facts, table: Known) -> Iterator[Finding]:
 
 
 def _runtimes(facts: Facts, table: Known, profile: DeviceProfile | None) -> list[Finding]:
-    """Those that are installed must work; of the others one must be there to be installed."""
+    """Check the runtimes: installed ones must work; if none is installed, one must be installable."""
     denied = profile.runtime.denylist if profile else ()
     found: list[Finding] = []
     missing: list[Finding] = []
@@ -315,7 +323,7 @@ def _installed(facts: Facts, table: Known, name: str, there: str, denied: Sequen
     if tried is not None and tried.code != 0:
         return Finding(name, "blocked", f"{there} {_ending(tried)}", another)
     if f"{name}=={there}" in denied:
-        text = f"{there} does not work on this device, says its profile"
+        text = f"{there} is on the denylist of the profile"
         return Finding(name, "blocked", text, another)
     for row in rows:
         return Finding(name, "note", f"{there} starts here, but {row.what}", source=row.source)
@@ -333,7 +341,7 @@ def _installable(facts: Facts, table: Known, name: str) -> Finding:
         do = f"there are some for Python {oldest} to {newest} and glibc from {libcs} on"
         return Finding(name, "blocked", text, do, rows[-1].source)
     best = max(fitting, key=lambda row: release(row.first))
-    # pip takes the newest wheel for this Python and C library, and knows nothing of processors.
+    # pip takes the newest wheel for this Python and C library; it does not check the processor.
     avoid = [
         row.avoided
         for row in table.trouble_of(name, facts.machine)
@@ -389,10 +397,10 @@ def _processor(facts: Facts, table: Known) -> Iterator[Finding]:
         yield Finding("processor", "note", text)
     if facts.throttled:
         now, since = facts.throttled & 0xF, facts.throttled >> 16 & 0xF
-        words = ("short of voltage", "its frequency capped", "throttled", "at its soft heat limit")
+        words = ("under-voltage", "frequency capped", "throttled", "soft temperature limit")
         text = ", ".join(word for bit, word in enumerate(words) if (now or since) >> bit & 1)
-        text = f"the board {'is' if now else 'was, since it started,'} {text}"
-        yield Finding("throttling", "note", text, "a stronger power supply, and cooling")
+        text = f"the board {'reports' if now else 'reported since its start'}: {text}"
+        yield Finding("throttling", "note", text, "use a stronger power supply, and cool it")
     if facts.celsius is not None and facts.celsius >= table.temperature.celsius:
         text = (
             f"{facts.celsius:.0f} °C; at {table.temperature.celsius:.0f} a Raspberry Pi slows down"

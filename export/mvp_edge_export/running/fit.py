@@ -1,9 +1,9 @@
-"""One network against many devices: where can it go?
+"""Compares one network with the budgets of several devices.
 
-    bundle, run or ONNX file → Footprint → a verdict for each budget of each profile → one table
+    bundle, run or ONNX file → Footprint → verdict for each budget of each profile → table
 
-Nothing is run. What was measured on a device stands as measured, the rest as counted, predicted or
-estimated; what is only estimated never passes.
+No network is run. Values that were measured on a device are used where they exist; other values are
+counted, predicted or estimated. A latency that was not measured is never a PASS.
 """
 
 from collections.abc import Iterable, Iterator
@@ -23,31 +23,33 @@ from mvp_edge_export.verified import Basis, Verdict, VerdictWord
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a network asks of a device."""
+    """The resources that a network needs."""
 
     flops: int
-    """Multiply-adds of one image."""
+    """Multiply-adds for one image."""
     params: int
+    """Number of parameters."""
     file: int
-    """Bytes."""
+    """Size of the model file in bytes."""
     file_basis: Basis
+    """How ``file`` was obtained."""
     memory: int
-    """Bytes of the weights and of the activations at their peak."""
+    """Size of the weights and the peak activations in bytes."""
     operators: Operators
     measured: BenchResult | None = None
-    """The benchmark of its bundle, if there is one."""
+    """Measurement of the network's bundle; None if there is none."""
 
 
 @dataclass(frozen=True)
 class DeviceFit:
-    """A network on one device."""
+    """Verdicts of a network on the budgets of one device."""
 
     profile: DeviceProfile
     verdicts: tuple[Verdict, ...]
 
     @property
     def verdict(self) -> VerdictWord:
-        """FAIL if any budget fails, PASS if all that are set pass, else INCONCLUSIVE."""
+        """FAIL if any budget fails, PASS if all pass, UNCHECKED without budgets, else INCONCLUSIVE."""
         words = {one.verdict for one in self.verdicts} - {"UNCHECKED"}
         if "FAIL" in words:
             return "FAIL"
@@ -64,7 +66,7 @@ class DeviceFit:
 
 
 def fit_all(network: Footprint, profiles: Iterable[DeviceProfile]) -> list[DeviceFit]:
-    """The network on each device."""
+    """Compare a network with the budgets of each profile."""
     return [DeviceFit(profile, tuple(_verdicts(network, profile))) for profile in profiles]
 
 
@@ -99,7 +101,7 @@ _COLUMNS = {"flops": "multiply-adds", "params": "parameters", "file": "file", "m
 
 
 def fit_table(fits: Iterable[DeviceFit]) -> Table:
-    """The fits for people: what was reached of each limit, a line a device."""
+    """A table with one row per device: value and limit of each budget."""
     table = Table(
         box=None,
         padding=(0, 1, 0, 0),
@@ -123,7 +125,7 @@ def _cell(fit: DeviceFit, name: str) -> Text:
     own = [one for one in fit.verdicts if one.budget.partition(".")[0] == name]
     if not own:
         return Text("·", style="dim")
-    # Of two latency budgets the one that is nearest to, or furthest over, its limit.
+    # Of two latency budgets, show the one with the larger ratio of value to limit.
     one = max(own, key=lambda v: (v.reached or 0) / (v.limit or float("inf")))
     shown = "-" if one.reached is None else _figure(name, one.reached)
     limit = "" if one.limit is None else f"/{_figure(name, one.limit)}"

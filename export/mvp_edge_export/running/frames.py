@@ -1,10 +1,10 @@
-"""Images out of a byte stream, each as soon as its last byte has come.
+"""Splits a byte stream into images, each as soon as its last byte has arrived.
 
     rpicam-vid --codec mjpeg -o - │ … FF D8 … FF D9 FF D8 … FF D9 …  →  frame, frame, …
 
-A camera's motion JPEG is one JPEG file after the other, with nothing that says where one ends: the
-end is found by walking through its segments (ITU-T T.81, annex B), so that a thumbnail inside one
-is not taken for a frame. A stream that begins with anything but a JPEG is one image.
+Motion JPEG from a camera is a sequence of JPEG files without lengths. The end of each is found by
+parsing its segments (ITU-T T.81, annex B), so that a thumbnail inside a frame is not mistaken for a
+frame. A stream that does not begin with a JPEG is treated as one image.
 """
 
 from collections.abc import Iterator
@@ -13,22 +13,22 @@ from io import BufferedIOBase
 from mvp_edge_export.errors import BadInput
 
 MAX_BYTES = 64 * 2**20
-"""What one image of a stream may have; one without an end would otherwise fill the memory."""
+"""Largest size of one image in bytes, so that an image without an end does not fill the memory."""
 
 _PIECE = 1 << 16
 _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
-_IN_SCAN = frozenset({0x00, *range(0xD0, 0xD8)})  # a stuffed FF, and restart markers
+_IN_SCAN = frozenset({0x00, *range(0xD0, 0xD8)})  # stuffed FF bytes and restart markers
 _WITHOUT_LENGTH = _IN_SCAN | {0x01}
 _START = bytes((0xFF, _SOI))
 
 
 def frames(stream: BufferedIOBase) -> Iterator[bytes]:
-    """The images of a stream, undecoded; the last one may be cut short.
+    """Yield the encoded images of a stream; the last one may be incomplete.
 
-    What lies between two frames is passed over: some cameras fill up to a round size.
+    Bytes between two frames are skipped, because some cameras pad frames to a round size.
 
     Raises:
-        BadInput: an image of more than MAX_BYTES.
+        BadInput: an image is larger than MAX_BYTES.
     """
     pending = _Pending(stream)
     if not pending.has(2) or pending.data[:2] != _START:
@@ -42,26 +42,28 @@ def frames(stream: BufferedIOBase) -> Iterator[bytes]:
 
 
 class _Pending:
-    """The bytes that were read and not yet handed out."""
+    """Buffer of the bytes that were read but not yet taken."""
 
     def __init__(self, stream: BufferedIOBase) -> None:
         self._stream = stream
         self.data = bytearray()
 
     def has(self, size: int) -> bool:
-        """Read on until there are ``size`` bytes; False when the stream ends before."""
+        """Read until the buffer has ``size`` bytes; False if the stream ends before."""
         if size > MAX_BYTES:
             limit = f"{MAX_BYTES >> 20} MiB"
             raise BadInput(f"an image of the stream does not end within {limit}; give it as a file")
         while len(self.data) < size:
-            piece = self._stream.read1(_PIECE)  # what there is; does not wait for all of it
+            piece = self._stream.read1(
+                _PIECE
+            )  # returns what is available without waiting for a full piece
             if not piece:
                 return False
             self.data += piece
         return True
 
     def find(self, byte: int, start: int) -> int:
-        """Where ``byte`` is, from ``start`` on; -1 when it does not come."""
+        """Position of the next ``byte`` at or after ``start``; -1 if the stream ends before."""
         while (place := self.data.find(byte, start)) < 0:
             start = max(start, len(self.data))
             if not self.has(start + 1):
@@ -69,7 +71,7 @@ class _Pending:
         return place
 
     def skip_to(self, mark: bytes) -> bool:
-        """Drop what comes before ``mark``; False when it does not come."""
+        """Discard all bytes before ``mark``; False if the stream ends before it."""
         while (place := self.data.find(mark)) < 0:
             del self.data[: 1 - len(mark)]
             if not self.has(len(self.data) + 1):
@@ -78,22 +80,22 @@ class _Pending:
         return True
 
     def take(self, size: int) -> bytes:
-        """Hand out the first ``size`` bytes."""
+        """Remove the first ``size`` bytes from the buffer and return them."""
         taken = bytes(self.data[:size])
         del self.data[:size]
         return taken
 
 
 def _length(pending: _Pending) -> int:
-    """Bytes of the JPEG that the pending ones begin with, up to where it ends or breaks off."""
+    """Length of the JPEG at the start of the buffer, up to its end or to where it is damaged."""
     data, at = pending.data, 2
     while pending.has(at + 2):
         kind = data[at + 1]
-        if data[at] != 0xFF:  # damaged: what follows is looked through for the next frame
+        if data[at] != 0xFF:  # damaged: the caller searches for the next frame from here
             return at
         if kind == _EOI:
             return at + 2
-        if kind == _SOI:  # the next one begins: this one was cut short
+        if kind == _SOI:  # the next frame begins, so this one is incomplete
             return at
         if kind == 0xFF:  # a fill byte
             at += 1
@@ -109,7 +111,7 @@ def _length(pending: _Pending) -> int:
 
 
 def _end_of_scan(pending: _Pending, at: int) -> int:
-    """Where the marker after entropy-coded data stands, or the end of what there is."""
+    """Position of the marker after entropy-coded data, or the end of the buffer."""
     while (at := pending.find(0xFF, at)) >= 0 and pending.has(at + 2):
         if pending.data[at + 1] not in _IN_SCAN:
             return at

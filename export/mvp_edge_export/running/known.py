@@ -1,4 +1,4 @@
-"""The shipped table of facts about wheels, processors and systems (``facts.yaml``), each with its source."""
+"""The shipped table ``facts.yaml`` of facts about wheels, processors and systems, with their sources."""
 
 import datetime
 from functools import cache
@@ -15,7 +15,7 @@ _Arch = Literal["aarch64", "x86_64"]
 
 
 def release(version: str) -> tuple[int, ...]:
-    """The numbers of a version, to be compared: (1, 21, 0) of 1.21.0; what follows them is left out."""
+    """The leading numbers of a version for comparisons: (1, 21, 0) for ``1.21.0rc1``."""
     numbers = []
     for part in version.split("."):
         digits = part[: len(part) - len(part.lstrip("0123456789"))]
@@ -34,28 +34,29 @@ class _Row(BaseModel):
 
 
 class _Releases(_Row):
-    """Releases of a package, the last one included; without it, all that follow."""
+    """A range of releases of a package, ends included; without a last one it is open."""
 
     package: str
     first: str = Field(alias="from")
     last: str | None = Field(default=None, alias="to")
 
     def covers(self, version: str) -> bool:
-        """Whether ``version`` is one of them."""
+        """Whether the range contains ``version``."""
         given = release(version)
         return release(self.first) <= given and (self.last is None or given <= release(self.last))
 
 
 class Wheels(_Releases):
-    """What the wheels of these releases need."""
+    """Requirements of the wheels of a range of releases."""
 
     arch: tuple[_Arch, ...]
     python: tuple[str, str]
-    """The oldest and the newest."""
+    """Oldest and newest supported Python, e.g. ``("3.11", "3.14")``."""
     glibc: str
+    """Oldest supported glibc."""
 
     def fits(self, python: tuple[int, ...], libc: str) -> bool:
-        """Whether pip takes one for this Python, e.g. (3, 11), and C library, e.g. ``glibc 2.36``."""
+        """Whether a wheel supports a Python, e.g. (3, 11), and a C library, e.g. ``glibc 2.36``."""
         oldest, newest = map(release, self.python)
         name, _, version = libc.partition(" ")
         return (
@@ -66,24 +67,24 @@ class Wheels(_Releases):
 
 
 class Trouble(_Releases):
-    """Releases that fail, or may, on processors that lack something."""
+    """Releases that fail or may fail on processors without a certain feature."""
 
     arch: _Arch
     lacks: str
-    """A flag, as /proc/cpuinfo names it."""
+    """The missing feature: a processor flag as in /proc/cpuinfo."""
     state: Literal["note", "blocked"]
     what: str
-    """What they do, after "it"."""
+    """What the releases do, as a phrase that continues "it"."""
     tried: str | None = None
-    """What happened here, on an emulated processor."""
+    """What happened in a test on an emulated processor; None if not tested."""
 
     def hits(self, machine: Machine) -> bool:
-        """Whether the machine's processor is such a one; one whose flags are not known is not."""
+        """Whether the machine's processor lacks the feature; False if its flags are unknown."""
         return self.arch == machine.arch and bool(machine.flags) and self.lacks not in machine.flags
 
     @property
     def avoided(self) -> str:
-        """What keeps pip from these releases."""
+        """Requirement that makes pip avoid these releases, e.g. ``onnxruntime!=1.21.0``."""
         if self.last is None:
             return f"{self.package}<{self.first}"
         one = self.first == self.last
@@ -91,23 +92,25 @@ class Trouble(_Releases):
 
 
 class System(_Row):
-    """A kind of system that nothing can be installed on; what is not given fits all."""
+    """A kind of system on which mvp-edge cannot be installed; a field that is not set fits any system."""
 
     arch: tuple[str, ...] = ()
     bits: int | None = None
-    """Of Python."""
+    """Pointer width of Python: 32 or 64."""
     libc: str | None = None
     os: str | None = None
-    """What the system's name begins with."""
+    """Beginning of the operating system's name."""
     board: str | None = None
-    """A part of the board's name."""
+    """Part of the board's name."""
     python: str | None = None
-    """The first Python with which it is not such a system any more."""
+    """First Python version that works; older ones do not."""
     what: str
+    """Description of the problem."""
     do: str
+    """What the user can do."""
 
     def fits(self, machine: Machine, bits: int, libc: str, python: tuple[int, ...]) -> bool:
-        """Whether the machine is one."""
+        """Whether the machine is such a system."""
         return (
             (not self.arch or machine.arch in self.arch)
             and self.bits in (None, bits)
@@ -119,24 +122,24 @@ class System(_Row):
 
 
 class Temperature(_Row):
-    """From where on a board slows down."""
+    """Temperature in °C from which on a board reduces its frequency."""
 
     celsius: float
 
 
 class Known(BaseModel):
-    """The whole table."""
+    """The table as a whole."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_: Literal[1] = Field(alias="schema")
     date: datetime.date
-    """When the sources were looked at."""
+    """Date on which the sources were consulted."""
     wheels: tuple[Wheels, ...]
     trouble: tuple[Trouble, ...]
     systems: tuple[System, ...]
     resident: dict[str, Bytes]
-    """Runtime → bytes that a Python with it and a small network takes."""
+    """Resident memory in bytes of Python with each runtime and a small network."""
     temperature: Temperature
 
     @property
@@ -145,12 +148,12 @@ class Known(BaseModel):
         return tuple(self.resident)
 
     def trouble_of(self, package: str, machine: Machine) -> list[Trouble]:
-        """The rows about a package that this machine's processor meets."""
+        """The rows about a package that apply to this machine's processor."""
         return [row for row in self.trouble if row.package == package and row.hits(machine)]
 
 
 @cache
 def known() -> Known:
-    """The table that comes with the package."""
+    """Read the table that is part of the package."""
     text = (Path(__file__).parent / "facts.yaml").read_text(encoding="utf-8")
     return Known.model_validate(yaml.safe_load(text))

@@ -1,4 +1,4 @@
-"""Labels for images, from a bundle alone.
+"""Classifies images with the network of a bundle.
 
 files, folders, a stream of frames → open_rgb → Preprocess → session → softmax → Prediction
 """
@@ -20,37 +20,37 @@ from mvp_edge_export.running.frames import frames
 from mvp_edge_export.running.sessions import open_session
 
 STREAM = Path("-")
-"""What the images of a stream have instead of a file."""
+"""The value of ``Prediction.file`` for images from a stream."""
 
 Top = tuple[tuple[str, float], ...]
-"""(label, probability) of the likeliest classes, the likeliest first."""
+"""The most probable classes as (label, probability), in descending order."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the network says about one image, or why the image was skipped."""
+    """The most probable classes of one image, or the reason why it was skipped."""
 
     file: Path
     frame: int | None = None
-    """Its number in a stream, from 0."""
+    """Number of the image in a stream, from 0; None for a file."""
     top: Top = ()
-    """Empty when skipped."""
+    """The most probable classes; empty if the image was skipped."""
     skipped: str | None = None
-    """Why the image could not be decoded."""
+    """Reason why the image could not be decoded; None if it was classified."""
 
     @property
     def name(self) -> str:
-        """What to call the image."""
+        """Name of the image for display."""
         return str(self.file) if self.frame is None else f"frame {self.frame}"
 
     @property
     def label(self) -> str | None:
-        """The likeliest class."""
+        """The most probable class; None if the image was skipped."""
         return self.top[0][0] if self.top else None
 
     @property
     def probability(self) -> float | None:
-        """Its probability."""
+        """Probability of the most probable class; None if the image was skipped."""
         return self.top[0][1] if self.top else None
 
     def to_json(self) -> dict[str, Any]:
@@ -66,17 +66,19 @@ class Prediction:
 
 
 class Classifier:
-    """A bundle's network, loaded and ready for one image after the other.
+    """The network of a bundle, loaded and ready to classify images.
+
+    ``runtime``, ``threads`` and ``precision`` default to what was chosen for the device; see
+    ``sessions.open_session``.
 
     Args:
-        bundle: from ``load_bundle``.
+        bundle: the bundle, from ``load_bundle``.
         runtime: a key of ``sessions.RUNTIMES``.
-        threads: threads of one inference.
-        precision: of the network's file. For each of these, None takes what was chosen for the
-            device (see ``sessions.open_session``).
+        threads: number of threads of one inference.
+        precision: number format of the network.
 
     Raises:
-        BadInput: a runtime that cannot be used, or a precision that the bundle lacks.
+        BadInput: the runtime cannot be used, or the bundle has no files in this number format.
     """
 
     def __init__(
@@ -91,7 +93,18 @@ class Classifier:
         self.session = open_session(bundle, runtime, threads, precision=precision)
 
     def __call__(self, image: Image.Image, top: int = 5) -> Top:
-        """The likeliest ``top`` classes of an RGB image of any size."""
+        """Classify an image.
+
+        Args:
+            image: RGB image of any size.
+            top: number of classes to return.
+
+        Returns:
+            The ``top`` most probable classes, in descending order.
+
+        Raises:
+            BadInput: the network's output does not fit the labels or is not finite.
+        """
         bundle = self.bundle
         pixels = bundle.preprocess.pixels(image)
         logits = self.session.run(bundle.tensor(pixels[None]))[0].astype(np.float64)
@@ -102,7 +115,7 @@ class Classifier:
             )
         if not np.isfinite(logits).all():
             raise BadInput(
-                f"{bundle.path}: the network's answer holds values that are no numbers in"
+                f"{bundle.path}: the network's output contains NaN or infinite values in"
                 f" {self.session.name} {self.session.version}; export it again"
             )
         weights = np.exp(logits - logits.max())
@@ -120,25 +133,27 @@ def predict(
     *,
     precision: NumberFormat | None = None,
 ) -> Iterator[Prediction]:
-    """Classify images one by one, in the order given; an image that cannot be decoded is skipped.
+    """Classify images one by one, in the given order; images that cannot be decoded are skipped.
+
+    ``runtime``, ``threads`` and ``precision`` default to what was chosen for the device; see
+    ``sessions.open_session``.
 
     Args:
-        bundle: from ``load_bundle``.
-        sources: image files; folders, which are searched at every depth for image suffixes; binary
-            streams of one image, or of JPEG frames one after the other, each of which is
-            classified as soon as it is there.
+        bundle: the bundle, from ``load_bundle``.
+        sources: image files; folders, which are searched recursively for files with an image suffix;
+            binary streams of either one image or a sequence of JPEG frames, of which each is
+            classified as soon as it is complete.
         runtime: a key of ``sessions.RUNTIMES``.
-        top: how many classes to name.
-        threads: threads of one inference.
-        precision: of the network's file. For each of these, None takes what was chosen for the
-            device (see ``sessions.open_session``).
+        top: number of classes per image.
+        threads: number of threads of one inference.
+        precision: number format of the network.
 
     Returns:
-        One prediction an image, as each is made.
+        An iterator over one prediction per image.
 
     Raises:
-        BadInput: a source that does not exist, a folder without images, or a runtime that cannot be
-            used; all found before the first image is read.
+        BadInput: a source does not exist, a folder has no images, or the runtime cannot be used;
+            raised before the first image is read.
     """
     if top < 1:
         raise BadInput(f"{top}: at least 1", field="top")

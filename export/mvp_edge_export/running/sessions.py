@@ -1,7 +1,7 @@
-"""The runtimes that a bundle can run in: one class each, with the same few methods.
+"""The runtimes that can run a bundle: one class each, with the same interface ``Session``.
 
-A runtime is imported when its session is made, never before, so that a device installs only the
-one it uses. Adding a runtime is one class here and one line in ``RUNTIMES``.
+A runtime is only imported when a session is created, so that a device needs only the runtime that it
+uses. To add a runtime, add a class here and an entry in ``RUNTIMES`` and ``FORMATS``.
 """
 
 import importlib
@@ -33,26 +33,39 @@ _REPORTER = "openvino_telemetry"
 Floats = npt.NDArray[np.float32]
 Arithmetic = Literal["f32"]
 Shape = tuple[int | None, ...]
-"""Sizes of a tensor's axes; None stands for one that is open."""
+"""Sizes of a tensor's axes; None for an axis of variable size."""
 
 
 class Session(Protocol):
-    """A network, loaded and compiled for this machine's CPU."""
+    """A network that is loaded and compiled for this machine's CPU."""
 
     name: str
-    """The runtime: a key of ``RUNTIMES``."""
+    """Name of the runtime: a key of ``RUNTIMES``."""
     version: str
+    """Release of the runtime."""
     arithmetic: str
-    """What it computes in, chosen by the runtime or given: ``f32``, ``bf16`` or ``f16``."""
+    """Number format of the computation outside of int8 layers: ``f32``, ``bf16`` or ``f16``."""
     options: dict[str, Any]
-    """What was asked of the runtime beyond its defaults."""
+    """Settings of the runtime that differ from its defaults."""
     takes: Shape
-    """Of its input, [N, 3, S, S]."""
+    """Shape of the input, [N, 3, S, S]."""
     gives: Shape
-    """Of its output, [N, C]."""
+    """Shape of the output, [N, C]."""
 
     def run(self, batch: Floats) -> Floats:
-        """Logits [N, C] of ``batch`` [N, 3, S, S]; a network of fixed batch takes it in pieces."""
+        """Compute the logits of a batch.
+
+        A network with a fixed batch size runs on pieces of that size.
+
+        Args:
+            batch: float32 [N, 3, S, S].
+
+        Returns:
+            float32 [N, C].
+
+        Raises:
+            BadInput: N is not a multiple of the fixed batch size.
+        """
         ...
 
 
@@ -61,10 +74,13 @@ class OnnxRuntimeSession:
 
     Args:
         model: the ``.onnx`` file.
-        threads: threads inside an operator; operators run one after the other.
-        optimise: all graph optimisations, or none (the parity gate runs both).
-        profile: a folder that gets the times of all operators when ``native`` ends its profiling,
-            and the graph as it runs; every run takes longer.
+        threads: number of threads within an operator; operators run one after the other.
+        optimise: whether to apply all graph optimisations or none; the parity check runs both.
+        profile: folder for the optimised graph and for the times of all operators, which are written
+            when profiling of ``native`` is ended; makes every run slower.
+
+    Raises:
+        BadInput: ONNX Runtime is not installed or cannot load the file.
     """
 
     name = "onnxruntime"
@@ -83,7 +99,9 @@ class OnnxRuntimeSession:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3  # errors only: its warnings about unknown CPUs are harmless
+        options.log_severity_level = (
+            3  # errors only, because the warnings about unknown CPUs are harmless
+        )
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = (
             level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
@@ -92,7 +110,7 @@ class OnnxRuntimeSession:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile / "times")
             options.optimized_model_filepath = str(profile / "graph.onnx")
-        # ONNX Runtime's exceptions share no base class below Exception, but all live in its C API.
+        # ONNX Runtime's exceptions have no common base class below Exception.
         state = ort.capi.onnxruntime_pybind11_state
         refusals = (
             *(state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf),
@@ -117,7 +135,7 @@ class OnnxRuntimeSession:
         self._batch = self.takes[0] if self.takes else None
 
     def run(self, batch: Floats) -> Floats:
-        """Logits [N, C] of ``batch`` [N, 3, S, S]."""
+        """Compute the logits [N, C] of a batch [N, 3, S, S]; see ``Session.run``."""
         pieces = [
             self.native.run(None, {self._input: piece})[0] for piece in _pieces(batch, self._batch)
         ]
@@ -125,14 +143,18 @@ class OnnxRuntimeSession:
 
 
 class OpenVinoSession:
-    """An OpenVINO IR on the CPU.
+    """An OpenVINO IR in OpenVINO on the CPU.
 
     Args:
-        model: the ``.xml`` file, its ``.bin`` beside it.
-        threads: inference threads, all in one stream (the setting for latency).
-        arithmetic: ``f32`` forbids the arithmetic in bfloat16 that OpenVINO chooses by itself
-            on CPUs that have it; None leaves the choice to OpenVINO, as in a deployment.
-        profile: not None makes ``native`` count the time of every layer; runs take longer.
+        model: the ``.xml`` file, with its ``.bin`` file in the same folder.
+        threads: number of inference threads, all in one stream, which gives the lowest latency.
+        arithmetic: ``f32`` prevents OpenVINO from computing in bfloat16 on CPUs that support it;
+            None leaves the choice to OpenVINO, as in a deployment.
+        profile: any value but None makes ``native`` measure the time of every layer; makes every run
+            slower.
+
+    Raises:
+        BadInput: OpenVINO is not installed or cannot load the file.
     """
 
     name = "openvino"
@@ -181,7 +203,7 @@ class OpenVinoSession:
             self._output = self.native.get_output_tensor().data
 
     def run(self, batch: Floats) -> Floats:
-        """Logits [N, C] of ``batch`` [N, 3, S, S]."""
+        """Compute the logits [N, C] of a batch [N, 3, S, S]; see ``Session.run``."""
         pieces = [self._infer(piece) for piece in _pieces(batch, self._batch)]
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
@@ -189,8 +211,8 @@ class OpenVinoSession:
         if self._batch is None:
             logits: Floats = self.native.infer([piece], share_inputs=True)[0]
             return logits
-        # Through the tensors that it has: on a thin network, handing over new ones would take half
-        # as long as the inference itself.
+        # Reuse the existing tensors: for a small network, passing new ones would take half as long as
+        # the inference itself.
         np.copyto(self._input, piece)
         self.native.infer()
         copied: Floats = self._output.copy()
@@ -199,11 +221,11 @@ class OpenVinoSession:
 
 @cache
 def _openvino_core() -> Any:
-    """The one core of this process.
+    """The only OpenVINO core of this process.
 
-    Each core that loads the plugin for CPUs sets the main thread's stack for signals and restores
-    the one before at its end; of two that overlap, the second would leave that of the first, which
-    is gone, and the next Ctrl-C would crash the process (seen in OpenVINO 2026.4).
+    Each core that loads the CPU plugin replaces the main thread's signal stack and restores the previous
+    one when it is destroyed. If the lifetimes of two cores overlapped, the stack of a destroyed core
+    could be restored, and the next Ctrl-C would crash the process (seen in OpenVINO 2026.4).
     """
     return import_runtime("openvino").Core()
 
@@ -212,20 +234,24 @@ RUNTIMES: dict[str, Callable[..., Session]] = {
     "onnxruntime": OnnxRuntimeSession,
     "openvino": OpenVinoSession,
 }
-"""Runtime name → session class; the names are also the extras that install them."""
+"""Session class of each runtime; the names are also the extras of the package that install them."""
 
 FORMATS: dict[str, dict[NumberFormat, str]] = {
     "onnxruntime": {"fp32": "onnx", "int8": "onnx-int8"},
     "openvino": {"fp32": "openvino", "fp16": "openvino-fp16", "int8": "openvino-int8"},
 }
-"""Runtime name → precision of the weights → the format of the files, as the manifest names it."""
+"""For each runtime and number format of the network, the format of its files in the manifest."""
 
 
 def format_of(runtime: str, precision: NumberFormat = "fp32") -> str:
-    """The format of the files that ``runtime`` reads a network of this precision from.
+    """The manifest's format of the files that a runtime reads, e.g. ``onnx-int8``.
+
+    Args:
+        runtime: a key of ``RUNTIMES``.
+        precision: number format of the network.
 
     Raises:
-        BadInput: no such runtime, or it has no files of that precision.
+        BadInput: the runtime is unknown or does not support the number format.
     """
     if runtime not in RUNTIMES:
         raise BadInput(f"unknown runtime {runtime!r}: choose one of {', '.join(RUNTIMES)}")
@@ -236,10 +262,10 @@ def format_of(runtime: str, precision: NumberFormat = "fp32") -> str:
 
 
 def import_runtime(runtime: str) -> Any:
-    """The runtime's Python package.
+    """Import the Python package of a runtime, with its telemetry disabled.
 
     Raises:
-        BadInput: it is not installed, or not for this machine.
+        BadInput: the package is not installed or does not work on this machine.
     """
     try:
         with untold():
@@ -248,23 +274,23 @@ def import_runtime(runtime: str) -> Any:
         if isinstance(error, ModuleNotFoundError) and error.name == runtime:
             fix = f"pip install 'mvp-edge[{runtime}]'"
             raise BadInput(f"{runtime} is not installed: {fix}") from error
-        # A wheel for another system: a newer C library, another processor.
+        # E.g. a wheel for a newer C library or another processor.
         raise BadInput(f"{runtime} cannot be imported on this machine: {error}") from error
 
 
 @contextmanager
 def untold() -> Iterator[None]:
-    """Around the import of a runtime or of its tools: they report their use over the network.
+    """Disable the telemetry of the runtimes and their tools, for imports within the context.
 
-    ONNX Runtime does since 1.29 (its Privacy.md; a variable turns it off for the whole process).
-    OpenVINO and NNCF do through a package of its own, and make do without it when there is none.
-    A user who wants to report sets ``ORT_DISABLE_TELEMETRY=0``, or imports them first.
+    ONNX Runtime sends telemetry since 1.29 (see its Privacy.md) unless an environment variable is set.
+    OpenVINO and NNCF send it through a separate package and work without that package. To keep
+    telemetry enabled, set ``ORT_DISABLE_TELEMETRY=0`` or import OpenVINO's telemetry package first.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     if _REPORTER in sys.modules:
         yield
         return
-    sys.modules[_REPORTER] = None  # type: ignore[assignment] # which is how Python says: not there
+    sys.modules[_REPORTER] = None  # type: ignore[assignment] # makes the import raise ModuleNotFoundError
     try:
         yield
     finally:
@@ -272,29 +298,33 @@ def untold() -> Iterator[None]:
 
 
 def installed_runtimes() -> list[str]:
-    """The runtimes that this Python has, in the order in which they are preferred."""
+    """Names of the installed runtimes, in order of preference."""
     return [name for name in RUNTIMES if importlib.util.find_spec(name) is not None]
 
 
 RUNTIME_BYTES = {"onnxruntime": 78 * 2**20, "openvino": 112 * 2**20}
-"""Resident memory of Python with a runtime and a network of 0.4 MB (measured on x86-64 with ONNX
-Runtime 1.32 and OpenVINO 2026.4)."""
+"""Resident memory in bytes of Python with each runtime and a network of 0.4 MB (measured on x86-64
+with ONNX Runtime 1.32 and OpenVINO 2026.4)."""
 
 
 def memory_needed(cost: Cost, runtime: str) -> int:
-    """Bytes that a process needs to run a network, about: to be held against what is free.
+    """Estimate the memory in bytes of a process that runs a network, including the runtime.
 
-    The weights are counted twice: as read from the file, and as the kernels want them. (ResNet-18
-    with 43 MiB of weights took 224 MiB in ONNX Runtime and 176 MiB in OpenVINO: 165 and 199 here.)
+    The weights are counted twice: as read from the file and as rearranged for the kernels. (ResNet-18
+    with 43 MiB of weights took 224 MiB in ONNX Runtime and 176 MiB in OpenVINO; the estimates are 165
+    and 199 MiB.)
     """
     return RUNTIME_BYTES[runtime] + 2 * cost.weight_bytes + cost.activation_bytes
 
 
 def check_memory(needed: int) -> None:
-    """Refuse what this machine lacks the memory for, before the kernel ends it half-way.
+    """Check that enough memory is free, because the kernel kills processes that exceed it.
+
+    Args:
+        needed: required memory in bytes.
 
     Raises:
-        BadInput: less is free than is needed.
+        BadInput: less memory is free.
     """
     free = available_memory()
     if free is not None and free < needed:
@@ -312,19 +342,21 @@ def open_session(
     baseline: bool = False,
     precision: NumberFormat | None = None,
 ) -> Session:
-    """Open a bundle's network in a runtime, as it is to be deployed.
+    """Load a bundle's network in a runtime, with the settings of a deployment.
 
     Args:
-        bundle: a loaded bundle.
-        runtime: a key of ``RUNTIMES``; None takes the one that was chosen for the device, else, and
-            if that is not installed, the first installed one that the bundle has a file for.
-        threads: threads of one inference; None takes what was chosen for the device, else 1.
-        baseline: the unpruned network beside the pruned one, in fp32.
-        precision: of the network's file; None takes what was chosen for the device, else fp32.
+        bundle: the bundle, from ``load_bundle``.
+        runtime: a key of ``RUNTIMES``. None takes the runtime that was chosen for the device; if none
+            was chosen or it is not installed, the first installed one that the bundle has files for.
+        threads: number of threads of one inference; None takes the number that was chosen for the
+            device, or else 1.
+        baseline: whether to load the unpruned network, in fp32, instead of the pruned one.
+        precision: number format of the network; None takes the one that was chosen for the device, or
+            else fp32.
 
     Raises:
-        BadInput: no such runtime, not installed, the bundle has no file for it, or too little
-            memory is free.
+        BadInput: the runtime is unknown or not installed, the bundle has no file for it, the network
+            does not match the manifest, or too little memory is free.
     """
     shipped = bundle.manifest.shipped
     if shipped is not None and not baseline:
@@ -344,7 +376,7 @@ def open_session(
 
 
 def _check_fits(bundle: "Bundle", model: Path, session: Session) -> None:
-    """Refuse a network whose images or classes are not those of the manifest."""
+    """Check that the network's input and output have the sizes that the manifest states."""
     size = bundle.preprocess.size
     if session.takes[1:] != (3, size, size):
         raise BadInput(
@@ -363,10 +395,10 @@ def _by(sizes: Shape) -> str:
 
 
 def choose_runtime(bundle: "Bundle", precision: NumberFormat = "fp32") -> str:
-    """The first installed runtime that the bundle has files of this precision for.
+    """The first installed runtime for which the bundle has files in a number format.
 
     Raises:
-        BadInput: there is none.
+        BadInput: there is no such runtime.
     """
     usable = [r for r in RUNTIMES if FORMATS[r].get(precision) in bundle.manifest.models]
     for runtime in installed_runtimes():
@@ -376,7 +408,7 @@ def choose_runtime(bundle: "Bundle", precision: NumberFormat = "fp32") -> str:
 
 
 def nothing_to_run(bundle: "Bundle", precisions: Sequence[NumberFormat] | None) -> BadInput:
-    """The error that no installed runtime has files in a bundle, with what to do."""
+    """The error that a bundle has no files for any installed runtime; it says what to install."""
     wanted = NUMBER_FORMATS if precisions is None else precisions
     usable = [
         runtime
@@ -391,7 +423,7 @@ def nothing_to_run(bundle: "Bundle", precisions: Sequence[NumberFormat] | None) 
 
 
 def _usual_precision(bundle: "Bundle", runtime: str | None) -> NumberFormat:
-    """Of the files that there are for a runtime (or any): fp32, else the first."""
+    """Number format of the files for a runtime (None: any runtime): fp32 if available, else the first."""
     for precision in NUMBER_FORMATS:
         for name in RUNTIMES if runtime is None else (runtime,):
             if FORMATS.get(name, {}).get(precision) in bundle.manifest.models:
@@ -406,7 +438,7 @@ def _only(tensors: Sequence[Any], model: Path) -> Any:
 
 
 def _sizes(partial: Any) -> Shape:
-    """Of an OpenVINO shape, which may be open in an axis or altogether."""
+    """Convert an OpenVINO shape; the empty tuple if even the number of axes is unknown."""
     if partial.rank.is_dynamic:
         return ()
     return tuple(None if axis.is_dynamic else int(axis.get_length()) for axis in partial)
@@ -416,11 +448,11 @@ def _pieces(batch: Floats, size: int | None) -> list[Floats]:
     if size is None or len(batch) == size:
         return [batch]
     if len(batch) % size:
-        raise BadInput(f"{len(batch)} images do not divide into the network's batches of {size}")
+        raise BadInput(f"{len(batch)} images: not a multiple of the network's batch size {size}")
     return [batch[start : start + size] for start in range(0, len(batch), size)]
 
 
-# What stands before the reason: codes, the path again, places in the runtime's own source.
+# Text in front of the reason: error codes, the path again, lines of the runtime's source code.
 _PREAMBLE = re.compile(
     r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from .*? failed:"
     r"|/onnxruntime_src/\S+:\d+ [^()]*\(.*?\) (?=[A-Z])|Exception from src/\S+:\d+:"

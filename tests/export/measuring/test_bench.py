@@ -144,7 +144,7 @@ def test_another_load_is_measured_again_and_marked(
 
     assert {cell.status for cell in result.cells} == {"NOISY"}
     assert {cell.processes[0].attempts for cell in result.cells} == {MAX_ATTEMPTS}
-    assert any("NOISY, others used" in warning for warning in result.warnings)
+    assert any("NOISY, other programs used" in warning for warning in result.warnings)
     assert any(f"attempt {MAX_ATTEMPTS} of {MAX_ATTEMPTS}" in what for what, _ in steps)
     assert steps[-1] == ("done", 1.0)
 

@@ -110,8 +110,8 @@ def test_speed_ups_cell_by_cell(save: Any) -> None:
         ({"machine": {"cpu": "Cortex-A53"}}, "processor: Cortex-A72 and Cortex-A53"),
         ({"machine": {"flags": ("asimd",)}}, "processor flags: crc32 only in the first (1)"),
         ({"machine": {"governors": ("powersave",)}}, "governor: powersave only in the second (1)"),
-        ({"protocol": {"seconds": 60.0}}, "timed seconds a process: 15.0 and 60.0"),
-        ({"protocol": {"processes": 3}}, "processes a cell: 1 and 3"),
+        ({"protocol": {"seconds": 60.0}}, "timed seconds per process: 15.0 and 60.0"),
+        ({"protocol": {"processes": 3}}, "processes per cell: 1 and 3"),
     ],
 )
 def test_what_was_not_measured_alike_is_refused_and_said(

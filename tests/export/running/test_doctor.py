@@ -156,7 +156,7 @@ def test_a_runtime_that_dies_of_something_nobody_knew() -> None:
 
 def test_a_release_that_the_profile_denies() -> None:
     facts = _pi5(installed={"onnxruntime": "1.21.0"})
-    assert _of(facts, "onnxruntime", "rpi4").text.endswith("says its profile")
+    assert _of(facts, "onnxruntime", "rpi4").text.endswith("is on the denylist of the profile")
     assert _of(facts, "onnxruntime", "rpi5").state == "ok"
 
 
@@ -265,9 +265,9 @@ def test_memory(changes: dict[str, Any], device: str | None, state: str) -> None
 @pytest.mark.parametrize(
     ("answer", "text"),
     [
-        ("throttled=0x50005", "the board is short of voltage, throttled"),
-        ("throttled=0x80000", "the board was, since it started, at its soft heat limit"),
-        ("throttled=0x20002", "the board is its frequency capped"),
+        ("throttled=0x50005", "the board reports: under-voltage, throttled"),
+        ("throttled=0x80000", "the board reported since its start: soft temperature limit"),
+        ("throttled=0x20002", "the board reports: frequency capped"),
     ],
 )
 def test_a_throttled_board(answer: str, text: str) -> None:

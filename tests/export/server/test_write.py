@@ -331,7 +331,8 @@ def quantising(digits: Any) -> dict[str, Any]:
     """What int8 for ONNX Runtime needs, on few images."""
     return {
         "formats": ("onnx",),
-        "validation": (digits.train[:60], digits.train_targets[:60]),
+        "validation": digits.train[:60],
+        "validation_labels": digits.train_targets[:60],
         "calibration": digits.train[60:80],
     }
 
@@ -446,9 +447,9 @@ def test_other_images_than_were_verified_are_noticed(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"formats": ("tflite",)}, "--format tflite: choose some of onnx, openvino"),
-        ({"formats": ()}, "--format none"),
-        ({"formats": ("onnx",), "precisions": ("fp16",)}, "--precision fp16"),
+        ({"formats": ("tflite",)}, "^format tflite: choose some of onnx, openvino"),
+        ({"formats": ()}, "^format none"),
+        ({"formats": ("onnx",), "precisions": ("fp16",)}, "^precision fp16"),
         ({"labels": ("a", "b", "c", "d")}, r"gives logits \(3,\) for 4 labels"),
     ],
 )
