@@ -1,7 +1,8 @@
 """The pre-trained network that becomes many small ones.
 
-A backbone is named in one of three ways, and `load_backbone` understands all of them:
+A backbone is named in one of four ways, and `load_backbone` understands all of them:
 
+    efficientnet-lite0           ImageNet weights that are installed as a package (the extra `lite`)
     resnet50                     a timm name; its weights come from the hub where there is a network
     weights/my_backbone.json     a description beside a safetensors file
     resnet50@weights.pth         a timm architecture and a local state dict (safetensors or torch)
@@ -28,6 +29,7 @@ from torch import nn
 from mvp_edge.families import family_of, unit_groups
 from mvp_edge.schema import JsonFile
 from mvp_edge.subnetwork.cost import blank_copy
+from mvp_edge.subnetwork.packaged import PACKAGED
 from mvp_edge.subnetwork.subnet import resize
 from mvp_edge.subnetwork.weights import classes_in, fill, first_line, read_tensors
 from mvp_edge_export.errors import BadInput
@@ -228,11 +230,16 @@ def load_backbone(name: str, input_size: int | None = None) -> Backbone:
     if input_size is not None and input_size < 1:
         raise BadInput(f"{input_size}: give the side of the image in pixels", field="input_size")
     path = Path(name)
-    if path.suffix == ".json":
+    if name in PACKAGED:
+        own = PACKAGED[name]
+        weights = own.locate(name)
+        tensors = own.tensors(weights)
+        backbone = _from_tensors(own.architecture, tensors, weights, name, input_size)
+    elif path.suffix == ".json":
         backbone = _from_description(path, input_size)
     elif "@" in name and not path.is_file():
-        architecture, _, weights = name.partition("@")
-        backbone = _from_state_dict(architecture, Path(weights), name, input_size)
+        architecture, _, file = name.partition("@")
+        backbone = _from_state_dict(architecture, Path(file), name, input_size)
     elif path.suffix in (".safetensors", ".pth", ".pt", ".bin"):
         if not timm.is_model(path.stem):
             raise BadInput(
@@ -312,7 +319,17 @@ def _from_state_dict(name: str, weights: Path, source: str, input_size: int | No
         raise BadInput(
             f"{source}: timm has no architecture {name!r}{_similar(name)}", field="backbone"
         )
-    tensors = read_tensors(weights)
+    return _from_tensors(name, read_tensors(weights), weights, source, input_size)
+
+
+def _from_tensors(
+    name: str,
+    tensors: Mapping[str, torch.Tensor],
+    weights: Path,
+    source: str,
+    input_size: int | None,
+) -> Backbone:
+    """A timm architecture with the tensors of a file, and with the preprocessing that timm knows."""
     config = timm.get_pretrained_cfg(name)
     if config is None:
         raise BadInput(
