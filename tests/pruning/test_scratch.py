@@ -185,7 +185,7 @@ def test_a_heads_taylor_importance_is_of_its_one_gate() -> None:
     """The channels of a head are summed before the square: (Σ a·g)², not Σ (a·g)²."""
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
     (heads,) = [g for g in unit_groups(backbone("deit").model) if g.name == "blocks.0.heads"]
-    point = type(heads.points[0])("1", "input")
+    point = type(heads.points[0])("1", "input", -1)
     group = type(heads)("heads", "head", 2, (), (point,), width=2)
     x = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
     seen: list[torch.Tensor] = []
