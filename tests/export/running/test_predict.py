@@ -188,7 +188,7 @@ def test_a_network_that_answers_no_numbers_is_named(
     classifier = Classifier(bundle, "onnxruntime")
     answer = np.array([[0.0, np.nan, 1.0]], np.float32)
     monkeypatch.setattr(classifier.session, "run", lambda batch: answer)
-    with pytest.raises(BadInput, match=r"no numbers in onnxruntime \d"):
+    with pytest.raises(BadInput, match=r"NaN or infinite values in onnxruntime \d"):
         classifier(Image.new("RGB", (16, 16)))
 
 
