@@ -1,9 +1,9 @@
-"""What leaves the server: profiles, bundles, runtimes and their measurements.
+"""Device profiles and bundles, and everything that runs and measures bundles on devices.
 
-    *.py, devices/                  the ground floor: file formats, profiles, what is known of devices
-    running/, measuring/, remote/   the device's half: run a bundle, time it, here or over ssh
-    server/                         writes bundles; needs PyTorch and the `server` extra
+    *.py, devices/                  base modules: file formats, device profiles, latency models
+    running/, measuring/, remote/   device modules: run and measure a bundle, here or through ssh
+    server/                         server modules: write bundles; need PyTorch and the `server` extra
 
-A device installs all but what `server/` imports. The ground floor imports neither half, and the
-device's half does not import `server/`; `tests/export/test_layout.py` holds both.
+A device needs none of the packages that only `server/` imports. Base modules do not import device or server
+modules, and device modules do not import server modules; `tests/export/test_layout.py` checks this.
 """

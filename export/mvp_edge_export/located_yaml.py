@@ -1,10 +1,10 @@
-"""YAML written by people: read strictly, and every mistake named with its file, line and key.
+"""Reads YAML files strictly and reports every mistake with its file, line and key.
 
-    file → read → Entry (text, with places) → validated → a pydantic model, or Mistakes
+    file → read → Entry (text with positions) → validated → a pydantic model, or Mistakes
 
-Text stays text until the field that it is for reads it, so YAML's own guesses (``on`` is true,
-``1:30`` is 90, ``010`` is 8) cannot creep into a figure. Anchors, aliases, tags, duplicate keys,
-deep nesting and large files are refused; none of them is needed on a page of settings.
+Scalars stay text until the model's field parses them, so that YAML's implicit types (``on`` is true,
+``1:30`` is 90, ``010`` is 8) cannot change a value. Anchors, aliases, tags, duplicate keys, deep nesting
+and large files are refused, because a settings file does not need them.
 """
 
 import difflib
@@ -29,13 +29,13 @@ Model = TypeVar("Model", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Mistake:
-    """One thing that is wrong with a file."""
+    """One mistake in a file."""
 
     path: Path
     line: int | None
-    """From 1; None if it is about the whole file."""
+    """Line number, from 1; None if the mistake concerns the whole file."""
     text: str
-    """``key: what; what to do``."""
+    """Description of the form ``key: what is wrong; what to do``."""
 
     def __str__(self) -> str:
         place = str(self.path) if self.line is None else f"{self.path}:{self.line}"
@@ -43,7 +43,7 @@ class Mistake:
 
 
 def lines(mistakes: list[Mistake]) -> list[str]:
-    """The mistakes as text, each once, in the order of the files and their lines."""
+    """The mistakes as text without duplicates, sorted by file (in order of appearance) and line."""
     files = list(dict.fromkeys(mistake.path for mistake in mistakes))
     ordered = sorted(mistakes, key=lambda m: (files.index(m.path), m.line or 0))
     return list(dict.fromkeys(map(str, ordered)))
@@ -51,14 +51,14 @@ def lines(mistakes: list[Mistake]) -> list[str]:
 
 @dataclass(frozen=True)
 class Entry:
-    """A value of a file, with the place of its key there."""
+    """A value in a file, with the line of its key."""
 
     path: Path
     line: int
     value: "str | list[Entry] | dict[str, Entry] | None"
 
     def plain(self) -> Any:
-        """The value without places: nested dicts and lists of text and None."""
+        """The value without positions: nested dicts and lists of text and None."""
         if isinstance(self.value, dict):
             return {key: entry.plain() for key, entry in self.value.items()}
         if isinstance(self.value, list):
@@ -66,7 +66,7 @@ class Entry:
         return self.value
 
     def over(self, base: "Entry") -> "Entry":
-        """This entry laid over ``base``: mappings key by key, anything else as a whole."""
+        """Merge this entry over ``base``: mappings key by key, anything else replaces the base."""
         if not isinstance(self.value, dict) or not isinstance(base.value, dict):
             return self
         merged = {
@@ -76,7 +76,7 @@ class Entry:
         return Entry(self.path, self.line, {**base.value, **merged})
 
     def nearest(self, keys: Keys) -> "Entry":
-        """The entry at ``keys``, or the last one on the way there."""
+        """The entry at ``keys``, or its deepest existing parent."""
         inner: Entry | None = None
         if keys and isinstance(self.value, dict):
             inner = self.value.get(str(keys[0]))
@@ -92,7 +92,7 @@ _LIST, _MAPPING = "tag:yaml.org,2002:seq", "tag:yaml.org,2002:map"
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader without anchors, aliases and deep nesting, to which a scalar is text or null."""
+    """SafeLoader that reads scalars as text or null and refuses anchors, aliases and deep nesting."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own class attribute
         first: [(tag, pattern) for tag, pattern in resolvers if tag == _NULL]
@@ -117,9 +117,14 @@ class _Loader(yaml.SafeLoader):
 
 
 def read(path: Path, mistakes: list[Mistake]) -> Entry | None:
-    """The entries of a YAML file; None if it could not be read to its end.
+    """Read a YAML file.
 
-    Mistakes are added to ``mistakes``; at most ``MAX_BYTES`` are ever read.
+    Args:
+        path: the file, of at most ``MAX_BYTES``.
+        mistakes: list to which mistakes are appended.
+
+    Returns:
+        The file's entries; None if the file could not be read or parsed.
     """
     try:
         node = _compose(_text(path))
@@ -208,7 +213,7 @@ def _mapping(
 
 # --- Validating -----------------------------------------------------------------------------------
 
-# pydantic's kinds of error as a user meets them; {ge} and the like come from the error's context.
+# Messages for pydantic's types of errors; {ge} and the like are filled from the error's context.
 _SAY = {
     "missing": "is missing; add it",
     "model_type": "must be a mapping",
@@ -230,7 +235,7 @@ _SAY = {
 
 
 def contradiction(key: str, text: str) -> PydanticCustomError:
-    """For a field's validator: ``text`` is wrong with ``key`` inside that field."""
+    """An error for a field's validator to raise: ``text`` says what is wrong with ``key`` in it."""
     return PydanticCustomError("contradiction", "{text}", {"text": text, "key": key})
 
 
@@ -242,14 +247,17 @@ def validated(
     also: tuple[str, ...] = (),
     complete: bool = True,
 ) -> Model | None:
-    """The model of ``tree``; or None, with all that is wrong added to ``mistakes``.
+    """Validate entries as a model.
 
     Args:
-        model: what the entries describe; the ``examples`` of its fields are shown to the user.
-        tree: the entries, with which the mistakes are placed.
-        mistakes: takes what is wrong.
-        also: top-level keys that a file may have beside the model's.
-        complete: False if part of the entries could not be had, so that none can be missed.
+        model: class of the model; messages show the ``examples`` of its fields.
+        tree: the entries.
+        mistakes: list to which mistakes are appended.
+        also: top-level keys that a file may have in addition to the model's.
+        complete: whether all entries could be read; if not, missing keys are not reported.
+
+    Returns:
+        The model; None if there are mistakes.
     """
     try:
         return model.model_validate(tree.plain())
@@ -292,7 +300,7 @@ def _mistake(
 
 
 def _field(model: type[BaseModel], keys: Keys) -> FieldInfo | None:
-    """The field that ``keys`` lead to; places in a list are passed over."""
+    """The field at ``keys``, ignoring list indices; None if there is none."""
     found: FieldInfo | None = None
     inside: type[BaseModel] | None = model
     for key in keys:
@@ -311,7 +319,7 @@ def _keys(annotation: object) -> tuple[str, ...]:
 
 
 def _section(annotation: object) -> type[BaseModel] | None:
-    """The model that a field's annotation holds: ``Latency`` of ``Latency | None``."""
+    """The model class in a field's annotation, e.g. ``Latency`` in ``Latency | None``."""
     for kind in (annotation, *get_args(annotation)):
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             return kind
@@ -326,7 +334,7 @@ def _nearest(given: object, known: tuple[str, ...]) -> str:
 
 
 def _dotted(keys: Keys) -> str:
-    """``("a", "b", 0)`` as ``a.b[0]``; what is no plain word is quoted."""
+    """Format ``("a", "b", 0)`` as ``a.b[0]``; long or unprintable keys are quoted."""
     text = ""
     for key in keys:
         if isinstance(key, int):

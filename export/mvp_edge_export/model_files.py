@@ -1,7 +1,7 @@
-"""What a model file says of itself, read without a runtime and without running anything.
+"""Reads properties of model files without loading them in a runtime.
 
-has_external_data   ONNX: would it pull its weights from somewhere else?
-ir_version          OpenVINO: is it a version that today's releases read?
+``has_external_data`` tells whether an ONNX file stores weights in another file, and ``ir_version`` reads
+the version of an OpenVINO IR.
 """
 
 import mmap
@@ -12,18 +12,21 @@ from mvp_edge_export.errors import BadInput
 from mvp_edge_export.protobuf import fields
 
 IR_VERSIONS = ("10", "11")
-"""Those that OpenVINO 2026.4 reads; tried from 7 to 12."""
+"""Versions of the IR that OpenVINO 2026.4 can read; versions 7 to 12 were tested."""
 
 
 def ir_version(model: Path) -> str | None:
-    """The version that an IR says it has; OpenVINO only says that it cannot read another one."""
+    """Read the version of an OpenVINO IR; None if the file has none.
+
+    OpenVINO's own error for an unsupported version does not name the version.
+    """
     with model.open("rb") as stream:
         head = stream.read(4096).decode(errors="replace")
     match = re.search(r'<net\b[^>]*\bversion="([^"]{1,20})"', head)
     return match[1] if match else None
 
 
-# Where tensors can lie in an ONNX file: message → {field number: message inside}, from onnx.proto.
+# Messages of onnx.proto that can contain tensors: message → {field number: contained message}.
 _ONNX: dict[str, dict[int, str]] = {
     "model": {7: "graph", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
@@ -38,9 +41,9 @@ _MAX_DEPTH = 64
 
 
 def has_external_data(path: Path) -> bool:
-    """Whether an ONNX file takes a tensor from another file.
+    """Whether an ONNX file stores a tensor in another file.
 
-    Reads the protobuf's structure alone: a device has no onnx package.
+    Only the structure of the protobuf is read, because the onnx package is not installed on devices.
 
     Raises:
         BadInput: the file is not protobuf.

@@ -1,11 +1,25 @@
-"""The wire format of protobuf, read without a schema: a device has no onnx package."""
+"""Reads the protobuf wire format without a schema, because devices do not have the onnx package."""
 
 import mmap
 from collections.abc import Iterator
 
 
 def fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """(field, wire type, start, end) of each field; a varint's value stands in both last places."""
+    """Yield the fields of a message.
+
+    Args:
+        data: the file.
+        start: position of the message's first byte.
+        end: position after the message's last byte.
+
+    Yields:
+        (field number, wire type, start, end) of each field; for a varint, the value takes the place of
+        both start and end.
+
+    Raises:
+        ValueError: the data is not a protobuf message.
+        IndexError: the data ends early.
+    """
     while start < end:
         key, start = varint(data, start)
         field, wire = key >> 3, key & 7
@@ -26,7 +40,7 @@ def fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, in
 
 
 def varint(data: mmap.mmap, start: int) -> tuple[int, int]:
-    """A number and where the next field begins."""
+    """Read a varint; returns its value and the position after it."""
     value = shift = 0
     while shift < 64:
         byte = data[start]

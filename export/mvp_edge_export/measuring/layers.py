@@ -1,9 +1,9 @@
-"""Where the milliseconds of a network go, and why: its layers beside what the machine can do.
+"""Explains the latency of a network by comparing its layers with the machine's roofline.
 
     layers as the runtime reports them + roofline → LayerTime → LayerProfile → table, sentences
 
-What the whole takes and no layer does is the *rest*: the runtime's work between layers, and
-copying input and output. It does not shrink when layers do.
+The part of a run that is not spent in layers is the *rest*: the runtime's work between layers, and
+copying of input and output. Pruning does not reduce it.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,51 +19,52 @@ _FROZEN = ConfigDict(frozen=True, extra="forbid")
 
 _LISTED = 12
 _NOTABLE = 0.15
-"""The share of the time from which on a cause is named."""
+"""Share of the time above which a cause is reported."""
 _PADDED = 1.15
-"""Multiply-adds over those of the network from which on padding is spoken of."""
+"""Ratio of computed to needed multiply-adds above which padding is reported."""
 _FOLLOWS = 0.8
-"""Of the multiply-adds' ratio: a speed-up from which on the time follows them."""
+"""Ratio of speed-up to reduction of multiply-adds above which the latency counts as proportional."""
 
 
 class LayerTime(BaseModel):
-    """One layer as a runtime ran it."""
+    """One layer as the runtime executed it, with its time and its roofline."""
 
     model_config = _FROZEN
 
     name: str
     op: str
-    """In the runtime's words."""
+    """Type of the operator as the runtime names it."""
     kernel: str
-    """Which implementation of it, if the runtime says."""
+    """Implementation of the operator; empty if the runtime does not report it."""
     arithmetic: str
+    """Number format of the computation: ``f32``, ``bf16``, ``f16`` or ``i8``."""
     output: tuple[int, ...]
-    """The shape that it writes."""
+    """Shape of the output."""
     milliseconds: float
     share: float
-    """Of the run, 0..1: of the whole without the profile, or of all layers where watching made them longer."""
+    """Share of the time of a run, 0..1; see ``LayerProfile.run_ms``."""
     macs: int
-    """Multiply-adds, the runtime's padding included."""
+    """Multiply-adds including the runtime's padding."""
     bytes: int
-    """Weights read, activations read and written."""
+    """Bytes of weights read and of activations read and written."""
     roofline_ms: float
-    """The least time that it can take on this machine."""
+    """Minimum time of the layer on this machine in ms."""
     bound: Literal["compute", "memory"]
-    """What sets that least time."""
+    """Whether multiply-adds or bytes determine the minimum time."""
 
     @property
     def gmacs(self) -> float:
-        """Its multiply-adds a second, in 10⁹."""
+        """Multiply-adds per second, in 10⁹."""
         return self.macs / self.milliseconds / 1e6
 
     @property
     def reached(self) -> float:
-        """How much of the machine it uses: its least time over its time."""
+        """Fraction of the peak performance that is reached: minimum time over measured time."""
         return self.roofline_ms / self.milliseconds
 
 
 class LayerProfile(BaseModel):
-    """The layers of one network in one runtime with one number of threads."""
+    """Times of all layers of a network in one runtime with one number of threads."""
 
     model_config = _FROZEN
 
@@ -73,55 +74,55 @@ class LayerProfile(BaseModel):
     precision: NumberFormat
     threads: int
     runs: int
-    """Runs that a layer's time comes from."""
+    """Number of profiled runs."""
     whole_ms: float
-    """Median of a run, without the profile."""
+    """Median time of a run without profiling."""
     profiled_ms: float
-    """The same with it: what watching costs."""
+    """Median time of a run with profiling."""
     disturbed: bool
-    """Another load interrupted the watched runs, again and again: their shares are rough."""
+    """Whether other load disturbed the profiled runs in all attempts, so that times are inaccurate."""
     network_macs: int
-    """What the network itself needs, without a runtime's padding."""
+    """Multiply-adds of the network without the runtime's padding."""
     layers: tuple[LayerTime, ...]
-    """In the order in which they ran."""
+    """The layers in the order of execution."""
 
     @property
     def macs(self) -> int:
-        """Multiply-adds that the runtime does."""
+        """Multiply-adds that the runtime computes, including padding."""
         return sum(layer.macs for layer in self.layers)
 
     @property
     def layers_ms(self) -> float:
-        """What all layers take; may exceed the whole run, since watching slows layers too."""
+        """Total time of the layers in ms; profiling slows layers, so it may exceed ``whole_ms``."""
         return sum(layer.milliseconds for layer in self.layers)
 
     @property
     def run_ms(self) -> float:
-        """What shares are of."""
+        """The time in ms of which ``LayerTime.share`` is a part: the run's or, if longer, the layers'."""
         return max(self.whole_ms, self.layers_ms)
 
     @property
     def rest_ms(self) -> float:
-        """What the whole takes and no layer does."""
+        """Time of a run in ms that is not spent in layers."""
         return max(0.0, self.whole_ms - self.layers_ms)
 
     @property
     def roofline_ms(self) -> float:
-        """The least time that the machine needs for all layers, one after the other."""
+        """Minimum time in ms of all layers, one after the other."""
         return sum(layer.roofline_ms for layer in self.layers)
 
     @property
     def title(self) -> str:
-        """The network, the runtime and the threads."""
+        """Description of network, runtime and number of threads."""
         threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
         return f"{self.network} {self.precision} in {self.runtime} {self.version}, {threads}"
 
     def table(self) -> Table:
-        """The heaviest layers and the rest, at most 80 columns wide."""
+        """A table of the slowest layers and the rest, at most 80 columns wide."""
         watched = self.profiled_ms / self.whole_ms - 1
         table = Table(
             title=f"{self.title}: {self.whole_ms:.3g} ms",
-            caption=f"{len(self.layers)} layers over {self.runs} runs; watching them made a run"
+            caption=f"{len(self.layers)} layers over {self.runs} runs; profiling made a run"
             f" {abs(watched):.0%} {'longer' if watched >= 0 else 'shorter'}"
             f"{'; NOISY, another load ran' * self.disturbed}",
             box=None,
@@ -159,18 +160,18 @@ def _row(name: str, op: str, layers: Sequence[LayerTime], run: float) -> list[st
 def against_roofline(
     reported: Iterable[dict[str, Any]], roofline: Roofline, whole_ms: float
 ) -> Iterator[LayerTime]:
-    """Layers beside their bounds.
+    """Combine the reported layers of a network with their minimum times.
 
     Args:
-        reported: fields of ``reports.Layer``, all layers of a network.
-        roofline: of the machine with as many threads.
-        whole_ms: what a run takes.
+        reported: all layers of a network, each with the fields of ``reports.Layer``.
+        roofline: roofline of the machine with the same number of threads.
+        whole_ms: time of a run in ms.
     """
     layers = list(reported)
     run_ms = max(whole_ms, sum(layer["ms"] for layer in layers))
     weights = sum(layer["weight_bytes"] for layer in layers)
     for layer in layers:
-        # Weights come round once a run, after all the others; activations were just written.
+        # Between two uses of a layer's weights all other weights are read; activations were just written.
         moving = roofline.memory_ms(layer["weight_bytes"], weights)
         moving += roofline.memory_ms(layer["activation_bytes"], layer["activation_bytes"])
         computing = roofline.compute_ms(layer["macs"], layer["arithmetic"])
@@ -192,12 +193,12 @@ def against_roofline(
 def explain(
     profile: LayerProfile, baseline: LayerProfile | None, roofline: Roofline
 ) -> Iterator[str]:
-    """Why a network takes the time it takes, and what would help; from the figures alone.
+    """Yield sentences on why a network takes its time and what would help.
 
     Args:
-        profile: of the network.
-        baseline: of the unpruned one in the same runtime with as many threads.
-        roofline: of the machine.
+        profile: layers of the network.
+        baseline: layers of the unpruned network with the same runtime and threads; None if there is none.
+        roofline: roofline of the machine with the same number of threads.
     """
     whole = profile.whole_ms
     if baseline is not None:
@@ -226,7 +227,7 @@ def explain(
 
 
 def _vector(profile: LayerProfile) -> str:
-    """The largest power of two that divides the channels of all padded layers."""
+    """The vector width, 16 or 8, that divides the channels of all padded layers; empty if none."""
     widths = {layer.output[1] for layer in profile.layers if layer.kernel == "nchwc"}
     block = next((b for b in (16, 8) if widths and all(w % b == 0 for w in widths)), None)
     return f" of {block}" if block else ""
@@ -235,7 +236,7 @@ def _vector(profile: LayerProfile) -> str:
 def _causes(
     profile: LayerProfile, baseline: LayerProfile | None
 ) -> Iterator[tuple[float, str, str]]:
-    """Disjoint parts of a run: (share of its time, what goes on in it, what would help)."""
+    """Disjoint parts of a run, each as (share of the time, description, what would help)."""
     before = {layer.name: layer for layer in baseline.layers} if baseline else {}
     pruned = "pruned layers" if baseline else "layers"
     unchanged, moving, memory, compute = [], [], [], []

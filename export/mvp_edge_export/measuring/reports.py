@@ -1,12 +1,12 @@
-"""What the runtimes report about the layers that they ran; in the measuring process.
+"""Reads the runtimes' reports on the layers that they executed; runs in the measuring process.
 
-    ONNX Runtime   profile (µs of every operator of every run) + the graph as it runs it
-    OpenVINO       counters (µs of every layer, mean of all runs) + its execution graph
-        → Layer: time, multiply-adds and bytes, from the shapes that were really computed
+    ONNX Runtime   profile (µs of every operator in every run) + optimised graph
+    OpenVINO       counters (µs of every layer, mean of all runs) + execution graph
+        → Layer: time, multiply-adds and bytes, from the shapes that were computed
 
-A runtime fuses, reorders and pads: its layers are not those of the network. All comes from its own
-reports, so that nothing but the runtime has to be installed. Both count whole microseconds, rounded
-down; half of one is added for each rounding.
+Runtimes fuse, reorder and pad operators, so their layers differ from those of the network. Everything is
+taken from the runtime's own reports, so that no other package is needed. Both runtimes round down to whole
+microseconds; half a microsecond is added to compensate.
 """
 
 import json
@@ -27,55 +27,56 @@ from mvp_edge_export.protobuf import fields, varint
 Shape = tuple[int, ...]
 
 _SKIPPED_RUNS = 20
-"""Runs that do not count: kernels are made, caches filled."""
+"""First runs that are ignored, because kernels are created and caches filled in them."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer as a runtime ran it."""
+    """A layer as the runtime executed it."""
 
     name: str
     op: str
-    """In the runtime's words."""
+    """Type of the operator as the runtime names it."""
     kernel: str
-    """Which implementation of it, if the runtime says."""
+    """Implementation of the operator; empty if the runtime does not report it."""
     arithmetic: str
     """``f32``, ``bf16``, ``f16`` or ``i8``."""
     ms: float
-    """The typical time of one run in milliseconds."""
+    """Typical time of one run in ms."""
     macs: int
-    """Multiply-adds with the padding that the runtime adds; 0 where it only moves or compares."""
+    """Multiply-adds including the runtime's padding; 0 for operators without multiply-adds."""
     weight_bytes: int
     activation_bytes: int
-    """Read and written."""
+    """Bytes of activations read and written."""
     output: Shape
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """What is known about an input or output of a layer."""
+    """An input or output of a layer."""
 
     shape: Shape
     size: int
-    """Bytes of an element."""
+    """Size of an element in bytes."""
 
     @property
     def bytes(self) -> int:
-        """Of the whole tensor."""
+        """Size of the whole tensor in bytes."""
         return prod(self.shape) * self.size
 
 
 def layers_of(session: Any, run: Callable[[], int], runs: int) -> dict[str, Any]:
-    """Run a session that was opened with ``profile``, and say what its layers took.
+    """Run a session that was opened with ``profile``, and report the times of its layers.
 
     Args:
-        session: of either runtime; it cannot run afterwards.
-        run: runs it once and returns the nanoseconds.
-        runs: how often.
+        session: session of either runtime; it cannot run afterwards.
+        run: function that runs it once and returns the time in ns.
+        runs: number of runs.
 
     Returns:
-        ``runs``; ``whole_ms`` and ``mean_ms``, median and mean of these same runs, slowed down by
-        the profile; and the fields of every ``Layer``, in the order in which they ran.
+        A dict with ``runs``, with ``whole_ms`` and ``mean_ms``, the median and mean time of these runs
+        (slowed down by profiling), and with ``layers``, the fields of each ``Layer`` in the order of
+        execution.
     """
     read = {"onnxruntime": _onnxruntime, "openvino": _openvino}[session.name]
     whole, layers = read(session, run, runs)
@@ -99,7 +100,7 @@ def _onnxruntime(session: Any, run: Callable[[], int], runs: int) -> tuple[list[
         node = int(event["args"]["node_index"])
         times.setdefault(node, []).append(event["dur"])
         last[node] = event
-    # The order of the last run: nodes are numbered in another one.
+    # Sort by time of execution in the last run; node numbers have another order.
     ordered = sorted(last, key=lambda node: last[node]["ts"])
     return whole, [
         onnxruntime_layer(last[node], graph, typical_time(times[node][-runs:])) for node in ordered
@@ -107,7 +108,7 @@ def _onnxruntime(session: Any, run: Callable[[], int], runs: int) -> tuple[list[
 
 
 def _events(profile: Path) -> Iterator[dict[str, Any]]:
-    """Of the operators; one at a time, since the file has a kilobyte for each."""
+    """Yield the events of operators one by one, because the file has a kilobyte for each."""
     with profile.open() as lines:
         for line in lines:
             if '"Node"' in line and "_kernel_time" in line:
@@ -115,7 +116,7 @@ def _events(profile: Path) -> Iterator[dict[str, Any]]:
 
 
 def typical_time(microseconds: Sequence[int]) -> float:
-    """The mean of the middle half: as robust as a median, and finer than the clock's steps."""
+    """Mean of the middle half: robust as a median, but not limited to whole microseconds."""
     ranked = np.sort(microseconds)
     quarter = len(ranked) // 4
     return float(ranked[quarter : len(ranked) - quarter].mean()) + 0.5
@@ -130,12 +131,18 @@ _SIZES = {
 def onnxruntime_layer(
     event: Mapping[str, Any], graph: Mapping[str, list[Tensor]], microseconds: float
 ) -> Layer:
-    """A layer from an event of ONNX Runtime's profile and the weights of the graph's nodes."""
+    """Make a layer from an event of ONNX Runtime's profile.
+
+    Args:
+        event: event of the operator.
+        graph: weights of each node of the optimised graph, from ``graph_weights``.
+        microseconds: typical time of the operator.
+    """
     facts = event["args"]
     name = event["name"].removesuffix("_kernel_time")
     inputs, outputs = _tensors(facts["input_type_shape"]), _tensors(facts["output_type_shape"])
     op = facts["op_name"]
-    # The profile does not show weights that were packed for the kernel when the network was loaded.
+    # The profile omits weights that were packed for the kernel on loading, so take them from the graph.
     weights = graph.get(name, [])
     narrow = any(one.size == 1 for one in inputs) and op in _CONVOLUTIONS | _PRODUCTS
     moved = int(facts["activation_size"]) + int(facts["output_size"])
@@ -161,10 +168,10 @@ def _tensors(reported: Sequence[Mapping[str, list[int]]]) -> list[Tensor]:
 def _openvino(session: Any, run: Callable[[], int], runs: int) -> tuple[list[int], list[Layer]]:
     for _ in range(_SKIPPED_RUNS):
         run()
-    before, earlier = _counters(session), 1 + _SKIPPED_RUNS  # one run was the first
+    before, earlier = _counters(session), 1 + _SKIPPED_RUNS  # plus the first run after loading
     whole = [run() for _ in range(runs)]
     after = _counters(session)
-    # A mean is all that is reported; a typical run is shorter by as much as all of it is.
+    # Only means are reported; scale them by the ratio of median to mean of the whole runs.
     typical = float(np.median(whole) / np.mean(whole))
     layers: list[Layer] = []
     constants: set[str] = set()
@@ -176,7 +183,7 @@ def _openvino(session: Any, run: Callable[[], int], runs: int) -> tuple[list[int
         ]
         op = facts["layerType"]
         if op == "Const" or (sources and constants.issuperset(sources)):
-            constants.add(name)  # computed once, when the network was loaded
+            constants.add(name)  # computed only once, on loading
         elif op not in ("Input", "Output") and name in after:
             mean = mean_between(before.get(name, 0), earlier, after[name], earlier + runs)
             layers.append(openvino_layer(node, facts, constants, mean * typical))
@@ -184,7 +191,7 @@ def _openvino(session: Any, run: Callable[[], int], runs: int) -> tuple[list[int
 
 
 def _counters(session: Any) -> dict[str, int]:
-    """Layer → whole microseconds of a run, the mean of all runs so far."""
+    """Mean time of each layer over all runs so far, in whole microseconds."""
     return {one.node_name: _whole(one.real_time) for one in session.native.profiling_info}
 
 
@@ -193,7 +200,17 @@ def _whole(time: timedelta) -> int:
 
 
 def mean_between(before: int, runs_before: int, after: int, runs: int) -> float:
-    """The mean of the later runs, from two means that were rounded down."""
+    """Compute the mean time of later runs from means over all runs that were rounded down.
+
+    Args:
+        before: mean of the earlier runs in whole microseconds.
+        runs_before: number of the earlier runs.
+        after: mean of all runs in whole microseconds.
+        runs: number of all runs.
+
+    Returns:
+        Mean of the runs after the earlier ones in microseconds, at least 0.5.
+    """
     if after == 0:
         return 0.5
     total = (after + 0.5) * runs - (before + 0.5) * runs_before
@@ -203,13 +220,20 @@ def mean_between(before: int, runs_before: int, after: int, runs: int) -> float:
 def openvino_layer(
     node: Any, facts: Mapping[str, str], constants: Collection[str], microseconds: float
 ) -> Layer:
-    """A layer from a node of OpenVINO's execution graph, its facts, and the names of constants."""
+    """Make a layer from a node of OpenVINO's execution graph.
+
+    Args:
+        node: the node.
+        facts: its runtime information.
+        constants: names of the nodes that are constants.
+        microseconds: typical time of the layer.
+    """
     kernel, narrowest = facts["primitiveType"], _openvino_size(facts["runtimePrecision"])
     inputs, weights = [], []
     for port in node.inputs():
         shape, size = tuple(port.get_shape()), int(port.get_element_type().size)
         if port.get_source_output().get_node().get_friendly_name() in constants:
-            # Packed for the kernel, in its arithmetic, when the network was loaded.
+            # Weights are converted to the kernel's number format on loading.
             weights.append(Tensor(shape, min(size, narrowest)))
         else:
             inputs.append(Tensor(shape, size))
@@ -233,7 +257,7 @@ def openvino_layer(
 
 
 def _openvino_size(precision: str) -> int:
-    """Bytes of an element of e.g. ``bf16``."""
+    """Size of an element in bytes, e.g. 2 for ``bf16``."""
     return max(1, int(re.sub(r"\D", "", precision) or 32) // 8)
 
 
@@ -247,19 +271,19 @@ _CONVOLUTIONS = {"Conv", "FusedConv", "NhwcFusedConv", "QLinearConv", "ConvInteg
 def multiply_adds(
     op: str, inputs: Sequence[Tensor], weights: Sequence[Tensor], output: Shape
 ) -> int:
-    """Multiply-adds of a layer, by what its shapes say; those of normalisations are not counted.
+    """Count the multiply-adds of a layer from its shapes; normalisations count as 0.
 
     Args:
-        op: in either runtime's words.
-        inputs: what it reads, as far as the runtime shows it.
-        weights: its constants.
-        output: what it writes.
+        op: type of the operator as either runtime names it.
+        inputs: inputs that the runtime reports.
+        weights: constant inputs.
+        output: shape of the output.
     """
     if op in _CONVOLUTIONS:
         kernel = max(weights, key=lambda one: prod(one.shape), default=None)
         if kernel is None or len(kernel.shape) < len(output):
             return 0
-        # [O, I, k, k], or [groups, O, I, k, k]; the output's channels stand first or last.
+        # [O, I, k, k] or [groups, O, I, k, k]; the output has its channels first or last.
         grouped = len(kernel.shape) > len(output)
         channels = kernel.shape[0] * (kernel.shape[1] if grouped else 1)
         return prod(kernel.shape) * (prod(output) // channels)
@@ -275,7 +299,7 @@ def multiply_adds(
 
 
 def _attention(shapes: Sequence[Shape], output: Shape) -> int:
-    """Of a fused attention; 0 if the shapes are not those of one."""
+    """Count the multiply-adds of a fused attention; 0 if the shapes are not those of an attention."""
     query, key, value = shapes
     if min(map(len, shapes)) < 3 or len(output) < 3 or value[-2] < 2:
         return 0
@@ -285,14 +309,14 @@ def _attention(shapes: Sequence[Shape], output: Shape) -> int:
     return prod(output[:-2]) * length * positions * (width + value[-1])
 
 
-# Numbers of fields, from onnx.proto.
+# Field numbers from onnx.proto.
 _GRAPH, _NODE, _TENSOR = 7, 1, 5
 _NODE_INPUT, _NODE_NAME, _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME = 1, 3, 1, 2, 8
 _ONNX_SIZES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2}
 
 
 def graph_weights(path: Path) -> dict[str, list[Tensor]]:
-    """Node name → its weights, from an ONNX file.
+    """Read the weights of each node of an ONNX file, by the node's name.
 
     Raises:
         BadInput: the file is not protobuf.
@@ -327,7 +351,7 @@ def _weight(data: mmap.mmap, start: int, end: int) -> tuple[str, Tensor]:
     for field, wire, low, high in fields(data, start, end):
         if field == _TENSOR_DIMS and wire == 0:
             shape.append(low)
-        elif field == _TENSOR_DIMS:  # packed into one field
+        elif field == _TENSOR_DIMS:  # all dimensions are packed into one field
             while low < high:
                 dimension, low = varint(data, low)
                 shape.append(dimension)
