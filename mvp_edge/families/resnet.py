@@ -51,9 +51,7 @@ def _plain(model: Any, policy: str) -> Iterator[UnitGroup]:
         for index, block in enumerate(getattr(model, stage)):
             at = f"{stage}.{index}"
             if type(block).__name__ not in ("BasicBlock", "Bottleneck"):
-                raise _NotPlain(
-                    f"{at} is a {type(block).__name__}: only BasicBlock and Bottleneck can be pruned"
-                )
+                raise _NotPlain
             chain = [n for n in ("conv1", "conv2", "conv3") if hasattr(block, n)]
             for position, (name, reader) in enumerate(pairwise(chain), start=1):
                 norm, act = f"{at}.bn{position}", f"{at}.act{position}"
@@ -72,10 +70,7 @@ def _plain(model: Any, policy: str) -> Iterator[UnitGroup]:
     streams[-1].cuts.append(Cut("fc.weight", 1))
     tied = [_filters(model, f"{s.name}.stream", s.cuts, s.points) for s in streams]
     if getattr(model.fc, "in_features", None) != tied[-1].size:
-        raise _NotPlain(
-            f"fc ({type(model.fc).__name__}) is in the way: a Linear that reads the last stage's "
-            f"{tied[-1].size} channels is expected there"
-        )
+        raise _NotPlain
     _check_nothing_else(model, (*tied, *inner))
 
     if policy == "tied":
@@ -111,13 +106,9 @@ def _writes(model: nn.Module, conv: str, norm: str) -> list[Cut]:
     for name, kind in ((conv, nn.Conv2d), (norm, nn.BatchNorm2d)):
         module = model.get_submodule(name)
         if not isinstance(module, kind):
-            raise _NotPlain(
-                f"{name} ({type(module).__name__}) is in the way: a {kind.__name__} is expected there"
-            )
+            raise _NotPlain
         if isinstance(module, nn.Conv2d) and module.groups != 1:
-            raise _NotPlain(
-                f"{name} is a grouped convolution: plain ResNets (not ResNeXt) can be pruned"
-            )
+            raise _NotPlain
     names = [f"{conv}.weight"]
     if model.get_submodule(conv).bias is not None:
         names.append(f"{conv}.bias")
@@ -126,14 +117,12 @@ def _writes(model: nn.Module, conv: str, norm: str) -> list[Cut]:
 
 
 def _check_nothing_else(model: nn.Module, groups: Iterable[UnitGroup]) -> None:
-    """Refuse modules on a stream that are not cut with it (SE, anti-aliasing, a stem pool)."""
+    """Raise `_NotPlain` for modules on a stream that are not cut with it (SE, anti-aliasing, a stem pool)."""
     known = {cut.tensor.rpartition(".")[0] for group in groups for cut in group.cuts}
     for name, module in model.named_modules():
         tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
         if tensors and name not in known:
-            raise _NotPlain(
-                f"{name} ({type(module).__name__}) is in the way: plain ResNets can be pruned"
-            )
+            raise _NotPlain
 
 
 RESNET = Family(

@@ -41,7 +41,7 @@ class Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
             out: Any = (torch.empty_like(args[0]), none, none)
         else:
             out = func(*args, **(kwargs or {}))
-        for tensor in _tensors_in((args, kwargs, out)):
+        for tensor in tensors_in((args, kwargs, out)):
             storage = tensor.untyped_storage()
             if tensor.is_floating_point() and storage not in self._resident:
                 self.bytes.setdefault(storage, storage.nbytes())
@@ -51,14 +51,15 @@ class Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
         return out
 
 
-def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """All tensors in nested tuples, lists and dictionaries."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, tuple | list):
         for item in value:
-            yield from _tensors_in(item)
+            yield from tensors_in(item)
     elif isinstance(value, dict):
-        yield from _tensors_in(list(value.values()))
+        yield from tensors_in(list(value.values()))
 
 
 def peak(sizes: Iterable[int], lives: Iterable[tuple[int, int]]) -> int:

@@ -25,6 +25,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mvp_edge.subnetwork.activations import tensors_in
 from mvp_edge.subnetwork.cost import Shape, blank_copy
 
 Axis = tuple[str, int]
@@ -183,11 +184,11 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
 
     def _unknown(self, name: str, out: Any, args: Any, named: Any) -> None:
         """Nothing is known of what it computes: its inputs stay whole, its outputs are no channels."""
-        for tensor in _tensors((args, named)):
+        for tensor in tensors_in((args, named)):
             for channels in self.labels(tensor):
                 if channels is not None:
                     channels.fix(f"{name} runs through them")
-        for tensor in _tensors(out):
+        for tensor in tensors_in(out):
             self._label(tensor, [None] * tensor.dim())
 
     def _same(self, name: str, out: torch.Tensor, args: Any, named: Any) -> None:
@@ -200,7 +201,7 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
         """Broadcast: axes are aligned at the end, and those that are not 1 are the same."""
         labels: Labels = [None] * out.dim()
         unlabelled = [False] * out.dim()
-        for tensor in _tensors(args):
+        for tensor in tensors_in(args):
             first = out.dim() - tensor.dim()
             for axis, channels in enumerate(self.labels(tensor), first):
                 if tensor.shape[axis - first] != out.shape[axis] or (
@@ -326,17 +327,6 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
 
     def _nothing(self, name: str, out: Any, args: Any, named: Any) -> None:
         """It makes a tensor of its own, which is no channels."""
-
-
-def _tensors(value: Any) -> list[torch.Tensor]:
-    """All tensors in nested tuples, lists and dictionaries."""
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, dict):
-        return _tensors(list(value.values()))
-    if isinstance(value, tuple | list):
-        return [tensor for inside in value for tensor in _tensors(inside)]
-    return []
 
 
 _Rule = Callable[[_Watcher, str, Any, Any, Any], None]
