@@ -11,7 +11,7 @@ A backbone is named in one of four ways, and `load_backbone` understands all of 
 import ast
 import copy
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,6 +31,7 @@ from mvp_edge.schema import JsonFile
 from mvp_edge.subnetwork.cost import blank_copy
 from mvp_edge.subnetwork.packaged import PACKAGED
 from mvp_edge.subnetwork.subnet import resize
+from mvp_edge.subnetwork.units import UnitGroup
 from mvp_edge.subnetwork.weights import classes_in, fill, first_line, read_tensors
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.images import Preprocess
@@ -248,15 +249,14 @@ def load_backbone(name: str, input_size: int | None = None) -> Backbone:
         backbone = _from_state_dict(path.stem, path, name, input_size)
     else:
         backbone = _from_hub(name, input_size)
-    unit_groups(backbone.model)  # refuses, by name, what cannot be pruned
+    groups = unit_groups(backbone.model)  # refuses, by name, what cannot be pruned
     _check_size(backbone)
-    _check_cut(backbone)
+    _check_cut(backbone, groups)
     return backbone
 
 
-def _check_cut(backbone: Backbone) -> None:
+def _check_cut(backbone: Backbone, groups: Sequence[UnitGroup]) -> None:
     """Refuse a network that does not run with half of its units, on shapes."""
-    groups = unit_groups(backbone.model)
     halves = {group.name: max(1, group.size // 2) for group in groups}
     try:
         small = resize(blank_copy(backbone.model), halves)
@@ -359,7 +359,7 @@ def _from_hub(name: str, input_size: int | None) -> Backbone:
         )
     size = input_size or int(config.input_size[1])
     architecture = Architecture(name, {}, {}, size)
-    unit_groups(architecture.build(1))  # before a long download
+    unit_groups(architecture.outline(1))  # before a long download
     sized = {"img_size": size} if is_model_in_modules(name, _SIZED) else {}
     # Of whichever HTTP client this version of the hub uses:
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
