@@ -20,6 +20,7 @@ import torch
 from torch.nn import functional as F
 
 from mvp_edge.families import unit_groups
+from mvp_edge.families.resnet import RESNET
 from mvp_edge.machine import this_computer, versions
 from mvp_edge.methods.catalogue import recipe_for
 from mvp_edge.pruning.arithmetic import compute, lay_out, spoils_channels_last
@@ -54,7 +55,7 @@ def main() -> None:
     rows = []
     for keep, steps in ((0.1, STEPS), (0.5, 4)):
         widths = exact_widths(unit_groups(backbone.model), keep)
-        recipe = replace(recipe_for("mvp", "resnet"), steps=10**6)
+        recipe = replace(recipe_for("mvp", RESNET), steps=10**6)
         problem = Problem(backbone, "tied", 5, images, None, widths, recipe)
         training = Training(problem, resize(backbone.with_head(5), widths), {})
         bare = _bare_loop(resize(backbone.with_head(5), widths), training, recipe)

@@ -22,8 +22,8 @@ from mvp_edge.devices.profile_writer import write_calibrated, write_new
 from mvp_edge.devices.template import Template
 from mvp_edge.pruning.problem import Progress
 from mvp_edge.subnetwork.backbone import Architecture
-from mvp_edge.subnetwork.cost import Shape
 from mvp_edge.subnetwork.operators import operators
+from mvp_edge.subnetwork.shapes import Shape
 from mvp_edge.subnetwork.subnet import resize
 from mvp_edge.subnetwork.units import UnitGroup
 from mvp_edge_export.devices.operators import Operators

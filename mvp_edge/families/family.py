@@ -1,34 +1,76 @@
 """What a family of backbones is, and the unit groups of families that need no rules of their own."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
 
+import torch
 from torch import nn
 
+from mvp_edge.pruning.recipe import Recipe
 from mvp_edge.subnetwork.dependencies import Channels, dependencies
 from mvp_edge.subnetwork.units import Cut, Point, Rescaled, UnitGroup
+from mvp_edge_export.devices.operators import Row
 from mvp_edge_export.errors import BadInput
 
 SIDE = 224
 """Pixels of the image that is sent through a network of shapes to see what depends on what."""
 
 
+ONE_SHOT = ("trunk", "mvp", "smsp", "distill", "magnitude", "random")
+"""Methods that prune before they train; every family can be pruned by them."""
+
+
+@dataclass(frozen=True)
+class LayerRule:
+    """What a layer of a family's own costs, besides the layers of PyTorch that are inside of it."""
+
+    kind: str
+    """What it is called in tables of costs."""
+    macs: Callable[[Any, torch.Tensor], int]
+    """Multiply-adds of the layer on an input."""
+    operators: Callable[[Any, torch.Tensor], list[Row]]
+    """What a runtime computes for it."""
+    file_bytes: int
+    """Bytes that its nodes add to an exported file."""
+
+
+def _follow_nothing(_model: Any) -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Family:
-    """A family of backbones."""
+    """A family of backbones: everything that the engine has to know of it."""
 
     name: str
     """In files and messages."""
     title: str
     """The networks for people, as timm calls them."""
     classes: tuple[str, ...]
-    """The classes of timm that the networks are of."""
+    """The classes that the networks are of, with their modules."""
     policies: tuple[str, ...]
     """Which units can be pruned; the default first."""
     groups: Callable[[Any, str], Iterable[UnitGroup]]
     """The unit groups of a model under a policy."""
+    recipe: Recipe
+    """How its networks are fine-tuned where a method does not differ from it."""
+    iterative: tuple[str, ...] = ("ifp", "ifp-taylor")
+    """Its methods that shrink the network while it trains; the first is the one that leaves snapshots in a zoo."""
+    from_scratch: str = "distill"
+    """The method where there is no zoo, and by which zoos are built."""
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Method → how its recipe differs from the family's."""
+    layers: Mapping[str, LayerRule] = field(default_factory=dict)
+    """Class of a layer of its own → what it costs."""
+    follow: Callable[[Any], None] = _follow_nothing
+    """Sets what else follows a cut: attributes that are computed from several sizes of a module."""
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods that can prune it."""
+        return (*ONE_SHOT, *self.iterative, "conventional")
 
 
 def derived_groups(model: nn.Module, policy: str) -> list[UnitGroup]:

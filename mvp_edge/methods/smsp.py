@@ -74,7 +74,7 @@ def global_widths(problem: Problem, scores: Mapping[str, NDArray[np.float64]]) -
     """The widths at which all groups are cut at one score, within the multiply-adds of the problem's widths."""
     outline, shape = problem.backbone.outline(problem.classes), problem.backbone.shape
     fixed = {g.name: problem.widths.get(g.name, g.size) for g in problem.groups}
-    free = [g.name for g in problem.groups if g.kind != "head_dim"]
+    free = [g.name for g in problem.groups if not g.last_resort]
     ranked = np.sort(np.concatenate([scores[name] for name in free]))[::-1]
 
     def widths(count: int) -> dict[str, int]:

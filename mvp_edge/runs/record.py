@@ -108,7 +108,7 @@ def outcome_of(settled: Settled, training: TrainingFacts, network: Network) -> O
             architecture=backbone.architecture.name,
             source=backbone.source,
             sha256=backbone.sha256,
-            family=backbone.family,
+            family=backbone.family.name,
             policy=settled.policy,
             input_size=backbone.preprocess.size,
             num_classes=len(backbone.classes),

@@ -11,8 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from mvp_edge.families import POLICIES
-from mvp_edge.methods.catalogue import DEFAULT_KEEP, FROM_SCRATCH, METHODS, method_for, recipe_for
+from mvp_edge.methods.catalogue import DEFAULT_KEEP, METHODS, method_for, recipe_for
 from mvp_edge.pruning.arithmetic import choose_accelerator
 from mvp_edge.pruning.problem import Progress
 from mvp_edge.pruning.recipe import Recipe
@@ -187,11 +186,11 @@ def _climbable(request: Request, profile: DeviceProfile, task: Task) -> bool:
 
 
 def _policy(request: Request, zoo: Zoo | None, backbone: Backbone) -> str:
-    policies = POLICIES[backbone.family]
+    policies = backbone.family.policies
     policy = request.policy or (zoo.policy if zoo else policies[0])
     if policy not in policies:
         raise BadInput(
-            f"{policy} is not for {backbone.family} backbones: {' or '.join(policies)}",
+            f"{policy} is not for {backbone.family.name} backbones: {' or '.join(policies)}",
             field="policy",
         )
     return policy
@@ -274,7 +273,7 @@ def _source(
         )
     flags = ", ".join(f"--{name}" for name in request.voting)
     unused = f"; {flags} unused" if flags else ""
-    return Source(FROM_SCRATCH[backbone.family], f"from scratch, since {where}{aside}{unused}")
+    return Source(backbone.family.from_scratch, f"from scratch, since {where}{aside}{unused}")
 
 
 def _check_heard(request: Request, asks: str) -> None:

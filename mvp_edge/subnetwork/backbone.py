@@ -27,9 +27,11 @@ from timm.models import is_model_in_modules
 from torch import nn
 
 from mvp_edge.families import family_of, unit_groups
+from mvp_edge.families.family import Family
 from mvp_edge.schema import JsonFile
-from mvp_edge.subnetwork.cost import blank_copy
+from mvp_edge.subnetwork.classifier import heads
 from mvp_edge.subnetwork.packaged import PACKAGED
+from mvp_edge.subnetwork.shapes import blank_copy
 from mvp_edge.subnetwork.subnet import resize
 from mvp_edge.subnetwork.units import UnitGroup
 from mvp_edge.subnetwork.weights import classes_in, fill, first_line, read_tensors
@@ -163,8 +165,8 @@ class Backbone:
     """The name from which `load_backbone` loads it again."""
 
     @property
-    def family(self) -> str:
-        """The family's name: resnet or vit."""
+    def family(self) -> Family:
+        """The family that the network belongs to."""
         return family_of(self.model)
 
     @cached_property
@@ -197,20 +199,6 @@ class Backbone:
             reset: Any = model
             reset.reset_classifier(num_classes)
         return model.eval()
-
-
-def heads(model: nn.Module) -> dict[str, nn.Linear]:
-    """The classifier layers by module path (a distilled DeiT has two); {} where there is none."""
-    timm_model: Any = model
-    found = timm_model.get_classifier()
-    classifiers = [
-        one for one in (found if isinstance(found, tuple) else (found,)) if one is not None
-    ]
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and any(module is one for one in classifiers)
-    }
 
 
 def absolute_source(source: str) -> str:

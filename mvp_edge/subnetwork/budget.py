@@ -1,7 +1,8 @@
 """From a device's budgets to the width of every unit group, before any training.
 
 uniform     the largest keep ratio, at most the ceiling, whose network meets every budget
-head_dim    (ViT) when heads and nodes are at their minimum and it is still too large
+last resort groups that are cut only where all others are at their minimum and it is still too large (a ViT's
+            head_dim)
 fill        groups are widened one rounding step at a time while every budget holds
 """
 
@@ -15,8 +16,8 @@ import numpy as np
 from torch import nn
 
 from mvp_edge.families import unit_groups
-from mvp_edge.subnetwork.cost import Shape, blank_copy
 from mvp_edge.subnetwork.cost_model import CostModel, Widths, with_classes
+from mvp_edge.subnetwork.shapes import Shape, blank_copy
 from mvp_edge.subnetwork.units import UnitGroup
 from mvp_edge_export.devices.latency import LatencyLaw, Prediction, fastest, latency_laws
 from mvp_edge_export.errors import BadInput, BudgetMissed
@@ -38,9 +39,6 @@ UNITS = {
 
 LADDER = 16
 """The largest network of a front costs at least this many times the smallest."""
-
-UNROUNDED = ("head", "head_dim")
-"""Kinds of units that are not rounded to the profile's multiples of channels."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +121,9 @@ class Sizer:
         """The widths of the largest network that meets the profile's budgets.
 
         Filters and MLP nodes are rounded down to the profile's ``round_to`` and never go below its
-        ``min_channels``; every block keeps a head; the dimensions of the heads are cut only when
-        nothing else is left to cut. Where no budget binds, the result is the network at the ceiling.
+        ``min_channels``; every block keeps a head; groups of the last resort (the dimensions of
+        the heads) are cut only when nothing else is left to cut. Where no budget binds, the result
+        is the network at the ceiling.
 
         Args:
             ceiling: the largest keep ratio wanted, in (0, 1].
@@ -180,10 +179,10 @@ class Sizer:
         return self._plan(widths, steps / GRID, binds=True)
 
     def uniform(self, keep: float, inside: float = 1.0) -> dict[str, int]:
-        """Each group's width at ``keep``, rounded; ``inside`` is the keep ratio of head_dim."""
+        """Each group's width at ``keep``, rounded; ``inside`` is that of the last resort."""
         widths = {}
         for group in self.groups:
-            if group.kind == "head_dim":
+            if group.last_resort:
                 widths[group.name] = _share(inside, group.size)
             else:
                 widths[group.name] = self._rounded(group, _share(keep, group.size))
@@ -218,7 +217,7 @@ class Sizer:
         unfilled = [group for group in self.groups if widths[group.name] < top[group.name]]
         while unfilled:
             group = min(unfilled, key=lambda g: widths[g.name] / g.size)
-            name, quantum = group.name, self._quantum(group)
+            name, quantum = group.name, group.quantum(self.profile.prune.round_to)
             width = min((widths[name] // quantum + 1) * quantum, top[name])
             wider = {**widths, name: width}
             fits = self.fits(wider)
@@ -257,24 +256,19 @@ class Sizer:
 
     def _rounded(self, group: UnitGroup, width: int) -> int:
         """Down to a multiple of the quantum, not below min_channels; a whole group stays whole."""
-        if group.kind in UNROUNDED or width == group.size:
+        if not group.rounded or width == group.size:
             return width
-        multiple = width - width % self._quantum(group)
-        least = -(-self.profile.prune.min_channels // group.width)
-        return max(multiple, min(least, group.size))
-
-    def _quantum(self, group: UnitGroup) -> int:
-        """Units by which a width grows: as many as fill the profile's multiple of channels."""
-        return 1 if group.kind in UNROUNDED else -(-self.profile.prune.round_to // group.width)
+        multiple = width - width % group.quantum(self.profile.prune.round_to)
+        return max(multiple, min(group.quantum(self.profile.prune.min_channels), group.size))
 
 
 def exact_widths(groups: Sequence[UnitGroup], keep: float) -> dict[str, int]:
     """Unrounded widths for zoo entries and studies: keep · size, half up, at least 1.
 
-    The dimensions of the heads stay whole.
+    Groups of the last resort stay whole.
     """
     _check_ratio(keep)
-    return {g.name: g.size if g.kind == "head_dim" else _share(keep, g.size) for g in groups}
+    return {g.name: g.size if g.last_resort else _share(keep, g.size) for g in groups}
 
 
 def _limits(profile: DeviceProfile) -> Iterator[tuple[str, float]]:

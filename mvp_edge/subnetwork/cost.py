@@ -11,7 +11,6 @@ Only shapes matter: what is counted is a copy of the module without weights, so 
 never run, changed or duplicated, and its device and precision do not matter.
 """
 
-import copy
 import warnings
 from collections import Counter
 from collections.abc import Iterable
@@ -23,7 +22,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from mvp_edge.families import rule_for
 from mvp_edge.subnetwork.activations import Alive, peak
+from mvp_edge.subnetwork.shapes import Shape, blank_copy, tensors_of
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.verified import Cost
 
@@ -32,12 +33,11 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="`torch.jit.script`", category=FutureWarning)
     from fvcore.nn import FlopCountAnalysis
 
-Shape = tuple[int, int, int]
-"""One input image: channels, height, width."""
-
 NORMALISATION = ("batch_norm", "layer_norm", "group_norm", "instance_norm")
 POOLING = ("adaptive_avg_pool2d",)
 """fvcore's names for what it counts besides multiply-adds; these are reported separately."""
+BESIDE = ("norm", "pool", "parameter")
+"""Kinds of `LayerCost` that are no multiply-adds."""
 
 LIGHT = frozenset(
     {
@@ -64,7 +64,7 @@ multiplications and count as zero. Any other operation that fvcore does not know
 
 FILE_BYTES = 2500
 """Bytes of an exported file without layers: its header, the description of its input, versions."""
-NODE_BYTES = {"conv": 560, "linear": 300, "attention": 2500, "norm": 250}
+NODE_BYTES = {"conv": 560, "linear": 300, "norm": 250}
 """Bytes that a layer adds to the file besides its weights: its nodes and those that follow it
 (activation, addition), their names and the shapes between them. Measured on exports of eight networks and
 rounded up; batch normalisation leaves no node."""
@@ -80,7 +80,7 @@ class LayerCost:
 
     name: str
     kind: str
-    """conv, linear, attention, norm, pool, or parameter."""
+    """conv, linear, norm, pool, parameter, or that of a family's own layer (attention)."""
     flops: int
     """Multiply-adds; for norm and pool fvcore's figure (2 a value for BatchNorm, 5 for LayerNorm,
     1 for average pooling)."""
@@ -179,7 +179,7 @@ def cross_check(module: nn.Module, shape: Shape) -> dict[str, int]:
     figures = {
         "fvcore": sum(counted.values()) - sum(beside.values()),
         "torch_flop_counter_halved": int(torch_counter.get_total_flops()) // 2,
-        "hand": by_hand["conv"] + by_hand["linear"] + by_hand["attention"],
+        "hand": sum(flops for kind, flops in by_hand.items() if kind not in BESIDE),
         "normalisation_fvcore": sum(beside[name] for name in NORMALISATION),
         "normalisation_hand": by_hand["norm"],
         "pooling_fvcore": sum(beside[name] for name in POOLING),
@@ -212,8 +212,7 @@ def forward_macs(module: nn.Module, shape: Shape) -> int:
 
     The same count as `cross_check` returns, in about 20 ms for a ResNet-18.
     """
-    heavy = ("conv", "linear", "attention")
-    return sum(layer.flops for layer in layers(module, shape) if layer.kind in heavy)
+    return sum(layer.flops for layer in layers(module, shape) if layer.kind not in BESIDE)
 
 
 def file_bytes(module: nn.Module) -> int:
@@ -240,7 +239,7 @@ def paper_cost(dense_macs: int, batch: int, densities: Iterable[float]) -> float
 def itemise(module: nn.Module, shape: Shape, batch: int = 1) -> Bill:
     """The cost item by item, from shapes alone; ``batch`` concerns the activations."""
     found, alive = _forward(module, shape, batch)
-    floats = [tensor for tensor in _tensors(module).values() if tensor.is_floating_point()]
+    floats = [tensor for tensor in tensors_of(module).values() if tensor.is_floating_point()]
     file, overhead = _file(module)
     return Bill(
         flops=tuple(layer.flops // batch for layer in found),
@@ -302,7 +301,7 @@ def _forward(module: nn.Module, shape: Shape, batch: int) -> tuple[list[LayerCos
     for name, layer in replica.named_modules():
         layer.register_forward_hook(hook(name))
     image = torch.empty(batch, *shape, device="meta")
-    alive = Alive(_tensors(replica).values())
+    alive = Alive(tensors_of(replica).values())
     with torch.no_grad(), alive:
         replica(image)
     for name, parameter in replica.named_parameters():
@@ -317,9 +316,8 @@ def _by_hand(layer: Any, x: torch.Tensor, y: torch.Tensor) -> tuple[str, int] | 
         return "conv", y.numel() * prod(layer.weight.shape[1:])
     if isinstance(layer, nn.Linear):
         return "linear", y.numel() * layer.weight.shape[1]
-    if type(layer).__name__ == "Attention":
-        images, tokens, _ = x.shape
-        return "attention", 2 * images * tokens**2 * layer.num_heads * layer.head_dim
+    if (rule := rule_for(layer)) is not None:
+        return rule.kind, rule.macs(layer, x)
     if isinstance(layer, nn.BatchNorm2d):
         return "norm", x.numel() * (2 if layer.affine else 1)
     if isinstance(layer, nn.LayerNorm):
@@ -333,7 +331,7 @@ def _by_hand(layer: Any, x: torch.Tensor, y: torch.Tensor) -> tuple[str, int] | 
 
 def _file(module: nn.Module) -> tuple[tuple[int, ...], int]:
     """Bytes of each exported tensor and index list, and of everything else in the file."""
-    numbers = {name: t.numel() for name, t in _tensors(module).items() if t.is_floating_point()}
+    numbers = {name: t.numel() for name, t in tensors_of(module).items() if t.is_floating_point()}
     outputs, classes, overhead = [], 0, FILE_BYTES
     for name, layer in module.named_modules():
         if isinstance(layer, nn.BatchNorm2d):
@@ -348,29 +346,7 @@ def _file(module: nn.Module) -> tuple[tuple[int, ...], int]:
             outputs.append(classes)
         elif isinstance(layer, nn.LayerNorm | nn.GroupNorm):
             overhead += NODE_BYTES["norm"]
-        elif type(layer).__name__ == "Attention":
-            overhead += NODE_BYTES["attention"]
+        elif (rule := rule_for(layer)) is not None:
+            overhead += rule.file_bytes
     items = [*(4 * n for n in numbers.values()), *(INDEX_BYTES * n for n in outputs)]
     return tuple(items), overhead + LABEL_BYTES * classes
-
-
-def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
-
-
-def blank_copy(module: nn.Module, device: str = "meta") -> nn.Module:
-    """A float32 copy in eval mode whose tensors are zeros on ``device``; only shapes are copied."""
-
-    def blank(tensor: torch.Tensor) -> torch.Tensor:
-        dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
-        empty = torch.zeros(tensor.shape, dtype=dtype, device=device)
-        return (
-            nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
-        )
-
-    memo = {id(tensor): blank(tensor) for tensor in _tensors(module).values()}
-    replica = copy.deepcopy(module, memo).eval()
-    for part in replica.modules():  # hooks are for the original alone
-        part._forward_hooks.clear()
-        part._forward_pre_hooks.clear()
-    return replica

@@ -13,16 +13,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count, islice
 from math import isqrt
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from mvp_edge.subnetwork.cost import Bill, Shape, blank_copy, itemise
+from mvp_edge.families import family_of
+from mvp_edge.subnetwork.classifier import heads
+from mvp_edge.subnetwork.cost import Bill, itemise
 from mvp_edge.subnetwork.operators import operators
-from mvp_edge.subnetwork.subnet import resize_convolution
+from mvp_edge.subnetwork.shapes import Shape, blank_copy, follow_shapes
 from mvp_edge.subnetwork.units import UnitGroup
 from mvp_edge_export.devices.operators import Operators
 from mvp_edge_export.errors import BadInput
@@ -84,14 +86,10 @@ class CostModel:
 def with_classes(blank: nn.Module, num_classes: int | None) -> nn.Module:
     """A network without weights, with classifiers for the task (a distilled DeiT has two)."""
     if num_classes is not None:
-        found: Any = cast(Any, blank).get_classifier()
-        classifiers = found if isinstance(found, tuple) else (found,)
-        for name, module in list(blank.named_modules()):
-            if isinstance(module, nn.Linear) and any(module is one for one in classifiers):
-                bias = module.bias is not None
-                blank.set_submodule(
-                    name, nn.Linear(module.in_features, num_classes, bias, device="meta")
-                )
+        for name, head in heads(blank).items():
+            bias = head.bias is not None
+            own = nn.Linear(head.in_features, num_classes, bias, device="meta")
+            blank.set_submodule(name, own)
     return blank
 
 
@@ -129,18 +127,15 @@ def widened(blank: nn.Module, groups: Sequence[UnitGroup], widths: Sequence[int]
             if length != full[tensor][axis]:  # an axis shared side by side is no monomial
                 raise BadInput(f"{group.name} owns a part of {tensor}: it cannot be planned for")
             shapes[tensor][axis] = shapes[tensor][axis] // group.size * width
-        if group.attention is not None:
-            attention: Any = stretched.get_submodule(group.attention)
-            setattr(attention, "num_heads" if group.kind == "head" else "head_dim", width)
-            attention.attn_dim = attention.num_heads * attention.head_dim
+        for one in group.follows:
+            setattr(stretched.get_submodule(one.module), one.attribute, width)
     for name, shape in shapes.items():
         path, _, leaf = name.rpartition(".")
         owner = stretched.get_submodule(path)
         new = torch.empty(shape, dtype=getattr(owner, leaf).dtype, device="meta")
         setattr(owner, leaf, nn.Parameter(new) if leaf in owner._parameters else new)
-    for module in stretched.modules():
-        if isinstance(module, nn.Conv2d):
-            resize_convolution(module)
+    follow_shapes(stretched)
+    family_of(stretched).follow(stretched)
     return stretched
 
 

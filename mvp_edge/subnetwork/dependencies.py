@@ -26,7 +26,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mvp_edge.subnetwork.activations import tensors_in
-from mvp_edge.subnetwork.cost import Shape, blank_copy
+from mvp_edge.subnetwork.shapes import Shape, blank_copy, is_grouped
 
 Axis = tuple[str, int]
 """A tensor's name in the network, and one of its axes."""
@@ -106,17 +106,6 @@ def dependencies(model: nn.Module, shape: Shape) -> list[Channels]:
         if channels is not None:
             channels.fix("they are the logits")
     return list(dict.fromkeys(channels.root for channels in watcher.written))
-
-
-def is_grouped(module: nn.Module) -> bool:
-    """Whether a convolution is grouped, or was before it was cut to a single group."""
-    return isinstance(module, nn.Conv2d) and (
-        module.groups > 1 or getattr(module, SINGLE_GROUP, False)
-    )
-
-
-SINGLE_GROUP = "single_group"
-"""Attribute of a grouped convolution of which a single group is left, so that it looks like any other."""
 
 
 class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from mvp_edge.subnetwork.cost import Shape, blank_copy
+from mvp_edge.families import rule_for
+from mvp_edge.subnetwork.shapes import Shape, blank_copy
 from mvp_edge_export.devices.operators import Operators, Row, conv_kind, table
 
 
@@ -43,8 +44,8 @@ def _of_layer(layer: Any, x: torch.Tensor, y: torch.Tensor) -> list[Row]:
     if isinstance(layer, nn.Linear):
         outer, inner = layer.weight.shape
         return [("linear", y.numel() // outer, outer, inner, 1, x.numel())]
-    if type(layer).__name__ == "Attention":
-        return _attention(x.shape[0] * layer.num_heads, x.shape[1], layer.head_dim)
+    if (rule := rule_for(layer)) is not None:
+        return rule.operators(layer, x)
     if isinstance(layer, nn.LayerNorm):
         return [("norm", y.numel() // y.shape[-1], y.shape[-1], 0, 1, x.numel())]
     if isinstance(layer, nn.GELU):
@@ -52,13 +53,3 @@ def _of_layer(layer: Any, x: torch.Tensor, y: torch.Tensor) -> list[Row]:
     if isinstance(layer, nn.MaxPool2d | nn.AdaptiveAvgPool2d):
         return [("pool", y.numel() // y.shape[1], y.shape[1], 0, 1, x.numel())]
     return []
-
-
-def _attention(heads: int, tokens: int, dim: int) -> list[Row]:
-    """q·kᵀ, softmax, and the weighted sum of the values; linear maps inside have hooks of their own."""
-    rows = heads * tokens
-    return [
-        ("matmul", rows, tokens, dim, 1, rows * dim),
-        ("softmax", rows, tokens, 0, 1, rows * tokens),
-        ("matmul", rows, dim, tokens, 1, rows * tokens),
-    ]

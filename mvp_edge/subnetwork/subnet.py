@@ -10,15 +10,15 @@ The first two compute the same function (to float32 rounding), which the tests c
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from mvp_edge.families import unit_groups
-from mvp_edge.subnetwork.dependencies import SINGLE_GROUP
+from mvp_edge.families import family_of, unit_groups
+from mvp_edge.subnetwork.classifier import heads
+from mvp_edge.subnetwork.shapes import follow_shapes, tensors_of
 from mvp_edge.subnetwork.units import UnitGroup
 from mvp_edge_export.errors import BadInput
 
@@ -74,7 +74,7 @@ def mask(model: nn.Module, kept: Kept, policy: str | None = None) -> nn.Module:
     groups = unit_groups(model, policy)
     check_kept(groups, kept)
     masked = copy.deepcopy(model)
-    tensors = _tensors(masked)
+    tensors = tensors_of(masked)
     with torch.no_grad():
         for group in groups:
             removed = np.setdiff1d(
@@ -94,7 +94,7 @@ def extract(model: nn.Module, kept: Kept, policy: str | None = None) -> nn.Modul
     """
     groups = unit_groups(model, policy)
     check_kept(groups, kept)
-    tensors = _tensors(model)
+    tensors = tensors_of(model)
     # Only the structure is copied; the tensors are shared, so the full weights are not duplicated.
     small = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors.values()})
 
@@ -153,7 +153,7 @@ def full_coordinates(
     taken out, so that networks of different widths can be averaged.
     """
     groups = unit_groups(model, policy)
-    tensors = _tensors(model)
+    tensors = tensors_of(model)
     axes = kept_axes(groups, kept, tensors)
     factors = _factors(groups, kept)
     placed = {}
@@ -196,48 +196,33 @@ def _factors(
 
 def _update_attributes(small: nn.Module, groups: Sequence[UnitGroup], kept: Kept) -> None:
     """Set the modules' size attributes to the shapes of their tensors."""
-    for module in small.modules():
-        if isinstance(module, nn.Conv2d):
-            resize_convolution(module)
-        elif isinstance(module, nn.Linear):
-            module.out_features, module.in_features = module.weight.shape
-        elif isinstance(module, nn.BatchNorm2d):
-            module.num_features = module.weight.shape[0]
+    before = {name: head.in_features for name, head in _classifiers(small).items()}
+    follow_shapes(small)
     for group in groups:
-        if group.attention is not None and group.name in kept:
-            attention: Any = small.get_submodule(group.attention)
-            if group.kind == "head":
-                attention.num_heads = len(kept[group.name])
-            else:
-                attention.head_dim = len(kept[group.name])
-                attention.scale = attention.head_dim**-0.5
-            attention.attn_dim = attention.num_heads * attention.head_dim
-    facts: Any = small
-    classifier = facts.get_classifier()
-    if isinstance(classifier, nn.Linear):
-        # timm reads these where it makes a new classifier. Only what shrank is changed.
-        features = classifier.in_features
-        for name in ("num_features", "head_hidden_size"):
-            if getattr(small, name, features) != features and not _has_transformer(groups):
-                setattr(small, name, features)
+        for one in group.follows if group.name in kept else ():
+            setattr(small.get_submodule(one.module), one.attribute, len(kept[group.name]))
+    family_of(small).follow(small)
+    for name, head in _classifiers(small).items():
+        if head.in_features != before[name]:
+            _tell(small, name, before[name], head.in_features)
 
 
-def _has_transformer(groups: Sequence[UnitGroup]) -> bool:
-    """Whether the embedding, and with it the classifier's input, stays whole."""
-    return any(group.attention is not None for group in groups)
+def _tell(model: nn.Module, classifier: str, before: int, now: int) -> None:
+    """Set what timm reads where it makes a new classifier: attributes of the modules around it."""
+    parts = classifier.split(".")[:-1]
+    for depth in range(len(parts) + 1):
+        around = model.get_submodule(".".join(parts[:depth]))
+        for name in ("num_features", "head_hidden_size", "in_features"):
+            if getattr(around, name, None) == before:
+                setattr(around, name, now)
 
 
-def resize_convolution(module: nn.Conv2d) -> None:
-    """Set a convolution's size attributes to the shape of its weight; each of its groups keeps its width."""
-    outputs, inputs = module.weight.shape[:2]
-    if module.groups > 1:
-        module.groups = module.groups * outputs // module.out_channels
-        setattr(module, SINGLE_GROUP, module.groups == 1)
-    module.out_channels, module.in_channels = outputs, inputs * module.groups
-
-
-def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+def _classifiers(model: nn.Module) -> dict[str, nn.Linear]:
+    """The classifiers that are there; a backbone without a head has none."""
+    try:
+        return heads(model)
+    except BadInput:
+        return {}
 
 
 def _index(units: NDArray[np.int64], tensor: torch.Tensor) -> torch.Tensor:

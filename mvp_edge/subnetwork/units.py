@@ -63,18 +63,35 @@ class Rescaled:
 
 
 @dataclass(frozen=True)
+class Follows:
+    """A size attribute of a module that is set to the number of units that stay."""
+
+    module: str
+    attribute: str
+    """num_heads, head_dim."""
+
+
+@dataclass(frozen=True)
 class UnitGroup:
     """A set of units that are kept or removed one by one."""
 
     name: str
     kind: str
-    """"filter", "head", "node" or "head_dim"."""
+    """What a unit is called in files and reports: "filter", "head", "node" or "head_dim"."""
     size: int
     cuts: tuple[Cut, ...]
     points: tuple[Point, ...] = ()
     width: int = 1
     """Channels of a unit at its points: 1 for a filter or node, head_dim for a head."""
-    rescaled: tuple["Rescaled", ...] = ()
+    rescaled: tuple[Rescaled, ...] = ()
     """Weights that make up for what the network divides by when units are removed."""
-    attention: str | None = None
-    """For heads and head_dim: the attention module whose size attributes follow the cut."""
+    follows: tuple[Follows, ...] = ()
+    """What else follows a cut; the size attributes of PyTorch's own layers follow their weights by themselves."""
+    rounded: bool = True
+    """Whether its width is rounded to the device's multiple of channels."""
+    last_resort: bool = False
+    """Whether it stays whole as long as cutting the other groups is enough."""
+
+    def quantum(self, channels: int) -> int:
+        """The units that fill ``channels`` channels: steps in which a rounded width grows."""
+        return -(-channels // self.width) if self.rounded else 1

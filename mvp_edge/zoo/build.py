@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
 
-from mvp_edge.families import POLICIES, unit_groups
+from mvp_edge.families import unit_groups
+from mvp_edge.families.family import Family
 from mvp_edge.machine import within_limits
 from mvp_edge.methods.catalogue import (
     DEFAULT_KEEP,
-    FROM_SCRATCH,
-    ITERATIVE,
     Method,
     method_for,
     recipe_for,
@@ -72,7 +71,7 @@ class ZooBuild:
                     field="snapshots",
                 )
         backbone = load_backbone(absolute_source(self.backbone), self.input_size)
-        policy = self.policy or POLICIES[backbone.family][0]
+        policy = self.policy or backbone.family.policies[0]
         exact_widths(unit_groups(backbone.model, policy), self.keep)
         method = self._method(backbone.family)
         recipe = recipe_for(
@@ -90,17 +89,18 @@ class ZooBuild:
         builder = Builder(zoo, backbone, method, recipe, self.snapshots, self.seed)
         return zoo, builder.build(todo, progress)
 
-    def _method(self, family: str) -> str:
+    def _method(self, family: Family) -> str:
         """The method's name; BadInput where it cannot build a zoo, or leaves no snapshots."""
-        name = self.method or (ITERATIVE if self.snapshots else FROM_SCRATCH)[family]
+        usual = family.iterative[0] if self.snapshots else family.from_scratch
+        name = self.method or usual
         method: Method = method_for(name, family)
         if method.asks != "nobody":
             raise BadInput(
-                f"{name} needs a zoo: build one with {FROM_SCRATCH[family]}", field="method"
+                f"{name} needs a zoo: build one with {family.from_scratch}", field="method"
             )
         if self.snapshots and not method.iterative:
             raise BadInput(
-                f"needs an iterative method, which {name} is not: use {ITERATIVE[family]}",
+                f"needs an iterative method, which {name} is not: use {family.iterative[0]}",
                 field="snapshots",
             )
         return name
@@ -120,7 +120,7 @@ class Builder:
     @classmethod
     def usual(cls, zoo: Zoo, backbone: Backbone) -> "Builder":
         """By the family's default method and its recipe."""
-        method = FROM_SCRATCH[backbone.family]
+        method = backbone.family.from_scratch
         return cls(zoo, backbone, method, recipe_for(method, backbone.family))
 
     def build(

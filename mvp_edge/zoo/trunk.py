@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mvp_edge.families import POLICIES, unit_groups
+from mvp_edge.families import unit_groups
 from mvp_edge.machine import within_limits
 from mvp_edge.methods.catalogue import DEFAULT_KEEP, METHODS, recipe_for
 from mvp_edge.methods.distill import TEACHER_BATCH
@@ -30,8 +30,9 @@ from mvp_edge.pruning.finetune import accuracy, predict_logits
 from mvp_edge.pruning.problem import Problem, Progress, Pruned
 from mvp_edge.pruning.recipe import Recipe
 from mvp_edge.pruning.results import costs, recipe_facts, to_network
-from mvp_edge.subnetwork.backbone import Backbone, absolute_source, heads, load_backbone
+from mvp_edge.subnetwork.backbone import Backbone, absolute_source, load_backbone
 from mvp_edge.subnetwork.budget import exact_widths
+from mvp_edge.subnetwork.classifier import heads
 from mvp_edge.subnetwork.cost import forward_macs
 from mvp_edge.tasks.task import find_tasks
 from mvp_edge.tasks.unlabelled import unlabelled_images
@@ -163,7 +164,7 @@ class TrunkBuild:
         """The zoo, made if need be."""
         if is_zoo(self.path):
             return Zoo.open(self.path)
-        policy = self.policy or POLICIES[backbone.family][0]
+        policy = self.policy or backbone.family.policies[0]
         keep = DEFAULT_KEEP if self.keep is None else self.keep
         exact_widths(unit_groups(backbone.model, policy), keep)
         return Zoo.create(self.path, backbone, policy, keep)

@@ -134,7 +134,7 @@ def _check_options() -> None:
     for method in METHODS.values():
         module, _, name = method.function.partition(":")
         assert callable(getattr(import_module(f"mvp_edge.methods.{module}"), name))
-    assert {policy for family in families.POLICIES.values() for policy in family} == {*POLICIES}
+    assert {policy for family in families.FAMILIES for policy in family.policies} == {*POLICIES}
 
 
 def test_usage_errors_are_one_line(tmp_path: Path) -> None:

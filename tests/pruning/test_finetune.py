@@ -26,7 +26,7 @@ from mvp_edge.pruning.finetune import (
     train_step,
 )
 from mvp_edge.pruning.recipe import Recipe
-from mvp_edge.subnetwork.backbone import heads
+from mvp_edge.subnetwork.classifier import heads
 from mvp_edge.subnetwork.cost import forward_macs
 from mvp_edge.tasks.task import Images
 from mvp_edge_export.images import Preprocess

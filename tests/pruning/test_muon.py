@@ -11,7 +11,7 @@ from mvp_edge.pruning.finetune import make_optimizer
 from mvp_edge.pruning.muon import Muon, matrices, orthogonal, update_macs
 from mvp_edge.pruning.recipe import Recipe
 from mvp_edge.pruning.training import Training
-from mvp_edge.subnetwork.backbone import heads
+from mvp_edge.subnetwork.classifier import heads
 from tests.support.networks import backbone, problem
 
 

@@ -12,6 +12,9 @@ from safetensors import safe_open
 from torch import nn
 
 from mvp_edge.families import unit_groups
+from mvp_edge.families.family import Family
+from mvp_edge.families.resnet import RESNET
+from mvp_edge.families.vit import VIT
 from mvp_edge.methods.catalogue import METHODS, method_for, recipe_for
 from mvp_edge.pruning import arithmetic
 from mvp_edge.pruning.batches import Batch
@@ -281,8 +284,8 @@ def test_a_broken_checkpoint_is_named(tmp_path: Path) -> None:
 
 
 def test_all_methods_share_what_is_not_their_own() -> None:
-    for family in ("resnet", "vit"):
-        recipes = [recipe_for(n, family) for n, m in METHODS.items() if family in m.families]
+    for family in (RESNET, VIT):
+        recipes = [recipe_for(name, family) for name in family.methods]
         assert len(recipes) >= 4
         for name in (
             "batch",
@@ -296,22 +299,22 @@ def test_all_methods_share_what_is_not_their_own() -> None:
         for one_shot in (True, False):
             alike = [
                 recipe_for(name, family).optimizer
-                for name, method in METHODS.items()
-                if family in method.families and method.one_shot == one_shot
+                for name in family.methods
+                if METHODS[name].one_shot == one_shot
             ]
             assert len(set(alike)) == 1
-    recipe = recipe_for("mvp", "resnet")
+    recipe = recipe_for("mvp", RESNET)
     assert (recipe.batch, recipe.momentum, recipe.weight_decay, recipe.steps) == (
         128,
         0.9,
         5e-4,
         100,
     )
-    assert recipe_for("ifp", "resnet").steps == recipe_for("ahnp", "vit").steps == 1000
-    assert recipe_for("mvp", "vit").lr == 2e-4
-    own = recipe_for("ifp", "resnet", steps=0, lr=1.0, augment=())
+    assert recipe_for("ifp", RESNET).steps == recipe_for("ahnp", VIT).steps == 1000
+    assert recipe_for("mvp", VIT).lr == 2e-4
+    own = recipe_for("ifp", RESNET, steps=0, lr=1.0, augment=())
     assert (own.steps, own.lr, own.augment) == (0, 1.0, ())
-    faster = recipe_for("mvp", "resnet", lr=2 * recipe.lr)
+    faster = recipe_for("mvp", RESNET, lr=2 * recipe.lr)
     assert (faster.lr, faster.relative_step) == pytest.approx(
         (2 * recipe.lr, 2 * recipe.relative_step)
     )
@@ -320,12 +323,12 @@ def test_all_methods_share_what_is_not_their_own() -> None:
 @pytest.mark.parametrize(
     ("name", "family", "culprit"),
     [
-        ("ahnp", "resnet", "ahnp is not for resnet backbones: choose trunk, mvp, smsp, ifp"),
-        ("ifp", "vit", "ifp is not for vit backbones: choose trunk, mvp, smsp, ahnp"),
-        ("best", "vit", "best: choose one of auto, trunk, mvp"),
+        ("ahnp", RESNET, "ahnp is not for resnet backbones: choose trunk, mvp, smsp, ifp"),
+        ("ifp", VIT, "ifp is not for vit backbones: choose trunk, mvp, smsp, ahnp"),
+        ("best", VIT, "best: choose one of auto, trunk, mvp"),
     ],
 )
-def test_a_method_that_does_not_fit(name: str, family: str, culprit: str) -> None:
+def test_a_method_that_does_not_fit(name: str, family: Family, culprit: str) -> None:
     with pytest.raises(BadInput, match=culprit):
         method_for(name, family)
 

@@ -15,7 +15,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
 from mvp_edge.families import unit_groups
-from mvp_edge.subnetwork import cost
+from mvp_edge.subnetwork import cost, shapes
 from mvp_edge.subnetwork.budget import LADDER, Plan, Sizer, exact_widths
 from mvp_edge.subnetwork.subnet import resize
 from mvp_edge.subnetwork.units import Cut, UnitGroup
@@ -40,14 +40,14 @@ def network(name: str) -> nn.Module:
             model.maxpool = nn.Identity()
         else:
             model = timm.create_model(name, num_classes=5, depth=2, img_size=64)
-    return cost.blank_copy(model)
+    return shapes.blank_copy(model)
 
 
 VIT = "deit_tiny_patch16_224"
 SHAPES = {"small": (3, 32, 32), "bottleneck": (3, 64, 64), "resnet18": (3, 32, 32)}
 
 
-def shape_of(name: str) -> cost.Shape:
+def shape_of(name: str) -> shapes.Shape:
     return SHAPES.get(name, (3, 64, 64))
 
 

@@ -31,7 +31,7 @@ def test_every_tensor_has_its_name(name: str) -> None:
     tensors = read_tensors(own.locate(name))
     assert len({timm_name(old, tensors) for old in tensors}) == len(tensors)
     backbone = load_backbone(name)  # strict: every tensor, in its shape
-    assert backbone.family == "mobile"
+    assert backbone.family.name == "mobile"
     assert backbone.preprocess.mean == backbone.preprocess.std == (0.5, 0.5, 0.5)
     assert backbone.preprocess.size == {"0": 224, "1": 240, "2": 260}[name[-1]]
 

@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import nn
 
-from mvp_edge.families import POLICIES, unit_groups
+from mvp_edge.families import unit_groups
+from mvp_edge.families.resnet import RESNET
+from mvp_edge.families.vit import VIT
 from mvp_edge.methods import ahnp
 from mvp_edge.methods.catalogue import METHODS, recipe_for
 from mvp_edge.pruning import training
@@ -59,7 +61,7 @@ FAMILIES: Mapping[str, tuple[str, Mapping[str, str], Mapping[str, Any]]] = {
 CASES = [
     (name, policy)
     for name in FAMILIES
-    for policy in POLICIES["resnet" if name.startswith("resnet") else "vit"]
+    for policy in (RESNET if name.startswith("resnet") else VIT).policies
 ]
 """Every family under each of its policies."""
 
@@ -149,7 +151,7 @@ def problem(
 ) -> Problem:
     """Three digits to be told apart by a quarter of ``name``."""
     whole = changes.pop("backbone", None) or backbone(name)
-    policy = changes.pop("policy", POLICIES[whole.family][0])
+    policy = changes.pop("policy", whole.family.policies[0])
     recipe = recipe_for(method, whole.family, steps=steps, augment=("shift",))
     given: dict[str, Any] = {
         "backbone": whole,
@@ -194,7 +196,7 @@ def network(whole: Backbone, voter: Voter, classes: tuple[str, ...] = ("a", "b",
     """A voter as it lies on disk."""
     return Network(
         architecture=whole.architecture,
-        policy=POLICIES[whole.family][0],
+        policy=whole.family.policies[0],
         backbone=whole.name,
         backbone_sha256=whole.sha256,
         classes=classes,

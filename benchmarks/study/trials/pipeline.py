@@ -31,7 +31,7 @@ from mvp_edge.pruning.problem import Problem, Pruned
 from mvp_edge.pruning.recipe import Recipe
 from mvp_edge.pruning.training import Training
 from mvp_edge.pruning.votes import Ballot, Voter
-from mvp_edge.subnetwork.backbone import heads
+from mvp_edge.subnetwork.classifier import heads
 from mvp_edge.subnetwork.subnet import extract, full_coordinates, kept_axes
 from mvp_edge.subnetwork.units import UnitGroup
 
