@@ -31,11 +31,11 @@ from mvp_edge.methods.catalogue import recipe_for
 from mvp_edge.methods.mvp import mvp
 from mvp_edge.pruning.finetune import Ledger, accuracy, predict_logits
 from mvp_edge.pruning.problem import Problem
+from mvp_edge.structure.units import UnitGroup
 from mvp_edge.subnetwork.backbone import Backbone, load_backbone
 from mvp_edge.subnetwork.budget import exact_widths
 from mvp_edge.subnetwork.cost import itemise
 from mvp_edge.subnetwork.subnet import resize
-from mvp_edge.subnetwork.units import UnitGroup
 from mvp_edge.tasks.task import Task, sample_tasks
 from mvp_edge.zoo.entries import Entry, Zoo
 from mvp_edge.zoo.neighbours import LEEP_IMAGES, NeighbourSearch

@@ -7,7 +7,7 @@ import torch
 
 from mvp_edge.machine import this_computer
 from mvp_edge.pruning.arithmetic import faster_dtype
-from mvp_edge.pruning.recipe import AUGMENTATIONS
+from mvp_edge.recipe import AUGMENTATIONS
 
 _DEFAULTS = {"augmented": list(AUGMENTATIONS), "seed": 0, "relative_step": 0.0}
 """The values that hold for rows that were written before these keys existed."""

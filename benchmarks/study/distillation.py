@@ -16,7 +16,7 @@ from mvp_edge.pruning.finetune import Ledger, Loss, estimate_statistics, initial
 from mvp_edge.pruning.problem import Problem, Pruned
 from mvp_edge.pruning.training import Training
 from mvp_edge.pruning.votes import Voter
-from mvp_edge.subnetwork.classifier import heads
+from mvp_edge.structure.classifier import heads
 from mvp_edge.subnetwork.subnet import extract, resize
 
 WEIGHT, TEMPERATURE = 0.5, 2.0

@@ -29,7 +29,7 @@ from mvp_edge.pruning.distillation import Teacher
 from mvp_edge.pruning.finetune import Ledger, Stepper, estimate_statistics, initialise_head
 from mvp_edge.pruning.problem import Problem, Pruned
 from mvp_edge.pruning.training import fine_tune
-from mvp_edge.subnetwork.classifier import heads
+from mvp_edge.structure.classifier import heads
 from mvp_edge.subnetwork.cost import forward_macs
 from mvp_edge.subnetwork.subnet import resize
 

@@ -18,8 +18,8 @@ from mvp_edge.methods.catalogue import METHODS, recipe_for
 from mvp_edge.pruning.batches import LabelledImages
 from mvp_edge.pruning.finetune import Ledger
 from mvp_edge.pruning.problem import Problem
-from mvp_edge.pruning.recipe import Recipe
 from mvp_edge.pruning.votes import Voter
+from mvp_edge.recipe import Recipe
 from mvp_edge.subnetwork.backbone import Backbone, load_backbone
 from mvp_edge.subnetwork.budget import exact_widths
 from mvp_edge.subnetwork.network import Network

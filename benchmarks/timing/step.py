@@ -27,8 +27,8 @@ from mvp_edge.pruning.arithmetic import compute, lay_out, spoils_channels_last
 from mvp_edge.pruning.batches import Batch
 from mvp_edge.pruning.finetune import make_optimizer, train_step
 from mvp_edge.pruning.problem import Problem
-from mvp_edge.pruning.recipe import Recipe
 from mvp_edge.pruning.training import Training
+from mvp_edge.recipe import Recipe
 from mvp_edge.subnetwork.backbone import Architecture, Backbone
 from mvp_edge.subnetwork.budget import exact_widths
 from mvp_edge.subnetwork.subnet import resize

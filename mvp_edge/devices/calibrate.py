@@ -21,11 +21,11 @@ from mvp_edge.devices.fitting import fit_law
 from mvp_edge.devices.profile_writer import write_calibrated, write_new
 from mvp_edge.devices.template import Template
 from mvp_edge.pruning.problem import Progress
+from mvp_edge.structure.shapes import Shape
+from mvp_edge.structure.units import UnitGroup
 from mvp_edge.subnetwork.backbone import Architecture
 from mvp_edge.subnetwork.operators import operators
-from mvp_edge.subnetwork.shapes import Shape
 from mvp_edge.subnetwork.subnet import resize
-from mvp_edge.subnetwork.units import UnitGroup
 from mvp_edge_export.devices.operators import Operators
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.measuring.machine import differences

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mvp_edge.families import unit_groups
+from mvp_edge.structure.shapes import Shape, blank_copy
 from mvp_edge.subnetwork.cost_model import primes_above, widened
-from mvp_edge.subnetwork.shapes import Shape, blank_copy
 from mvp_edge_export.storage import atomic_file
 
 _LEAST = 12

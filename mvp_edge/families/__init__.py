@@ -11,7 +11,7 @@ from mvp_edge.families.mobile import MOBILE
 from mvp_edge.families.regnet import REGNET
 from mvp_edge.families.resnet import RESNET
 from mvp_edge.families.vit import VIT
-from mvp_edge.subnetwork.units import UnitGroup
+from mvp_edge.structure.units import UnitGroup
 from mvp_edge_export.errors import BadInput
 
 FAMILIES: list[Family] = [RESNET, VIT, MOBILE, REGNET, CONVNEXT]

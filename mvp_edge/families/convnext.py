@@ -1,7 +1,7 @@
 """ConvNeXt: the nodes of each MLP. Layer normalisation runs across the residual streams, which stay whole."""
 
 from mvp_edge.families.family import Family, derived_groups
-from mvp_edge.pruning.recipe import Recipe
+from mvp_edge.recipe import Recipe
 
 CONVNEXT = Family(
     name="convnext",

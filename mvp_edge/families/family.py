@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from mvp_edge.pruning.recipe import Recipe
-from mvp_edge.subnetwork.dependencies import Channels, dependencies
-from mvp_edge.subnetwork.units import Cut, Point, Rescaled, UnitGroup
+from mvp_edge.recipe import Recipe
+from mvp_edge.structure.dependencies import Channels, dependencies
+from mvp_edge.structure.units import Cut, Point, Rescaled, UnitGroup
 from mvp_edge_export.devices.operators import Row
 from mvp_edge_export.errors import BadInput
 

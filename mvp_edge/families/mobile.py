@@ -5,7 +5,7 @@ projection; residual streams are units, too, or stay (policy ``inner``).
 """
 
 from mvp_edge.families.family import Family, derived_groups
-from mvp_edge.pruning.recipe import Recipe
+from mvp_edge.recipe import Recipe
 
 MOBILE = Family(
     name="mobile",

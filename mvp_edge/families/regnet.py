@@ -1,7 +1,7 @@
 """RegNet: a unit of a grouped convolution is a whole group of it."""
 
 from mvp_edge.families.family import Family, derived_groups
-from mvp_edge.pruning.recipe import Recipe
+from mvp_edge.recipe import Recipe
 
 REGNET = Family(
     name="regnet",

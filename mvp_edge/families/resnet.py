@@ -12,8 +12,8 @@ from typing import Any
 from torch import nn
 
 from mvp_edge.families.family import Family, derived_groups
-from mvp_edge.pruning.recipe import Recipe
-from mvp_edge.subnetwork.units import Cut, Point, UnitGroup
+from mvp_edge.recipe import Recipe
+from mvp_edge.structure.units import Cut, Point, UnitGroup
 
 
 def groups(model: Any, policy: str) -> list[UnitGroup]:

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from mvp_edge.families.family import Family, LayerRule
-from mvp_edge.pruning.recipe import Recipe
-from mvp_edge.subnetwork.units import Cut, Follows, Point, Rescaled, UnitGroup
+from mvp_edge.recipe import Recipe
+from mvp_edge.structure.units import Cut, Follows, Point, Rescaled, UnitGroup
 from mvp_edge_export.devices.operators import Row
 from mvp_edge_export.errors import BadInput
 

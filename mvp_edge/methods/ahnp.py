@@ -24,7 +24,7 @@ from mvp_edge.pruning.importance import least_important, weight_norms
 from mvp_edge.pruning.problem import Problem, Pruned
 from mvp_edge.pruning.schedule import drop_schedule
 from mvp_edge.pruning.training import SAVE_EVERY, Training, prepare
-from mvp_edge.subnetwork.units import UnitGroup
+from mvp_edge.structure.units import UnitGroup
 
 
 @dataclass(frozen=True)

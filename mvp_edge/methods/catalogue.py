@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Literal
 
-from mvp_edge.pruning.recipe import Recipe
+from mvp_edge.recipe import Recipe
 from mvp_edge_export.errors import BadInput
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from mvp_edge.pruning.batches import to_input
 from mvp_edge.pruning.distillation import Teacher
 from mvp_edge.pruning.finetune import Ledger, class_means
 from mvp_edge.pruning.problem import Problem, Pruned
-from mvp_edge.subnetwork.classifier import heads
+from mvp_edge.structure.classifier import heads
 from mvp_edge.subnetwork.cost import forward_macs
 
 TEACHER_BATCH = 250

@@ -19,7 +19,7 @@ from mvp_edge.pruning.importance import weight_norms
 from mvp_edge.pruning.problem import Problem, Pruned
 from mvp_edge.pruning.training import fine_tune
 from mvp_edge.pruning.votes import Ballot, Voter
-from mvp_edge.subnetwork.classifier import heads
+from mvp_edge.structure.classifier import heads
 from mvp_edge.subnetwork.subnet import extract, full_coordinates
 
 

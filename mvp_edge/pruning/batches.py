@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mvp_edge.pruning.recipe import Recipe
+from mvp_edge.recipe import Recipe
 from mvp_edge_export.images import Preprocess
 
 

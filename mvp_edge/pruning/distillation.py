@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from mvp_edge.pruning.batches import Batch, Batches, LabelledImages
-from mvp_edge.pruning.recipe import Recipe
+from mvp_edge.recipe import Recipe
 from mvp_edge_export.images import Preprocess
 
 UNLABELLED = -1

@@ -18,8 +18,8 @@ from mvp_edge.pruning.arithmetic import (
 )
 from mvp_edge.pruning.batches import Batch, Batches, to_input
 from mvp_edge.pruning.muon import Muon, update_macs
-from mvp_edge.pruning.recipe import Recipe
-from mvp_edge.subnetwork.classifier import heads
+from mvp_edge.recipe import Recipe
+from mvp_edge.structure.classifier import heads
 from mvp_edge.subnetwork.cost import forward_macs
 from mvp_edge_export.images import Preprocess
 

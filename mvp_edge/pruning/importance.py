@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from mvp_edge.subnetwork.units import Point, UnitGroup
+from mvp_edge.structure.units import Point, UnitGroup
 
 Importance = Mapping[str, NDArray[np.float64]]
 """Unit group → one value a unit; the larger, the more important."""

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mvp_edge.subnetwork.classifier import heads
+from mvp_edge.structure.classifier import heads
 
 ITERATIONS = 5
 QUINTIC = (3.4445, -4.7750, 2.0315)

@@ -13,10 +13,10 @@ from mvp_edge.families import unit_groups
 from mvp_edge.pruning.batches import Batches, LabelledImages
 from mvp_edge.pruning.distillation import DistillationBatches, Teacher
 from mvp_edge.pruning.finetune import History, Ledger, Loss, cross_entropy
-from mvp_edge.pruning.recipe import Recipe
 from mvp_edge.pruning.votes import Ballot, Voter
+from mvp_edge.recipe import Recipe
+from mvp_edge.structure.units import UnitGroup
 from mvp_edge.subnetwork.backbone import Backbone
-from mvp_edge.subnetwork.units import UnitGroup
 
 Progress = Callable[[str, int, int], None]
 """Called with (phase, done, total)."""

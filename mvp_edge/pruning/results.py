@@ -6,7 +6,7 @@ import torch
 
 from mvp_edge.pruning.finetune import accuracy, predict_logits
 from mvp_edge.pruning.problem import Pruned, Snapshot
-from mvp_edge.pruning.recipe import Recipe
+from mvp_edge.recipe import Recipe
 from mvp_edge.subnetwork.backbone import Backbone
 from mvp_edge.subnetwork.cost import forward_macs
 from mvp_edge.subnetwork.network import Network

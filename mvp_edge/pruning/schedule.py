@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mvp_edge.pruning.recipe import SHRINKING
+from mvp_edge.recipe import SHRINKING
 from mvp_edge_export.errors import BadInput
 
 DROP_SHARE = 0.1

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mvp_edge.subnetwork.units import UnitGroup
+from mvp_edge.structure.units import UnitGroup
 
 
 @dataclass(frozen=True)

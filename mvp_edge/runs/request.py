@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mvp_edge.methods.catalogue import METHODS
 from mvp_edge.methods.names import current_name
-from mvp_edge.pruning.recipe import AUGMENTATIONS
+from mvp_edge.recipe import AUGMENTATIONS
 from mvp_edge_export.errors import BadInput
 
 if TYPE_CHECKING:

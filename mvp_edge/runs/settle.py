@@ -14,7 +14,7 @@ from pathlib import Path
 from mvp_edge.methods.catalogue import DEFAULT_KEEP, METHODS, method_for, recipe_for
 from mvp_edge.pruning.arithmetic import choose_accelerator
 from mvp_edge.pruning.problem import Progress
-from mvp_edge.pruning.recipe import Recipe
+from mvp_edge.recipe import Recipe
 from mvp_edge.runs.request import Request
 from mvp_edge.subnetwork.backbone import Backbone, absolute_source, load_backbone
 from mvp_edge.subnetwork.budget import Plan, Sizer

@@ -1,4 +1,4 @@
 """Sub-networks: what can be cut from a backbone, what is left, what it costs.
 
-units → weights, cost → backbone → subnet → network; budget solves the widths
+weights → subnet → backbone → network; cost, operators → cost_model → budget solves the widths
 """

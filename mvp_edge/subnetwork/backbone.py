@@ -29,11 +29,11 @@ from torch import nn
 from mvp_edge.families import family_of, unit_groups
 from mvp_edge.families.family import Family
 from mvp_edge.schema import JsonFile
-from mvp_edge.subnetwork.classifier import heads
+from mvp_edge.structure.classifier import heads
+from mvp_edge.structure.shapes import blank_copy
+from mvp_edge.structure.units import UnitGroup
 from mvp_edge.subnetwork.packaged import PACKAGED
-from mvp_edge.subnetwork.shapes import blank_copy
 from mvp_edge.subnetwork.subnet import resize
-from mvp_edge.subnetwork.units import UnitGroup
 from mvp_edge.subnetwork.weights import classes_in, fill, first_line, read_tensors
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.images import Preprocess

@@ -16,9 +16,9 @@ import numpy as np
 from torch import nn
 
 from mvp_edge.families import unit_groups
+from mvp_edge.structure.shapes import Shape, blank_copy
+from mvp_edge.structure.units import UnitGroup
 from mvp_edge.subnetwork.cost_model import CostModel, Widths, with_classes
-from mvp_edge.subnetwork.shapes import Shape, blank_copy
-from mvp_edge.subnetwork.units import UnitGroup
 from mvp_edge_export.devices.latency import LatencyLaw, Prediction, fastest, latency_laws
 from mvp_edge_export.errors import BadInput, BudgetMissed
 from mvp_edge_export.profile import DeviceProfile

@@ -23,8 +23,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mvp_edge.families import rule_for
-from mvp_edge.subnetwork.activations import Alive, peak
-from mvp_edge.subnetwork.shapes import Shape, blank_copy, tensors_of
+from mvp_edge.structure.activations import Alive, peak
+from mvp_edge.structure.shapes import Shape, blank_copy, tensors_of
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.verified import Cost
 

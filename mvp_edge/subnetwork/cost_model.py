@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mvp_edge.families import family_of
-from mvp_edge.subnetwork.classifier import heads
+from mvp_edge.structure.classifier import heads
+from mvp_edge.structure.shapes import Shape, blank_copy, follow_shapes
+from mvp_edge.structure.units import UnitGroup
 from mvp_edge.subnetwork.cost import Bill, itemise
 from mvp_edge.subnetwork.operators import operators
-from mvp_edge.subnetwork.shapes import Shape, blank_copy, follow_shapes
-from mvp_edge.subnetwork.units import UnitGroup
 from mvp_edge_export.devices.operators import Operators
 from mvp_edge_export.errors import BadInput
 

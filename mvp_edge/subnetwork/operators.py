@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from mvp_edge.families import rule_for
-from mvp_edge.subnetwork.shapes import Shape, blank_copy
+from mvp_edge.structure.shapes import Shape, blank_copy
 from mvp_edge_export.devices.operators import Operators, Row, conv_kind, table
 
 

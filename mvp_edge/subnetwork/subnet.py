@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mvp_edge.families import family_of, unit_groups
-from mvp_edge.subnetwork.classifier import heads
-from mvp_edge.subnetwork.shapes import follow_shapes, tensors_of
-from mvp_edge.subnetwork.units import UnitGroup
+from mvp_edge.structure.classifier import heads
+from mvp_edge.structure.shapes import follow_shapes, tensors_of
+from mvp_edge.structure.units import UnitGroup
 from mvp_edge_export.errors import BadInput
 
 Kept = Mapping[str, NDArray[np.int64]]

@@ -20,8 +20,8 @@ from mvp_edge.methods.catalogue import (
 )
 from mvp_edge.pruning.arithmetic import choose_accelerator
 from mvp_edge.pruning.problem import Problem, Progress, Pruned
-from mvp_edge.pruning.recipe import Recipe
 from mvp_edge.pruning.results import costs, recipe_facts, scores, to_network
+from mvp_edge.recipe import Recipe
 from mvp_edge.subnetwork.backbone import Backbone, absolute_source, load_backbone
 from mvp_edge.subnetwork.budget import exact_widths
 from mvp_edge.tasks.task import Images, Task, find_tasks

@@ -28,11 +28,11 @@ from mvp_edge.pruning.arithmetic import choose_accelerator
 from mvp_edge.pruning.distillation import UNLABELLED, Teacher
 from mvp_edge.pruning.finetune import accuracy, predict_logits
 from mvp_edge.pruning.problem import Problem, Progress, Pruned
-from mvp_edge.pruning.recipe import Recipe
 from mvp_edge.pruning.results import costs, recipe_facts, to_network
+from mvp_edge.recipe import Recipe
+from mvp_edge.structure.classifier import heads
 from mvp_edge.subnetwork.backbone import Backbone, absolute_source, load_backbone
 from mvp_edge.subnetwork.budget import exact_widths
-from mvp_edge.subnetwork.classifier import heads
 from mvp_edge.subnetwork.cost import forward_macs
 from mvp_edge.tasks.task import find_tasks
 from mvp_edge.tasks.unlabelled import unlabelled_images

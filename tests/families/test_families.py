@@ -13,9 +13,9 @@ from torch import nn
 
 from mvp_edge.families import FAMILIES, family_of, unit_groups
 from mvp_edge.pruning.importance import Meter, weight_norms
+from mvp_edge.structure.classifier import heads
 from mvp_edge.subnetwork.backbone import Architecture
 from mvp_edge.subnetwork.budget import Sizer
-from mvp_edge.subnetwork.classifier import heads
 from mvp_edge.subnetwork.cost import cross_check, itemise
 from mvp_edge.subnetwork.network import Network
 from mvp_edge.subnetwork.subnet import compose, extract, mask

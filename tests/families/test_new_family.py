@@ -16,14 +16,14 @@ from mvp_edge.families import FAMILIES, unit_groups
 from mvp_edge.families.family import Family, LayerRule, derived_groups
 from mvp_edge.methods.catalogue import METHODS, method_for, recipe_for
 from mvp_edge.pruning.problem import Problem
-from mvp_edge.pruning.recipe import Recipe
+from mvp_edge.recipe import Recipe
+from mvp_edge.structure.units import Follows, UnitGroup
 from mvp_edge.subnetwork.backbone import Architecture, Backbone
 from mvp_edge.subnetwork.budget import Sizer, exact_widths
 from mvp_edge.subnetwork.cost import cross_check, itemise
 from mvp_edge.subnetwork.network import Network
 from mvp_edge.subnetwork.operators import operators
 from mvp_edge.subnetwork.subnet import extract, mask
-from mvp_edge.subnetwork.units import Follows, UnitGroup
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.images import Preprocess
 from mvp_edge_export.profile import load_profile

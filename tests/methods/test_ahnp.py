@@ -15,9 +15,9 @@ from mvp_edge.pruning.batches import Batches
 from mvp_edge.pruning.finetune import accuracy, make_optimizer, predict_logits, train_step
 from mvp_edge.pruning.importance import weight_norms
 from mvp_edge.pruning.problem import Problem
-from mvp_edge.pruning.recipe import Recipe
 from mvp_edge.pruning.schedule import drop_schedule
 from mvp_edge.pruning.training import Training
+from mvp_edge.recipe import Recipe
 from mvp_edge.subnetwork.backbone import Backbone
 from mvp_edge.subnetwork.budget import exact_widths
 from mvp_edge.subnetwork.subnet import extract, full_coordinates, mask

@@ -15,7 +15,7 @@ from mvp_edge.pruning import arithmetic
 from mvp_edge.pruning.batches import Batch, Batches, to_input
 from mvp_edge.pruning.distillation import UNLABELLED, DistillationBatches, Teacher
 from mvp_edge.pruning.finetune import Ledger, class_means, initialise_head, predict_logits
-from mvp_edge.subnetwork.classifier import heads
+from mvp_edge.structure.classifier import heads
 from mvp_edge.subnetwork.cost import forward_macs
 from mvp_edge.tasks.task import Images
 from tests.support.networks import backbone, digits, problem, prune_by

@@ -25,8 +25,8 @@ from mvp_edge.pruning.finetune import (
     predict_logits,
     train_step,
 )
-from mvp_edge.pruning.recipe import Recipe
-from mvp_edge.subnetwork.classifier import heads
+from mvp_edge.recipe import Recipe
+from mvp_edge.structure.classifier import heads
 from mvp_edge.subnetwork.cost import forward_macs
 from mvp_edge.tasks.task import Images
 from mvp_edge_export.images import Preprocess

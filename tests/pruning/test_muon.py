@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from mvp_edge.pruning.finetune import make_optimizer
 from mvp_edge.pruning.muon import Muon, matrices, orthogonal, update_macs
-from mvp_edge.pruning.recipe import Recipe
 from mvp_edge.pruning.training import Training
-from mvp_edge.subnetwork.classifier import heads
+from mvp_edge.recipe import Recipe
+from mvp_edge.structure.classifier import heads
 from tests.support.networks import backbone, problem
 
 

@@ -15,10 +15,10 @@ from mvp_edge.families import unit_groups
 from mvp_edge.pruning import arithmetic
 from mvp_edge.pruning.finetune import predict_logits
 from mvp_edge.pruning.importance import Meter, least_important, weight_norms
-from mvp_edge.pruning.recipe import SHRINKING
 from mvp_edge.pruning.schedule import drop_schedule
 from mvp_edge.pruning.training import Training, prepare
 from mvp_edge.pruning.votes import Voter
+from mvp_edge.recipe import SHRINKING
 from mvp_edge.subnetwork.budget import exact_widths
 from mvp_edge_export.errors import BadInput
 from tests.support.networks import backbone, digits, network, problem, prune_by

@@ -15,7 +15,7 @@ from mvp_edge.methods.mvp import Voting, average_into, draw, hold_vote, mvp
 from mvp_edge.pruning.importance import weight_norms
 from mvp_edge.pruning.votes import Ballot, Voter
 from mvp_edge.runs.record import group_votes
-from mvp_edge.subnetwork.units import UnitGroup
+from mvp_edge.structure.units import UnitGroup
 from tests.support.networks import backbone, problem, voter
 
 # Drawing without replacement, p ∝ exp(v / τ).

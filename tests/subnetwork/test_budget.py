@@ -15,10 +15,11 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
 from mvp_edge.families import unit_groups
-from mvp_edge.subnetwork import cost, shapes
+from mvp_edge.structure import shapes
+from mvp_edge.structure.units import Cut, UnitGroup
+from mvp_edge.subnetwork import cost
 from mvp_edge.subnetwork.budget import LADDER, Plan, Sizer, exact_widths
 from mvp_edge.subnetwork.subnet import resize
-from mvp_edge.subnetwork.units import Cut, UnitGroup
 from mvp_edge_export.errors import BadInput, BudgetMissed
 from mvp_edge_export.profile import DeviceProfile
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mvp_edge.families import unit_groups
+from mvp_edge.structure.activations import peak
 from mvp_edge.subnetwork import cost
-from mvp_edge.subnetwork.activations import peak
 from mvp_edge.subnetwork.budget import exact_widths
 from mvp_edge.subnetwork.operators import operators
 from mvp_edge.subnetwork.subnet import extract, resize

@@ -244,8 +244,8 @@ def _train(folder: Path) -> None:
     from safetensors.torch import save_file
 
     from mvp_edge.pruning.problem import Problem
-    from mvp_edge.pruning.recipe import Recipe
     from mvp_edge.pruning.training import fine_tune
+    from mvp_edge.recipe import Recipe
     from mvp_edge.subnetwork.backbone import Architecture, Backbone
     from mvp_edge.tasks.task import Task
     from mvp_edge_export.images import Preprocess

@@ -28,12 +28,12 @@ from mvp_edge.pruning.arithmetic import compute
 from mvp_edge.pruning.finetune import estimate_statistics, initialise_head
 from mvp_edge.pruning.importance import Meter, least_important, weight_norms
 from mvp_edge.pruning.problem import Problem, Pruned
-from mvp_edge.pruning.recipe import Recipe
 from mvp_edge.pruning.training import Training
 from mvp_edge.pruning.votes import Ballot, Voter
-from mvp_edge.subnetwork.classifier import heads
+from mvp_edge.recipe import Recipe
+from mvp_edge.structure.classifier import heads
+from mvp_edge.structure.units import UnitGroup
 from mvp_edge.subnetwork.subnet import extract, full_coordinates, kept_axes
-from mvp_edge.subnetwork.units import UnitGroup
 
 Kept = dict[str, NDArray[np.int64]]
 

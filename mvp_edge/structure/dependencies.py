@@ -25,8 +25,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mvp_edge.subnetwork.activations import tensors_in
-from mvp_edge.subnetwork.shapes import Shape, blank_copy, is_grouped
+from mvp_edge.structure.activations import tensors_in
+from mvp_edge.structure.shapes import Shape, blank_copy, is_grouped
 
 Axis = tuple[str, int]
 """A tensor's name in the network, and one of its axes."""

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mvp_edge.families import unit_groups
+from mvp_edge.structure.units import Cut
 from mvp_edge.subnetwork.budget import exact_widths
 from mvp_edge.subnetwork.subnet import extract
-from mvp_edge.subnetwork.units import Cut
 from mvp_edge_export.errors import BadInput
 from tests.support.networks import FAMILIES, backbone, random_kept
 
