@@ -6,15 +6,18 @@
 The bundle appears under its name only after the last check; a failure leaves nothing.
 """
 
+import copy
 import importlib.metadata
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from mvp_edge_export.bundle import Bundle, load_bundle, network_input
@@ -48,7 +51,15 @@ from mvp_edge_export.server.inputs import (
     TaskImages,
     VerifiedNetwork,
 )
-from mvp_edge_export.server.parity import Floats, Labels, Pixels, check_parity, gate_images
+from mvp_edge_export.server.parity import (
+    Doubles,
+    Floats,
+    Labels,
+    Pixels,
+    Rows,
+    check_parity,
+    gate_images,
+)
 from mvp_edge_export.server.quantise import Images
 from mvp_edge_export.storage import atomic_directory, sha256_file, write_json
 from mvp_edge_export.verified import Verdict, Verified
@@ -276,6 +287,10 @@ def _parity(
         raise BadInput(
             f"the {written.network} network gives logits {reference.shape[1:]} for {classes} labels"
         )
+
+    def exact(rows: Rows) -> Doubles:
+        return _logits(copy.deepcopy(written.module).double(), images[rows].astype(np.float64))
+
     for session, setting in _gate_sessions(bundle, written.models):
         yield check_parity(
             reference,
@@ -284,6 +299,7 @@ def _parity(
             network=written.network,
             setting=setting,
             real_images=real,
+            exact=exact,
         )
 
 
@@ -315,6 +331,11 @@ def _check_verified(test: Images, verified: Verified) -> None:
 
 
 def _reference(module: nn.Module, images: Floats) -> Floats:
+    return _logits(module, images)
+
+
+def _logits(module: nn.Module, images: NDArray[Any]) -> NDArray[Any]:
+    """PyTorch's logits [N, C], in the precision of the module and the images."""
     with torch.inference_mode():
         parts = [
             module(torch.from_numpy(images[start : start + _REFERENCE_BATCH])).numpy()

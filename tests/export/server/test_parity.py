@@ -35,7 +35,7 @@ class _Runtime:
         raise NotImplementedError
 
 
-def _check(reference: Any, logits: Any) -> Parity:
+def _check(reference: Any, logits: Any, exact: Any = None) -> Parity:
     return check_parity(
         np.asarray(reference, np.float32),
         np.asarray(logits, np.float32),
@@ -43,6 +43,7 @@ def _check(reference: Any, logits: Any) -> Parity:
         network="pruned",
         setting="f32",
         real_images=1,
+        exact=None if exact is None else lambda rows: np.asarray(exact, np.float64)[rows],
     )
 
 
@@ -50,6 +51,17 @@ def test_equal_logits_pass() -> None:
     check = _check([[1, 2], [4, 3]], [[1, 2], [4, 3]])
     assert (check.max_difference, check.ties) == (0, 0)
     assert (check.real_images, check.random_images) == (1, 1)
+
+
+def test_where_pytorch_itself_is_uncertain_more_is_allowed() -> None:
+    reference, found = [[0, 0.5], [0, 1000]], [[0, 0.5], [0.3, 1000]]
+    with pytest.raises(GateFailed, match=r"image 1 is 3\.00e-01 away .* 1\.00e-01 is allowed"):
+        _check(reference, found)
+    with pytest.raises(GateFailed, match=r"image 1 is 3\.00e-01 away .* 2\.80e-01 is allowed"):
+        _check(reference, found, exact=[[0, 0.5], [0.07, 1000]])
+    assert _check(reference, found, exact=[[0, 0.5], [0.08, 1000]]).tolerance == pytest.approx(0.32)
+    with pytest.raises(GateFailed, match="image 0"):  # one image's uncertainty is not another's
+        _check([[0, 0.5], [0, 1000]], [[0.01, 0.5], [0, 1000]], exact=[[0, 0.5], [9, 1000]])
 
 
 def test_the_tolerance_grows_with_an_image_s_own_logits() -> None:
