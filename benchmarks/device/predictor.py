@@ -26,7 +26,7 @@ from mvp_edge.devices.calibrate import CIFAR_STEM, sample_widths
 from mvp_edge.devices.fitting import feature_table, fit_law
 from mvp_edge.devices.template import Template
 from mvp_edge.families import unit_groups
-from mvp_edge.subnetwork.backbone import Architecture
+from mvp_edge.subnetwork.architecture import Architecture
 from mvp_edge.subnetwork.operators import operators
 from mvp_edge.subnetwork.subnet import resize
 from mvp_edge_export.devices.law import FEATURES

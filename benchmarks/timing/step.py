@@ -29,7 +29,8 @@ from mvp_edge.pruning.finetune import make_optimizer, train_step
 from mvp_edge.pruning.problem import Problem
 from mvp_edge.pruning.training import Training
 from mvp_edge.recipe import Recipe
-from mvp_edge.subnetwork.backbone import Architecture, Backbone
+from mvp_edge.subnetwork.architecture import Architecture
+from mvp_edge.subnetwork.backbone import Backbone
 from mvp_edge.subnetwork.budget import exact_widths
 from mvp_edge.subnetwork.subnet import resize
 from mvp_edge.tasks.task import Images

@@ -68,7 +68,7 @@ def zoo() -> None:
     "--snapshots", default="", metavar="0.5,0.25",
     help="Larger keep ratios at which the networks are kept as well (ifp, ahnp) [none].",
 )  # fmt: skip
-@declared("input_size", "augment", "accelerator", "seed")
+@declared("weights_key", "input_size", "augment", "accelerator", "seed")
 @common
 def zoo_build(console: Console, **options: Any) -> None:
     """Prune every task without a zoo's help; killed at any moment, the same command goes on."""
@@ -121,7 +121,7 @@ def zoo_build(console: Console, **options: Any) -> None:
     help="Number of training steps [32 passes through the images].",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace the trunk of that keep ratio.")
-@declared("input_size", "accelerator", "seed")
+@declared("weights_key", "input_size", "accelerator", "seed")
 @common
 def zoo_trunk(console: Console, **options: Any) -> None:
     """Train one small network on all tasks at once; `prune` starts new tasks from it.

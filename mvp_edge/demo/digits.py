@@ -51,7 +51,8 @@ def train_backbone(folder: Path, progress: Callable[[str, int, int], None]) -> s
     from mvp_edge.pruning.problem import Problem
     from mvp_edge.pruning.training import fine_tune
     from mvp_edge.recipe import Recipe
-    from mvp_edge.subnetwork.backbone import Architecture, Backbone
+    from mvp_edge.subnetwork.architecture import Architecture
+    from mvp_edge.subnetwork.backbone import Backbone
     from mvp_edge.tasks.task import Task
     from mvp_edge_export.images import Preprocess
     from mvp_edge_export.storage import atomic_file, sha256_file, write_json

@@ -23,7 +23,7 @@ from mvp_edge.devices.template import Template
 from mvp_edge.pruning.problem import Progress
 from mvp_edge.structure.shapes import Shape
 from mvp_edge.structure.units import UnitGroup
-from mvp_edge.subnetwork.backbone import Architecture
+from mvp_edge.subnetwork.architecture import Architecture
 from mvp_edge.subnetwork.operators import operators
 from mvp_edge.subnetwork.subnet import resize
 from mvp_edge_export.devices.operators import Operators

@@ -10,23 +10,35 @@ from mvp_edge.families.family import Family, LayerRule
 from mvp_edge.families.mobile import MOBILE
 from mvp_edge.families.regnet import REGNET
 from mvp_edge.families.resnet import RESNET
+from mvp_edge.families.resnetv2 import RESNETV2
 from mvp_edge.families.vit import VIT
 from mvp_edge.structure.units import UnitGroup
 from mvp_edge_export.errors import BadInput
 
-FAMILIES: list[Family] = [RESNET, VIT, MOBILE, REGNET, CONVNEXT]
+FAMILIES: list[Family] = [RESNET, RESNETV2, VIT, MOBILE, REGNET, CONVNEXT]
 
 
 def family_of(model: nn.Module) -> Family:
     """The model's family, by its class or one that it inherits from; BadInput lists the families that work."""
-    for cls in type(model).__mro__:
-        for family in FAMILIES:
-            if f"{cls.__module__}.{cls.__qualname__}" in family.classes:
-                return family
+    found = _known(model)
+    if found is not None:
+        return found
     titles = "; ".join(family.title for family in FAMILIES)
     raise BadInput(
         f"{type(model).__name__} cannot be pruned yet: these families of timm work: {titles}"
     )
+
+
+def adapt(model: nn.Module) -> None:
+    """Change a network that timm has just built into an equal one that the engine understands."""
+    family = _known(model)
+    if family is not None:
+        family.adapt(model)
+
+
+def _known(model: nn.Module) -> Family | None:
+    names = [f"{cls.__module__}.{cls.__qualname__}" for cls in type(model).__mro__]
+    return next((one for name in names for one in FAMILIES if name in one.classes), None)
 
 
 def unit_groups(model: nn.Module, policy: str | None = None) -> tuple[UnitGroup, ...]:

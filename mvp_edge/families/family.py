@@ -36,7 +36,7 @@ class LayerRule:
     """Bytes that its nodes add to an exported file."""
 
 
-def _follow_nothing(_model: Any) -> None:
+def _nothing(_model: Any) -> None:
     pass
 
 
@@ -64,7 +64,9 @@ class Family:
     """Method → how its recipe differs from the family's."""
     layers: Mapping[str, LayerRule] = field(default_factory=dict)
     """Class of a layer of its own → what it costs."""
-    follow: Callable[[Any], None] = _follow_nothing
+    adapt: Callable[[Any], None] = _nothing
+    """Changes a network that timm has just built into an equal one that the engine understands."""
+    follow: Callable[[Any], None] = _nothing
     """Sets what else follows a cut: attributes that are computed from several sizes of a module."""
 
     @property

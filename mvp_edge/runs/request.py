@@ -97,9 +97,15 @@ class Request:
         "Zoo whose networks are used; its backbone is pruned.", kind="place", metavar="Z"
     )
     backbone: str | None = _option(
-        "Pre-trained network: a timm name, a description.json, or ARCHITECTURE@FILE [the zoo's].",
+        "Pre-trained network: efficientnet-lite0, a timm name, hf-hub:ORGANISATION/MODEL, a description.json, or "
+        "ARCHITECTURE@FILE [the zoo's].",
         kind="path",
         metavar="NAME|FILE",
+    )
+    weights_key: str | None = _option(
+        "Which of the state dicts in the backbone's file is used, e.g. teacher [averaged weights (EMA) or the "
+        "teacher where there are any].",
+        metavar="KEY",
     )
     classes: Sequence[str] | None = _option(
         "Use only these classes of the task, separated by commas [all].",

@@ -79,6 +79,8 @@ class BackboneFacts(Part):
     """Pixels of the square input's side, or (channels, height, width)."""
     num_classes: int
     """Classes that it was pre-trained on."""
+    notes: tuple[str, ...] = ()
+    """What was done to make its weights fit, and where its preprocessing is from."""
 
     @property
     def pixels(self) -> int:

@@ -128,6 +128,8 @@ def settle(
     overrides = load_overrides(Path(request.synsets)) if request.synsets else None
     accelerator = choose_accelerator(request.accelerator)
     backbone = _backbone(request, zoo)
+    for note in backbone.notes:
+        say(f"{backbone.name}: {note}")
     policy = _policy(request, zoo, backbone)
     if request.method != "auto":
         method_for(request.method, backbone.family)
@@ -200,10 +202,12 @@ def _backbone(request: Request, zoo: Zoo | None) -> Backbone:
     """The backbone asked for, or the zoo's; at the zoo's input size where there is a zoo."""
     if zoo is None:
         assert request.backbone is not None  # a request names a zoo or a backbone
-        return load_backbone(absolute_source(request.backbone), request.input_size)
+        return load_backbone(
+            absolute_source(request.backbone), request.input_size, request.weights_key
+        )
     size = request.input_size or zoo.input_size
     if request.backbone is not None:
-        backbone = load_backbone(absolute_source(request.backbone), size)
+        backbone = load_backbone(absolute_source(request.backbone), size, request.weights_key)
     else:
         source = absolute_source(zoo.backbone_source)
         file = Path(source.rpartition("@")[2])

@@ -21,7 +21,8 @@ from torch import nn
 
 from mvp_edge.families import unit_groups
 from mvp_edge.schema import JsonFile, Part
-from mvp_edge.subnetwork.backbone import Architecture, Backbone
+from mvp_edge.subnetwork.architecture import Architecture
+from mvp_edge.subnetwork.backbone import Backbone
 from mvp_edge.subnetwork.subnet import SubNetwork, check_kept, resize
 from mvp_edge.subnetwork.weights import first_line
 from mvp_edge_export.errors import BadInput

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from mvp_edge.subnetwork.weights import read_tensors
+from mvp_edge.subnetwork.weights import Weights, read_weights
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.storage import sha256_file
 
@@ -46,10 +46,10 @@ class Packaged:
             )
         return path
 
-    def tensors(self, path: Path) -> dict[str, torch.Tensor]:
+    def weights(self, path: Path) -> Weights:
         """The file's tensors by timm's names."""
-        tensors = read_tensors(path)
-        return {timm_name(name, tensors): tensor for name, tensor in tensors.items()}
+        read = read_weights(path)
+        return read.noting({timm_name(n, read.tensors): t for n, t in read.tensors.items()})
 
 
 PACKAGED: Mapping[str, Packaged] = {

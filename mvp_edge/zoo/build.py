@@ -50,6 +50,8 @@ class ZooBuild:
     snapshots: Sequence[float] = ()
     """Larger keep ratios at which the networks are kept as well."""
     input_size: int | None = None
+    weights_key: str | None = None
+    """Which state dict of the backbone's file is used; see `load_backbone`."""
     augment: tuple[str, ...] | None = None
     accelerator: str = "auto"
     seed: int = 0
@@ -70,7 +72,7 @@ class ZooBuild:
                     f"{ratio:g}: a snapshot's ratio lies between --keep {self.keep:g} and 1",
                     field="snapshots",
                 )
-        backbone = load_backbone(absolute_source(self.backbone), self.input_size)
+        backbone = load_backbone(absolute_source(self.backbone), self.input_size, self.weights_key)
         policy = self.policy or backbone.family.policies[0]
         exact_widths(unit_groups(backbone.model, policy), self.keep)
         method = self._method(backbone.family)
@@ -85,6 +87,8 @@ class ZooBuild:
         zoo = Zoo.create(self.path, backbone, policy, self.keep)
         todo = [task for task in tasks if task.name not in zoo.names()]
         done = len(tasks) - len(todo)
+        for note in backbone.notes:
+            say(f"{backbone.name}: {note}")
         say(f"{self.path}: {len(tasks)} tasks, {done} done; {method}, {recipe.steps} steps each")
         builder = Builder(zoo, backbone, method, recipe, self.snapshots, self.seed)
         return zoo, builder.build(todo, progress)

@@ -70,6 +70,8 @@ class TrunkBuild:
     """Training steps; ``EPOCHS`` passes through the images if None."""
     input_size: int | None = None
     """Side of a new zoo's images in pixels; the backbone's own if None."""
+    weights_key: str | None = None
+    """Which state dict of the backbone's file is used; see `load_backbone`."""
     accelerator: str = "auto"
     seed: int = 0
     """Seed of sampled tasks, splits and batches."""
@@ -100,8 +102,11 @@ class TrunkBuild:
             else []
         )
         backbone = self._backbone()
+        for note in backbone.notes:
+            say(f"{backbone.name}: {note}")
         loose = None
         if self.images is not None:
+            _check_teacher(backbone)
             most = POOL_BYTES // (3 * backbone.preprocess.size**2)
             loose = unlabelled_images(self.images, backbone.preprocess, most, self.seed, progress)
         zoo = self._zoo(backbone)
@@ -148,10 +153,12 @@ class TrunkBuild:
         if not is_zoo(self.path):
             if self.backbone is None:
                 raise BadInput(f"{self.path} is not a zoo: pass --backbone to create one")
-            return load_backbone(absolute_source(self.backbone), self.input_size)
+            return load_backbone(absolute_source(self.backbone), self.input_size, self.weights_key)
         zoo = Zoo.open(self.path)
         size = self.input_size or zoo.input_size
-        backbone = load_backbone(absolute_source(self.backbone or zoo.backbone_source), size)
+        backbone = load_backbone(
+            absolute_source(self.backbone or zoo.backbone_source), size, self.weights_key
+        )
         zoo.check(backbone, self.policy)
         keep = zoo.keep if self.keep is None else self.keep
         if not self.force and any(abs(trunk.keep - keep) < 1e-9 for trunk in zoo.trunks()):
@@ -228,6 +235,7 @@ class TrunkTraining:
 
     def _teacher(self, pooled: Pool, progress: Progress) -> Teacher:
         """The backbone's own logits of the pooled images."""
+        _check_teacher(self.backbone)
         whole = copy.deepcopy(self.backbone.model).to(self.accelerator)
         pixels, logits = pooled.images.pixels, []
         for first in range(0, len(pixels), TEACHER_BATCH):
@@ -235,6 +243,15 @@ class TrunkTraining:
             logits.append(predict_logits(whole, some, self.backbone.preprocess, fast=True))
             progress("teacher logits", first + len(some), len(pixels))
         return Teacher(torch.from_numpy(np.concatenate(logits)))
+
+
+def _check_teacher(backbone: Backbone) -> None:
+    """Raise BadInput where the backbone has no logits, from which images without labels are learned."""
+    if backbone.headless:
+        raise BadInput(
+            f"{backbone.name} has no classifier, so it cannot teach images without labels: give --tasks alone",
+            field="images",
+        )
 
 
 def class_names(pooled: Pool, backbone: Backbone) -> tuple[str, ...]:

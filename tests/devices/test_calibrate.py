@@ -17,7 +17,7 @@ from mvp_edge.devices import calibrate as calibrating
 from mvp_edge.devices.calibrate import Sampling, calibrate, sample_networks, sample_widths
 from mvp_edge.devices.fitting import fit_law
 from mvp_edge.families import unit_groups
-from mvp_edge.subnetwork.backbone import Architecture
+from mvp_edge.subnetwork.architecture import Architecture
 from mvp_edge.subnetwork.operators import operators
 from mvp_edge.subnetwork.subnet import resize
 from mvp_edge_export.devices.latency import latency_laws

@@ -14,7 +14,8 @@ from torch import nn
 from mvp_edge.families import FAMILIES, family_of, unit_groups
 from mvp_edge.pruning.importance import Meter, weight_norms
 from mvp_edge.structure.classifier import heads
-from mvp_edge.subnetwork.backbone import Architecture
+from mvp_edge.subnetwork.architecture import Architecture
+from mvp_edge.subnetwork.backbone import load_backbone
 from mvp_edge.subnetwork.budget import Sizer
 from mvp_edge.subnetwork.cost import cross_check, itemise
 from mvp_edge.subnetwork.network import Network
@@ -36,6 +37,8 @@ MEMBERS = {
     "regnety_002": "regnet",
     "resnext50_32x4d": "resnet",
     "seresnet18": "resnet",
+    "resnetv2_18": "resnetv2",
+    "resnetv2_18d": "resnetv2",
     "ecaresnet26t": "resnet",
     "convnext_atto": "convnext",
     "convnext_tiny": "convnext",
@@ -55,7 +58,7 @@ CASES = [
 def member(name: str) -> nn.Module:
     """A network with drawn weights and statistics; shared, so not to be changed."""
     torch.manual_seed(0)
-    model: nn.Module = timm.create_model(name, num_classes=5)
+    model = Architecture(name, {}, {}, SIDE).build(5)
     with torch.no_grad():
         for name_, tensor in (*model.named_parameters(), *model.named_buffers()):
             if name_.endswith("running_var"):
@@ -176,3 +179,14 @@ def test_a_grouped_convolution_is_cut_by_whole_groups() -> None:
     small: Any = extract(whole, {group.name: np.array([0, 2])})
     cut = small.s2.b1.conv2.conv
     assert (cut.groups, cut.out_channels, cut.weight.shape[1]) == (2, 2 * width, width)
+
+
+def test_a_classifier_that_is_a_convolution_becomes_the_same_linear_layer(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    theirs = timm.create_model("resnetv2_18", num_classes=4).eval()
+    torch.save(theirs.state_dict(), tmp_path / "w.pth")
+    ours = load_backbone(f"resnetv2_18@{tmp_path / 'w.pth'}", SIDE)
+    assert ours.model.state_dict()["head.fc.weight"].shape == (4, 512)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.model(images()), theirs(images()), rtol=1e-5, atol=1e-5)
+    assert ours.with_head(7)(images()).shape == (2, 7)

@@ -18,7 +18,8 @@ from mvp_edge.methods.catalogue import METHODS, method_for, recipe_for
 from mvp_edge.pruning.problem import Problem
 from mvp_edge.recipe import Recipe
 from mvp_edge.structure.units import Follows, UnitGroup
-from mvp_edge.subnetwork.backbone import Architecture, Backbone
+from mvp_edge.subnetwork.architecture import Architecture
+from mvp_edge.subnetwork.backbone import Backbone
 from mvp_edge.subnetwork.budget import Sizer, exact_widths
 from mvp_edge.subnetwork.cost import cross_check, itemise
 from mvp_edge.subnetwork.network import Network

@@ -9,7 +9,8 @@ import pytest
 import timm
 import torch
 
-from mvp_edge.subnetwork.backbone import Architecture, load_backbone
+from mvp_edge.subnetwork.architecture import Architecture
+from mvp_edge.subnetwork.backbone import load_backbone
 from mvp_edge_export.errors import BadInput
 from tests.support.networks import SHALLOW, Describe, backbone, described, refusal
 
@@ -188,7 +189,7 @@ def test_no_network_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     """Said at once: the hub's client would retry for a minute, a warning each time."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("mvp_edge.subnetwork.backbone.getproxies", dict)
+    monkeypatch.setattr("mvp_edge.subnetwork.hub.getproxies", dict)
 
     def unknown_host(*_: Any) -> None:
         raise socket.gaierror("Name or service not known")
@@ -211,7 +212,7 @@ def test_a_download_that_breaks_is_one_line(
         return built(name, pretrained=False, **arguments)
 
     monkeypatch.setattr(timm, "create_model", create)
-    monkeypatch.setattr("mvp_edge.subnetwork.backbone.getproxies", lambda: {"https": "proxy"})
+    monkeypatch.setattr("mvp_edge.subnetwork.hub.getproxies", lambda: {"https": "proxy"})
     assert "failed (connection reset); for a local file" in refusal("resnet18")
 
 
@@ -222,7 +223,7 @@ def test_a_download_that_succeeds_is_a_backbone(monkeypatch: pytest.MonkeyPatch)
         return built(name, pretrained=False, **arguments)
 
     monkeypatch.setattr(timm, "create_model", create)
-    monkeypatch.setattr("mvp_edge.subnetwork.backbone.getproxies", lambda: {"https": "proxy"})
+    monkeypatch.setattr("mvp_edge.subnetwork.hub.getproxies", lambda: {"https": "proxy"})
     loaded = load_backbone("vit_tiny_patch16_224", 64)
     assert loaded.shape == (3, 64, 64)
     assert loaded.source == "vit_tiny_patch16_224"

@@ -9,7 +9,7 @@ import torch
 from mvp_edge.subnetwork import packaged
 from mvp_edge.subnetwork.backbone import load_backbone
 from mvp_edge.subnetwork.packaged import PACKAGED, timm_name
-from mvp_edge.subnetwork.weights import read_tensors
+from mvp_edge.subnetwork.weights import read_weights
 from mvp_edge_export.errors import BadInput
 
 torch.set_num_threads(1)
@@ -28,7 +28,7 @@ def test_it_computes_what_the_authors_own_network_computes() -> None:
 @pytest.mark.parametrize("name", PACKAGED)
 def test_every_tensor_has_its_name(name: str) -> None:
     own = PACKAGED[name]
-    tensors = read_tensors(own.locate(name))
+    tensors = read_weights(own.locate(name)).tensors
     assert len({timm_name(old, tensors) for old in tensors}) == len(tensors)
     backbone = load_backbone(name)  # strict: every tensor, in its shape
     assert backbone.family.name == "mobile"

@@ -29,7 +29,8 @@ from mvp_edge.methods.catalogue import METHODS, recipe_for
 from mvp_edge.pruning import training
 from mvp_edge.pruning.problem import Problem, Pruned
 from mvp_edge.pruning.votes import Voter
-from mvp_edge.subnetwork.backbone import Architecture, Backbone, load_backbone
+from mvp_edge.subnetwork.architecture import Architecture
+from mvp_edge.subnetwork.backbone import Backbone, load_backbone
 from mvp_edge.subnetwork.budget import exact_widths
 from mvp_edge.subnetwork.network import Network
 from mvp_edge.subnetwork.subnet import extract

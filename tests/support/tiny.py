@@ -246,7 +246,8 @@ def _train(folder: Path) -> None:
     from mvp_edge.pruning.problem import Problem
     from mvp_edge.pruning.training import fine_tune
     from mvp_edge.recipe import Recipe
-    from mvp_edge.subnetwork.backbone import Architecture, Backbone
+    from mvp_edge.subnetwork.architecture import Architecture
+    from mvp_edge.subnetwork.backbone import Backbone
     from mvp_edge.tasks.task import Task
     from mvp_edge_export.images import Preprocess
     from mvp_edge_export.storage import sha256_file, write_json

@@ -25,7 +25,7 @@ from mvp_edge_export.running.sessions import Session
 REAL_IMAGES = 64
 RANDOM_IMAGES = 16
 TOLERANCE = 1e-4
-ROUNDING = 4
+ROUNDING = 10
 """A runtime may be so many times as far from PyTorch's float32 logits as these are from float64 ones. Both round
 along the way, in another order; a network that was hardly trained may amplify that on random noise."""
 MAX_DROP = 0.005
