@@ -10,9 +10,9 @@ from mvp_edge.recipe import Recipe
 
 def _linear_classifier(model: Any) -> None:
     """Make the classifier, a 1×1 convolution of one pixel, the linear layer that it is."""
-    head = model.head
+    head: Any = model.head
     if isinstance(head.fc, nn.Conv2d):
-        linear = nn.Linear(1, 1)
+        linear: Any = nn.Linear(1, 1)
         linear.out_features, linear.in_features = head.fc.weight.shape[:2]
         linear.weight = nn.Parameter(head.fc.weight.detach().flatten(1))
         linear.bias = head.fc.bias
