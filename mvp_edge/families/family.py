@@ -1,6 +1,7 @@
 """What a family of backbones is, and the unit groups of families that need no rules of their own."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
@@ -10,6 +11,7 @@ from torch import nn
 
 from mvp_edge.recipe import Recipe
 from mvp_edge.structure.dependencies import Channels, dependencies
+from mvp_edge.structure.shapes import is_grouped
 from mvp_edge.structure.units import Cut, Point, Rescaled, UnitGroup
 from mvp_edge_export.devices.operators import Row
 from mvp_edge_export.errors import BadInput
@@ -75,6 +77,11 @@ class Family:
         return (*ONE_SHOT, *self.iterative, "conventional")
 
 
+_REMEMBERED = 64
+_derived: OrderedDict[tuple[Any, ...], list[UnitGroup]] = OrderedDict()
+"""Structure and policy → unit groups, of the networks last asked for."""
+
+
 def derived_groups(model: nn.Module, policy: str) -> list[UnitGroup]:
     """The unit groups of a convolutional network, from what its channels run through.
 
@@ -84,6 +91,24 @@ def derived_groups(model: nn.Module, policy: str) -> list[UnitGroup]:
     Raises:
         BadInput: nothing in the network can be cut.
     """
+    key = (policy, *_structure(model))  # a network that shrinks is asked several times at each size
+    if key not in _derived:
+        _derived[key] = _derive(model, policy)
+    _derived.move_to_end(key)
+    while len(_derived) > _REMEMBERED:
+        _derived.popitem(last=False)
+    return list(_derived[key])
+
+
+def _structure(model: nn.Module) -> Iterator[Any]:
+    """Everything about a network on which its unit groups depend: its layers, and the shapes of its tensors."""
+    for name, module in model.named_modules():
+        yield name, type(module), is_grouped(module)
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        yield name, tuple(tensor.shape)
+
+
+def _derive(model: nn.Module, policy: str) -> list[UnitGroup]:
     everything = dependencies(model, (3, SIDE, SIDE))
     found = [channels for channels in everything if channels.fixed is None]
     if not found:

@@ -14,6 +14,7 @@ never run, changed or duplicated, and its device and precision do not matter.
 import warnings
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -204,7 +205,8 @@ def layers(module: nn.Module, shape: Shape) -> list[LayerCost]:
 
     The parameters sum to the network's, and so do the flops (in fvcore's convention).
     """
-    return _forward(module, shape, 1)[0]
+    replica = blank_copy(module)
+    return _count(replica, shape, 1, torch.no_grad())
 
 
 def forward_macs(module: nn.Module, shape: Shape) -> int:
@@ -238,7 +240,10 @@ def paper_cost(dense_macs: int, batch: int, densities: Iterable[float]) -> float
 
 def itemise(module: nn.Module, shape: Shape, batch: int = 1) -> Bill:
     """The cost item by item, from shapes alone; ``batch`` concerns the activations."""
-    found, alive = _forward(module, shape, batch)
+    replica = blank_copy(module)
+    alive = Alive(tensors_of(replica).values())
+    with torch.no_grad():
+        found = _count(replica, shape, batch, alive)
     floats = [tensor for tensor in tensors_of(module).values() if tensor.is_floating_point()]
     file, overhead = _file(module)
     return Bill(
@@ -279,9 +284,10 @@ def _attention_handle(inputs: list[Any], _outputs: list[Any]) -> int:
     return int(prod(query) * key[-2] + prod(query[:-1]) * prod(value[-2:]))
 
 
-def _forward(module: nn.Module, shape: Shape, batch: int) -> tuple[list[LayerCost], Alive]:
-    """One forward pass of a copy without weights: the hand formulas, and the lifetimes of its tensors."""
-    replica = blank_copy(module)
+def _count(
+    replica: nn.Module, shape: Shape, batch: int, watched: AbstractContextManager[Any]
+) -> list[LayerCost]:
+    """The hand formulas over one forward pass, in a context, of a copy without weights."""
     found: list[LayerCost] = []
     owned: set[int] = set()
 
@@ -301,13 +307,12 @@ def _forward(module: nn.Module, shape: Shape, batch: int) -> tuple[list[LayerCos
     for name, layer in replica.named_modules():
         layer.register_forward_hook(hook(name))
     image = torch.empty(batch, *shape, device="meta")
-    alive = Alive(tensors_of(replica).values())
-    with torch.no_grad(), alive:
+    with watched:
         replica(image)
     for name, parameter in replica.named_parameters():
         if id(parameter) not in owned:
             found.append(LayerCost(name, "parameter", 0, parameter.numel(), tuple(parameter.shape)))
-    return found, alive
+    return found
 
 
 def _by_hand(layer: Any, x: torch.Tensor, y: torch.Tensor) -> tuple[str, int] | None:

@@ -91,7 +91,7 @@ def _unpickled(path: Path) -> Any:
     """What torch.save wrote; beside tensors and plain values, only the arguments of argparse are read."""
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
-            for remark in ("Detected pickle protocol", "Validating sparse tensor"):
+            for remark in ("Detected pickle protocol", "Validating sparse", "TypedStorage is"):
                 warnings.filterwarnings("ignore", remark, UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
