@@ -1,7 +1,7 @@
 """How this machine trains: on which accelerator, in which precision and memory layout, on how many threads."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from mvp_edge.pruning.depthwise import FastDepthwise
 from mvp_edge_export.errors import BadInput
 
 STEP_MACS_A_THREAD = 1.5e9
@@ -36,10 +37,21 @@ def faster_dtype(accelerator: str) -> torch.dtype | None:
 
 @contextmanager
 def compute(accelerator: str) -> Iterator[None]:
-    """A context in the precision that networks are trained in."""
+    """A context in the precision that networks are trained in.
+
+    On a CPU, bfloat16 alone makes depthwise networks slower than float32; with gradients of their own they are
+    faster than in either (`python -m benchmarks.timing.arithmetic`).
+    """
     dtype = faster_dtype(accelerator)
-    with torch.autocast(accelerator, dtype=dtype, enabled=dtype is not None):
+    own = FastDepthwise() if dtype is not None and accelerator == "cpu" else nullcontext()
+    with torch.autocast(accelerator, dtype=dtype, enabled=dtype is not None), own:
         yield
+
+
+def arithmetic_of(accelerator: str) -> str:
+    """In which arithmetic networks are trained here: a resumed run has to be computed in the same one."""
+    dtype = faster_dtype(accelerator)
+    return "float32" if dtype is None else str(dtype).removeprefix("torch.")
 
 
 @contextmanager
@@ -64,15 +76,17 @@ def lay_out(
 ) -> nn.Module:
     """Move to the accelerator, in the memory layout that trains faster there.
 
-    Measured: channels-last is faster for wide layers and on one thread, the default layout for narrow layers on
-    several threads.
+    Measured: channels-last is faster for depthwise convolutions, wide layers and on one thread, the default layout
+    for narrow layers on several threads.
     """
     if layout is None and spoils_channels_last(model, accelerator):
         layout = torch.contiguous_format
     if layout is None:
-        channels = [m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)] or [0]
-        wide = float(np.median(channels)) >= 48 or torch.get_num_threads() == 1
-        layout = torch.channels_last if wide or accelerator == "cuda" else torch.contiguous_format
+        convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+        wide = float(np.median([m.out_channels for m in convolutions] or [0])) >= 48
+        depthwise = any(1 < m.groups == m.in_channels for m in convolutions)
+        last = wide or depthwise or torch.get_num_threads() == 1 or accelerator == "cuda"
+        layout = torch.channels_last if last else torch.contiguous_format
     moved: nn.Module = model.to(accelerator).to(memory_format=layout)
     return moved
 

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from mvp_edge.pruning.arithmetic import arithmetic_of
 from mvp_edge.pruning.finetune import History, Ledger
 from mvp_edge.pruning.problem import Problem, Snapshot
 from mvp_edge.subnetwork.subnet import Kept, resize
@@ -152,6 +153,7 @@ def _identity(problem: Problem, model: nn.Module, kept: Kept, method: str) -> st
             "format": FORMAT,
             "method": method,
             "recipe": asdict(problem.recipe),
+            "arithmetic": arithmetic_of(problem.recipe.accelerator),
             "seed": problem.seed,
             "policy": problem.policy,
             "widths": dict(problem.widths),

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from mvp_edge.methods.catalogue import method_for
 from mvp_edge.methods.mvp import Voting, mvp
+from mvp_edge.pruning.arithmetic import arithmetic_of
 from mvp_edge.pruning.finetune import Ledger
 from mvp_edge.pruning.problem import Problem, Progress, Pruned
 from mvp_edge.pruning.results import costs, scores, to_network
@@ -254,6 +255,7 @@ def _write_pruned(settled: Settled, run: RunDirectory, pruned: Pruned) -> None:
         updates=recipe.updates,
         lr=recipe.lr,
         optimizer=recipe.optimizer,
+        arithmetic=arithmetic_of(recipe.accelerator),
         augmented=tuple(recipe.augmentation(images)),
         similarity_flops=similarity,
         statistics_flops=pruned.ledger.statistics_flops,

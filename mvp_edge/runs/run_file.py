@@ -155,6 +155,8 @@ class TrainingFacts(Part):
     """Updates a step, each on an equal share of the batch."""
     lr: float
     optimizer: str | None = None
+    arithmetic: str | None = None
+    """In which a step multiplies: float32 or bfloat16; None: the run does not say."""
     augmented: tuple[str, ...] | None = None
     """Augmentations of the images; empty: none were augmented; None: the run does not say."""
     similarity_flops: Flops = 0
