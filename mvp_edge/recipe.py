@@ -31,6 +31,8 @@ class Recipe:
     """cosine: from lr to 0. hold: lr while the network shrinks (`SHRINKING` of the steps), then cosine."""
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    fused: bool = False
+    """AdamW only: one kernel for each update, which is faster for networks of many small tensors."""
     augment: tuple[str, ...] | None = None
     """Some of `AUGMENTATIONS`. None: all of them, but none in a run of at most `PLAIN_PASSES` passes."""
     head: Literal["means", "zero", "random"] = "means"

@@ -3,8 +3,8 @@
     python -m benchmarks.timing.arithmetic          on an idle machine
 
 Steps of 32 images: forward, loss, gradients, AdamW. Four ways run in turn in one process, and the ratios of each
-round's times count: plain, channels-last memory, bfloat16 in channels-last memory, and the product's own, which adds
-gradients of its own for depthwise convolutions. Whole networks, and those with half of the units. Results go to
+round's times count: plain; channels-last memory; bfloat16 in channels-last memory; and the product's own, with
+gradients of its own for depthwise convolutions and, for most families, a fused optimizer. Whole networks, and those with half of the units. Results go to
 results/arithmetic.json.
 """
 
@@ -12,6 +12,7 @@ import copy
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from benchmarks.study.rows import RESULTS
 from mvp_edge.families import family_of, unit_groups
 from mvp_edge.machine import this_computer, versions
 from mvp_edge.pruning.arithmetic import arithmetic_of, compute, faster_dtype, lay_out
+from mvp_edge.pruning.finetune import make_optimizer
+from mvp_edge.recipe import Recipe
 from mvp_edge.subnetwork.architecture import Architecture
 from mvp_edge.subnetwork.budget import exact_widths
 from mvp_edge.subnetwork.subnet import resize
@@ -64,11 +67,15 @@ WAYS: dict[str, tuple[torch.memory_format | None, Context]] = {
 
 
 def step_of(
-    source: nn.Module, side: int, layout: torch.memory_format | None, context: Context
+    source: nn.Module,
+    side: int,
+    layout: torch.memory_format | None,
+    context: Context,
+    recipe: Recipe,
 ) -> Callable[[], float]:
     """A function that takes one training step and returns its seconds."""
     model = lay_out(copy.deepcopy(source), "cpu", layout).train()
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
+    optimizer = make_optimizer(model, recipe)
     images = torch.randn(IMAGES, 3, side, side)
     if layout != torch.contiguous_format:
         images = images.contiguous(memory_format=torch.channels_last)
@@ -92,7 +99,9 @@ def measured(name: str, side: int, keep: float) -> dict[str, Any]:
     model = Architecture(name, {}, {}, side).build(10)
     if keep < 1:
         model = resize(model, exact_widths(unit_groups(model), keep))
-    steps = {way: step_of(model, side, *how) for way, how in WAYS.items()}
+    own = replace(family_of(model).recipe, optimizer="adamw", lr=1e-4)
+    recipes = {way: own if way == "product" else replace(own, fused=False) for way in WAYS}
+    steps = {way: step_of(model, side, *how, recipes[way]) for way, how in WAYS.items()}
     for step in steps.values():
         step()  # warm
     times = [{way: step() for way, step in steps.items()} for _ in range(ROUNDS)]

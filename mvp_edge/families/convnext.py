@@ -9,5 +9,5 @@ CONVNEXT = Family(
     classes=("timm.models.convnext.ConvNeXt",),
     policies=("inner",),
     groups=derived_groups,
-    recipe=Recipe(optimizer="adamw", lr=1e-3, weight_decay=0.05),
+    recipe=Recipe(optimizer="adamw", lr=1e-3, weight_decay=0.05, fused=True),
 )

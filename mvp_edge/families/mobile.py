@@ -13,5 +13,5 @@ MOBILE = Family(
     classes=("timm.models.efficientnet.EfficientNet", "timm.models.mobilenetv3.MobileNetV3"),
     policies=("tied", "inner"),
     groups=derived_groups,
-    recipe=Recipe(optimizer="adamw", lr=1e-3, weight_decay=0.05),
+    recipe=Recipe(optimizer="adamw", lr=1e-3, weight_decay=0.05, fused=True),
 )

@@ -78,7 +78,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         {"params": decayed, "weight_decay": recipe.weight_decay},
         {"params": plain, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(sets, recipe.lr)
+    return torch.optim.AdamW(sets, recipe.lr, fused=recipe.fused or None)
 
 
 def train_step(
