@@ -4,8 +4,8 @@
 
 Steps of 32 images: forward, loss, gradients, AdamW. Four ways run in turn in one process, and the ratios of each
 round's times count: plain; channels-last memory; bfloat16 in channels-last memory; and the product's own, with
-gradients of its own for depthwise convolutions and, for most families, a fused optimizer. Whole networks, and those with half of the units. Results go to
-results/arithmetic.json.
+gradients of its own for depthwise convolutions and, for most families, a fused optimizer. Whole networks, and those
+with half of the units. Results go to results/arithmetic.json.
 """
 
 import copy
