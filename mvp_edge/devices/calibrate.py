@@ -115,7 +115,8 @@ def sample_widths(groups: Sequence[UnitGroup], rng: np.random.Generator) -> dict
             own = min(1.0, own * float(np.exp(rng.normal(0, UNEVENNESS))))
         width = max(1, int(own * group.size + 0.5))
         if rounded and group.kind in ("filter", "node"):
-            width = min(group.size, max(ROUNDING, width - width % ROUNDING))
+            quantum = -(-ROUNDING // group.width)
+            width = min(group.size, max(quantum, width - width % quantum))
         widths[group.name] = width
     return widths
 

@@ -4,8 +4,8 @@
     template ─ each size as c · Π widths, random weights ─→ ONNX file
 
 PyTorch's exporter takes seconds a network. Its graph depends on the widths only through sizes: of the
-weights, and of the targets of reshapes. In one export at prime widths, the prime factors of a size
-identify the unit groups that it depends on (as in `mvp_edge.subnetwork.cost_model`).
+weights, of the targets of reshapes, and the number of groups of convolutions. In one export at prime widths,
+the prime factors of a size identify the unit groups that it depends on (as in `mvp_edge.subnetwork.cost_model`).
 """
 
 from collections.abc import Iterator, Mapping
@@ -79,6 +79,10 @@ class Template:
                 sizes = [self._cut(int(size), order) for size in value.flat]
                 value = np.array(sizes, value.dtype).reshape(value.shape)
             tensor.CopyFrom(onnx.numpy_helper.from_array(value, tensor.name))
+        for node in model.graph.node:
+            for attribute in node.attribute:
+                if node.op_type == "Conv" and attribute.name == "group":
+                    attribute.i = self._cut(attribute.i, order)
         return model
 
     def _cut(self, size: int, widths: list[int]) -> int:
