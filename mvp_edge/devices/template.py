@@ -70,12 +70,13 @@ class Template:
         order = [widths[group.name] for group in self.groups]
         model = onnx.ModelProto()
         model.CopyFrom(self._graph)
+        indices = {node.input[1] for node in model.graph.node if node.op_type == "Gather"}
         for tensor in model.graph.initializer:
             value = onnx.numpy_helper.to_array(tensor)
             if value.dtype.kind == "f":
                 shape = tuple(self._cut(size, order) for size in value.shape)
                 value = value if value.size == 1 else _random_weights(shape, rng)
-            else:
+            elif tensor.name not in indices:
                 sizes = [self._cut(int(size), order) for size in value.flat]
                 value = np.array(sizes, value.dtype).reshape(value.shape)
             tensor.CopyFrom(onnx.numpy_helper.from_array(value, tensor.name))
