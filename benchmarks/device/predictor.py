@@ -1,11 +1,12 @@
 """How well is latency predicted? A linear law and gradient-boosted trees, on pruned networks outside the fit.
 
-    python -m benchmarks.device.predictor collect --threads 1 --until 400    on an idle machine; resumable
+    python -m benchmarks.device.predictor collect --threads 1 --until 1800   on an idle machine; resumable
     python -m benchmarks.device.predictor compare                            needs scikit-learn
 
-``collect`` gives networks of five architectures widths as pruning does (uniform or not, rounded to 8 or not, 5 % to
-all of the units; random weights, on which time does not depend) and times each for 0.6 s, one after the other in a
-process for each runtime and number of threads. Measurements that another load disturbed are left out.
+``collect`` gives networks of every family (EfficientNet-Lite0 at three sizes of image) widths as pruning does
+(uniform or not, rounded to 8 or not, 5 % to all of the units; random weights, on which time does not depend) and
+times each for 0.6 s, one after the other in a process for each runtime and number of threads. Measurements that
+another load disturbed are left out, and made again by the next call. All rows are of one type of machine.
 
 ``compare`` fits the models twice and predicts the networks outside the fit: every third network of each family
 ("split": third), and a whole family at a time ("split": family). Rows contain every prediction.
@@ -38,15 +39,33 @@ from mvp_edge_export.storage import read_json, write_json
 
 HERE = Path(__file__).parent
 TIMES, RESULT = HERE / "predictor_times.json", HERE / "predictor.json"
+
+
+def _plain(name: str, size: int) -> Architecture:
+    return Architecture(name, {}, {}, size)
+
+
 FAMILIES = {
-    "ResNet-18, 32 px": (Architecture("resnet18", CIFAR_STEM, {}, 32), 110),
-    "DeiT-Tiny, 224 px": (Architecture("deit_tiny_patch16_224", {}, {}, 224), 70),
-    "DeiT-Tiny, 64 px": (Architecture("deit_tiny_patch16_224", {}, {}, 64), 50),
-    "ResNet-18, 224 px": (Architecture("resnet18", {}, {}, 224), 40),
-    "ResNet-50, 224 px": (Architecture("resnet50", {}, {}, 224), 40),
+    "ResNet-18, 32 px": (Architecture("resnet18", CIFAR_STEM, {}, 32), 60),
+    "DeiT-Tiny, 224 px": (_plain("deit_tiny_patch16_224", 224), 40),
+    "DeiT-Tiny, 64 px": (_plain("deit_tiny_patch16_224", 64), 36),
+    "ResNet-18, 224 px": (_plain("resnet18", 224), 36),
+    "ResNet-50, 224 px": (_plain("resnet50", 224), 36),
+    "EfficientNet-Lite0, 128 px": (_plain("efficientnet_lite0", 128), 40),
+    "EfficientNet-Lite0, 64 px": (_plain("efficientnet_lite0", 64), 40),
+    "EfficientNet-Lite0, 32 px": (_plain("efficientnet_lite0", 32), 40),
+    "EfficientNet-B0, 128 px": (_plain("efficientnet_b0", 128), 36),
+    "MobileNetV2, 128 px": (_plain("mobilenetv2_100", 128), 36),
+    "MobileNetV3-small, 128 px": (_plain("mobilenetv3_small_100", 128), 36),
+    "MobileNetV4-conv-small, 224 px": (_plain("mobilenetv4_conv_small", 224), 36),
+    "RegNetY-002, 128 px": (_plain("regnety_002", 128), 36),
+    "SE-ResNeXt-26, 128 px": (_plain("seresnext26t_32x4d", 128), 36),
+    "ConvNeXt-atto, 128 px": (_plain("convnext_atto", 128), 36),
+    "ConvNeXt-V2-atto, 64 px": (_plain("convnextv2_atto", 64), 36),
 }
 """Architecture, and the number of networks of it."""
-RUNTIMES = ("onnxruntime", "openvino")
+SUFFIXES = {"onnxruntime": ".onnx", "openvino": ".xml"}
+RUNTIMES = tuple(SUFFIXES)
 CLASSES, SECONDS, TOGETHER = 10, 0.6, 10
 HELD_OUT = 3
 """Every third network of a family is predicted and not used in the fit."""
@@ -54,51 +73,74 @@ LANES = 16
 """Vector length of this machine in float32 values, for the features of the trees."""
 
 
+SAME_MACHINE = ("arch", "cpu", "flags", "physical_cores")
+"""Properties in which two machines agree whose measurements may stand side by side."""
+
+
 def collect(threads: int, until: float) -> None:
-    """Time networks for ``until`` seconds; rows that exist are not measured again."""
+    """Time networks for ``until`` seconds; undisturbed rows that exist are not measured again.
+
+    Rows of another type of machine are dropped.
+    """
     end = time.monotonic() + until
-    facts: dict[str, Any] = (
-        read_json(TIMES, "times") if TIMES.exists() else {"schema": 1, "networks": {}, "rows": []}
-    )
+    facts = _collected()
     done = {(r["network"], r["runtime"], r["threads"]) for r in facts["rows"]}
     names = [(f, i) for f, (_, count) in FAMILIES.items() for i in range(count)]
     order = [names[i] for i in np.random.default_rng(0).permutation(len(names))]
+    wanted = [
+        (family, index, left)
+        for family, index in order
+        if (left := [r for r in RUNTIMES if (f"{family}, {index}", r, threads) not in done])
+    ]
     templates: dict[str, Template] = {}
-    for start in range(0, len(order), TOGETHER):
+    for start in range(0, len(wanted), TOGETHER):
         with TemporaryDirectory() as folder:
             jobs = []
-            for family, index in order[start : start + TOGETHER]:
-                name = f"{family}, {index}"
-                left = [r for r in RUNTIMES if (name, r, threads) not in done]
-                if left and family not in templates:
+            for family, index, runtimes in wanted[start : start + TOGETHER]:
+                if family not in templates:
                     architecture = FAMILIES[family][0]
-                    size = architecture.input_size
-                    templates[family] = Template(
-                        architecture.outline(CLASSES), None, (3, size, size)
+                    shape = (3, architecture.input_size, architecture.input_size)
+                    templates[family] = Template(architecture.outline(CLASSES), None, shape)
+                template, name = templates[family], f"{family}, {index}"
+                if name not in facts["networks"]:
+                    drawn = sample_widths(template.groups, np.random.default_rng([1, index]))
+                    facts["networks"][name] = list(drawn.values())
+                own = zip(template.groups, facts["networks"][name], strict=True)
+                files = {r: Path(folder) / f"{name}{SUFFIXES[r]}" for r in RUNTIMES}
+                template.write({group.name: width for group, width in own}, files["onnxruntime"])
+                if "openvino" in runtimes:
+                    save_openvino(files["onnxruntime"], files["openvino"])
+                jobs += [
+                    Job(
+                        name=name,
+                        model=files[runtime],
+                        shape=(1, *template.shape),
+                        runtime=runtime,
+                        threads=threads,
                     )
-                for runtime in left:
-                    template = templates[family]
-                    if name not in facts["networks"]:
-                        drawn = sample_widths(template.groups, np.random.default_rng([1, index]))
-                        facts["networks"][name] = list(drawn.values())
-                    own = zip(template.groups, facts["networks"][name], strict=True)
-                    widths = {group.name: width for group, width in own}
-                    model = Path(folder) / f"{name}.onnx"
-                    template.write(widths, model)
-                    if runtime == "openvino":
-                        save_openvino(model, model.with_suffix(".xml"))
-                        model = model.with_suffix(".xml")
-                    shape = (1, *template.shape)
-                    jobs.append(
-                        Job(name=name, model=model, shape=shape, runtime=runtime, threads=threads)
-                    )
-            for timing in time_models(jobs, seconds=SECONDS) if jobs else ():
+                    for runtime in runtimes
+                ]
+            for timing in time_models(jobs, seconds=SECONDS):
                 row = timing.model_dump(mode="json")
                 facts["rows"].append({"network": row.pop("name"), **row})
-        facts["machine"] = this_machine().model_dump(mode="json", exclude={"mhz"})
         write_json(TIMES, facts)
+        print(f"{min(start + TOGETHER, len(wanted))} of {len(wanted)} networks timed", flush=True)
         if time.monotonic() > end:
             return
+
+
+def _collected() -> dict[str, Any]:
+    """What was timed undisturbed on this type of machine."""
+    machine = this_machine().model_dump(mode="json", exclude={"mhz"})
+    facts: dict[str, Any] = {"schema": 1, "networks": {}, "rows": []}
+    if TIMES.exists():
+        found = read_json(TIMES, "times")
+        if all(found["machine"][key] == machine[key] for key in SAME_MACHINE):
+            facts |= found
+            facts["rows"] = [row for row in found["rows"] if row["status"] == "OK"]
+        else:
+            print("the rows are of another machine and are dropped: all networks are timed again")
+    return {**facts, "machine": machine}
 
 
 def compare() -> dict[str, Any]:

@@ -110,12 +110,13 @@ def sample_widths(groups: Sequence[UnitGroup], rng: np.random.Generator) -> dict
     inside = rng.uniform(0.25, 1) if rng.random() < 0.25 else 1.0
     widths = {}
     for group in groups:
-        own = inside if group.kind == "head_dim" else keep
-        if not even and group.kind != "head_dim":
+        own = inside if group.last_resort else keep
+        if not even and not group.last_resort:
             own = min(1.0, own * float(np.exp(rng.normal(0, UNEVENNESS))))
         width = max(1, int(own * group.size + 0.5))
-        if rounded and group.kind in ("filter", "node"):
-            width = min(group.size, max(ROUNDING, width - width % ROUNDING))
+        if rounded and group.rounded:
+            quantum = group.quantum(ROUNDING)
+            width = min(group.size, max(quantum, width - width % quantum))
         widths[group.name] = width
     return widths
 

@@ -4,8 +4,8 @@
     template ─ each size as c · Π widths, random weights ─→ ONNX file
 
 PyTorch's exporter takes seconds a network. Its graph depends on the widths only through sizes: of the
-weights, and of the targets of reshapes. In one export at prime widths, the prime factors of a size
-identify the unit groups that it depends on (as in `mvp_edge.subnetwork.cost_model`).
+weights, of the targets of reshapes, and the number of groups of convolutions. In one export at prime widths,
+the prime factors of a size identify the unit groups that it depends on (as in `mvp_edge.subnetwork.cost_model`).
 """
 
 from collections.abc import Iterator, Mapping
@@ -70,15 +70,20 @@ class Template:
         order = [widths[group.name] for group in self.groups]
         model = onnx.ModelProto()
         model.CopyFrom(self._graph)
+        indices = {node.input[1] for node in model.graph.node if node.op_type == "Gather"}
         for tensor in model.graph.initializer:
             value = onnx.numpy_helper.to_array(tensor)
             if value.dtype.kind == "f":
                 shape = tuple(self._cut(size, order) for size in value.shape)
                 value = value if value.size == 1 else _random_weights(shape, rng)
-            else:
+            elif tensor.name not in indices:
                 sizes = [self._cut(int(size), order) for size in value.flat]
                 value = np.array(sizes, value.dtype).reshape(value.shape)
             tensor.CopyFrom(onnx.numpy_helper.from_array(value, tensor.name))
+        for node in model.graph.node:
+            for attribute in node.attribute:
+                if node.op_type == "Conv" and attribute.name == "group":
+                    attribute.i = self._cut(attribute.i, order)
         return model
 
     def _cut(self, size: int, widths: list[int]) -> int:

@@ -8,7 +8,9 @@ It is a roofline whose slopes add up instead of the larger one counting: a runti
 arithmetic only in part. Channels count as filled up to whole vectors, for that is what kernels compute.
 
 A convolution whose channels are no multiple of four is a sort of its own: ONNX Runtime (1.32, seen in
-its optimised graphs) leaves it out of its blocked layout, unrolls its input and multiplies matrices.
+its optimised graphs and profiles) leaves it out of its blocked layout, unrolls its input and multiplies matrices.
+So it does with a depthwise one of such channels, which takes six times as long as with four more channels (98
+instead of 96, 32 × 32 pixels), and with a grouped one whose groups are no whole vectors.
 """
 
 from collections.abc import Mapping
@@ -18,23 +20,25 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from mvp_edge_export.devices.operators import KINDS, Kind, Operators
+from mvp_edge_export.devices.operators import WEIGHTED, Kind, Operators
 
 FLOAT_BYTES = 4
 FEATURES = ("each", "gmacs", "read", "written", "weights", "unrolled")
 
-Sort = Literal[Kind, "unaligned"]
+Sort = Literal[Kind, "unaligned", "unaligned_grouped", "unaligned_depthwise"]
 SORTS: tuple[Sort, ...] = get_args(Sort)
-"""The kinds of operators, and convolutions of channels that do not divide into `BLOCK`."""
+"""The kinds of operators, and convolutions of channels that do not divide into `BLOCK`, or groups into vectors."""
 BLOCK = 4
 
 _MOVED = ("each", "read", "written")
 _MULTIPLIED = (*_MOVED, "gmacs", "weights")
 FEATURES_OF: Mapping[Sort, tuple[str, ...]] = {
     **dict.fromkeys(SORTS, _MOVED),
-    **dict.fromkeys(("conv", "conv1x1", "stem", "linear", "grouped"), _MULTIPLIED),
+    **dict.fromkeys(WEIGHTED, _MULTIPLIED),
     "matmul": (*_MOVED, "gmacs"),
-    "unaligned": (*_MULTIPLIED, "unrolled"),
+    **dict.fromkeys(
+        ("unaligned", "unaligned_grouped", "unaligned_depthwise"), (*_MULTIPLIED, "unrolled")
+    ),
 }
 """What a sort has any of: the features that its terms are about."""
 
@@ -91,17 +95,28 @@ class Law(BaseModel):
         return Law(lanes=self.lanes, run=factor * self.run, terms=terms)
 
     def _terms(self, sort: Sort) -> Terms:
-        if (
-            sort == "grouped" and sort not in self.terms
-        ):  # calibrated before there were such networks
-            sort = "conv"
+        while sort not in self.terms and sort in _EARLIER:
+            sort = _EARLIER[sort]
         return self.terms.get(sort, Terms())
+
+
+_EARLIER: Mapping[Sort, Sort] = {
+    "unaligned_depthwise": "depthwise",
+    "unaligned_grouped": "grouped",
+    "depthwise": "grouped",
+    "grouped": "conv",
+}
+"""Sort → what it was before it was a sort of its own, for calibrations from that time."""
 
 
 def sorts(operators: Operators, lanes: int) -> NDArray[np.intp]:
     """[operators]: the place of each one's sort in `SORTS`."""
-    kinds = np.array([KINDS.index(kind) for kind in operators.kinds], dtype=np.intp)
-    return np.where(_unaligned(operators, lanes), SORTS.index("unaligned"), kinds)
+    kinds = _kinds(operators)
+    unaligned = _unaligned(operators, lanes)
+    places = np.array([SORTS.index(kind) for kind in kinds], dtype=np.intp)
+    for kind, sort in _UNALIGNED.items():
+        places[unaligned & (kinds == kind)] = SORTS.index(sort)
+    return places
 
 
 def features(operators: Operators, lanes: int) -> NDArray[np.float64]:
@@ -109,6 +124,7 @@ def features(operators: Operators, lanes: int) -> NDArray[np.float64]:
     rows, outer, inner, taps, inputs = operators.shapes.T
     giga_bytes = FLOAT_BYTES / 1e9
     unaligned = _unaligned(operators, lanes)
+    grouped = np.isin(_kinds(operators), ("grouped", "depthwise"))
     return np.stack(
         [
             np.ones(len(rows)),
@@ -116,18 +132,38 @@ def features(operators: Operators, lanes: int) -> NDArray[np.float64]:
             inputs * giga_bytes,
             rows * outer * giga_bytes,
             operators.weights * giga_bytes,
-            np.where(unaligned, rows * inner * taps, 0) * giga_bytes,
+            # Grouped convolutions have as many channels in as out.
+            np.where(unaligned, rows * np.where(grouped, outer, inner) * taps, 0) * giga_bytes,
         ],
         axis=1,
     )
 
 
+_UNALIGNED: Mapping[Kind, Sort] = {
+    "conv": "unaligned",
+    "conv1x1": "unaligned",
+    "grouped": "unaligned_grouped",
+    "depthwise": "unaligned_depthwise",
+}
+
+
 def _unaligned(operators: Operators, lanes: int) -> NDArray[np.bool_]:
     """Which are convolutions that fill no blocks; fewer channels than a vector has need none."""
-    inner = operators.shapes[:, 2]
-    convolutions = np.array([kind in ("conv", "conv1x1") for kind in operators.kinds], dtype=bool)
-    unaligned: NDArray[np.bool_] = convolutions & (inner >= lanes) & (inner % BLOCK != 0)
+    kinds = _kinds(operators)
+    _, outer, inner, _, _ = operators.shapes.T
+    dense = np.isin(kinds, ("conv", "conv1x1")) & (inner >= lanes) & (inner % BLOCK != 0)
+    depthwise = (kinds == "depthwise") & (outer % BLOCK != 0)
+    grouped = (kinds == "grouped") & (inner % lanes != 0)
+    unaligned: NDArray[np.bool_] = dense | depthwise | grouped
     return unaligned
+
+
+def _kinds(operators: Operators) -> NDArray[np.str_]:
+    """Kinds, where a grouped convolution of which one group was kept is the dense one that it is then."""
+    _, outer, inner, taps, _ = operators.shapes.T
+    kinds = np.array(operators.kinds, dtype=np.str_)
+    single = np.isin(kinds, ("grouped", "depthwise")) & (inner == outer)
+    return np.where(single, np.where(taps == 1, "conv1x1", "conv"), kinds)
 
 
 def roofline(macs_per_second: float, bytes_per_second: float) -> Law:

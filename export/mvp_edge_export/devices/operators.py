@@ -3,12 +3,14 @@
 Every operator is a sum of products over a grid:
 
     conv       rows = pixels out,       outer = channels out, inner = channels in, taps = k · k
+               (of a grouped or depthwise one, inner = channels in of one group)
     linear     rows = tokens,           outer = outputs,      inner = inputs,      taps = 1
     matmul     rows = heads · tokens,   outer = columns,      inner = summed over, taps = 1
     others     rows · outer values made, nothing summed (inner = 0)
 
-Activations that follow a convolution, additions and batch normalisation are not in the list: runtimes
-compute them while they write the convolution's output.
+Pools include the squeeze of squeeze-and-excitation; its product of two activations is a gate. Additions, batch
+normalisation and activations that follow a convolution are not in the list, for runtimes compute them while they
+write the convolution's output; but GELU and SiLU are, which ONNX Runtime computes by themselves.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,13 +24,26 @@ from numpy.typing import NDArray
 from mvp_edge_export.errors import BadInput
 
 Kind = Literal[
-    "conv", "conv1x1", "stem", "linear", "matmul", "softmax", "norm", "gelu", "pool", "grouped"
+    "conv",
+    "conv1x1",
+    "stem",
+    "linear",
+    "matmul",
+    "softmax",
+    "norm",
+    "gelu",
+    "pool",
+    "grouped",
+    "depthwise",
+    "silu",
+    "gate",
 ]
-"""stem: the first convolution, of the image itself, whose few channels fill no vector register. grouped: a grouped
-or depthwise convolution, which sums over the few channels of a group."""
+"""stem: the first convolution, of the image itself, whose few channels fill no vector register. depthwise: a
+convolution with one filter for each channel in. grouped: one that sums over the channels of a group (in files of
+earlier versions, a depthwise one, too)."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
-WEIGHTED: tuple[Kind, ...] = ("conv", "conv1x1", "stem", "linear", "grouped")
+WEIGHTED: tuple[Kind, ...] = ("conv", "conv1x1", "stem", "linear", "grouped", "depthwise")
 """Kinds of operators that have weights."""
 FIELDS = ("rows", "outer", "inner", "taps", "inputs")
 
@@ -60,7 +75,9 @@ class Operators:
     def padded_macs(self, lanes: int) -> NDArray[np.int64]:
         """Multiply-adds as they are when channels are filled up to vectors of ``lanes``."""
         rows, outer, inner, taps, _ = self.shapes.T
-        few = np.array([kind in ("stem", "grouped") for kind in self.kinds], dtype=bool)
+        few = np.array(
+            [kind in ("stem", "grouped", "depthwise") for kind in self.kinds], dtype=bool
+        )
         summed = np.where(few, inner, _filled(inner, lanes))
         macs: NDArray[np.int64] = rows * _filled(outer, lanes) * summed * taps
         return macs
@@ -89,11 +106,30 @@ Row = tuple[Kind, int, int, int, int, int]
 """Kind, rows, outer, inner, taps, inputs."""
 
 
-def conv_kind(kernel: Sequence[int], groups: int) -> Kind:
-    """Which kind of convolution it is, but for the first one of a network."""
+def conv_kind(kernel: Sequence[int], groups: int, channels: int) -> Kind:
+    """Which kind of convolution it is, but for the first one of a network.
+
+    Args:
+        kernel: its height and width.
+        groups: number of groups; a convolution of one group is a dense one.
+        channels: channels in.
+    """
     if groups > 1:
-        return "grouped"
+        return "depthwise" if groups == channels else "grouped"
     return "conv1x1" if prod(kernel) == 1 else "conv"
+
+
+def elementwise(kind: Kind, shape: Sequence[int]) -> Row:
+    """A row of an operator that computes each value of an activation of this shape from one value."""
+    return kind, prod(shape) // shape[-1], shape[-1], 0, 1, prod(shape)
+
+
+def pooled(before: Sequence[int], after: Sequence[int]) -> list[Row]:
+    """The row of a pool between activations of these shapes; none of one that pools channels together."""
+    channels = before[1] if len(before) == 4 else before[-1]
+    if prod(after) % channels:
+        return []
+    return [("pool", prod(after) // channels, channels, 0, 1, prod(before))]
 
 
 def table(rows: Sequence[Row]) -> Operators:

@@ -10,7 +10,15 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError
 
-from mvp_edge_export.devices.operators import Kind, Operators, Row, conv_kind, table
+from mvp_edge_export.devices.operators import (
+    Kind,
+    Operators,
+    Row,
+    conv_kind,
+    elementwise,
+    pooled,
+    table,
+)
 from mvp_edge_export.errors import BadInput
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -55,13 +63,20 @@ def operators_of_graph(graph: onnx.GraphProto, shapes: Shapes) -> Operators:
         BadInput: a shape cannot be told, or there is nothing in it that takes time.
     """
     fixed = {one.name for one in graph.initializer}
-    found = [row for node in graph.node for row in _of_node(node, shapes, fixed)]
+    sigmoids = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Sigmoid"}
+    found = [row for node in graph.node for row in _of_node(node, shapes, fixed, sigmoids)]
     if not found:
         raise BadInput("ONNX: no operator in it that takes time; is it an image classifier?")
     return table(found)
 
 
-def _of_node(node: Any, shapes: Shapes, fixed: set[str]) -> list[Row]:
+_POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceL2")
+_SIMPLE: Mapping[str, Kind] = {"Softmax": "softmax", "LayerNormalization": "norm", "Gelu": "gelu"}
+
+
+def _of_node(node: Any, shapes: Shapes, fixed: set[str], sigmoids: Mapping[str, str]) -> list[Row]:
+    """The operators of one node; ``sigmoids`` has what each sigmoid's output was computed from."""
+
     def shape(name: str) -> tuple[int, ...]:
         if 0 in shapes.get(name, (0,)):
             raise BadInput(
@@ -70,22 +85,27 @@ def _of_node(node: Any, shapes: Shapes, fixed: set[str]) -> list[Row]:
         return shapes[name]
 
     kind = node.op_type
-    simple: dict[str, Kind] = {"Softmax": "softmax", "LayerNormalization": "norm", "Gelu": "gelu"}
-    pools = ("MaxPool", "AveragePool", "GlobalAveragePool", "ReduceMean")
-    if kind not in ("Conv", "Gemm", "MatMul", *simple, *pools):
+    if kind == "Mul" and not fixed & {*node.input}:
+        x, y = (shape(name) for name in node.input)
+        if not prod(x) > 1 < prod(y):
+            return []
+        a, b = node.input
+        swish = sigmoids.get(a) == b or sigmoids.get(b) == a
+        return [elementwise("silu" if swish else "gate", shape(node.output[0]))]
+    if kind not in ("Conv", "Gemm", "MatMul", *_SIMPLE, *_POOLS):
         return []
     x, y = shape(node.input[0]), shape(node.output[0])
     if kind == "Conv":
         outer, inner, *kernel = shape(node.input[1])
-        kind_of_conv = conv_kind(kernel, x[1] // inner)
+        kind_of_conv = conv_kind(kernel, x[1] // inner, x[1])
         return [(kind_of_conv, prod(y) // outer, outer, inner, prod(kernel), prod(x))]
     if kind in ("Gemm", "MatMul"):
         if node.input[1] in fixed:
             return [("linear", prod(y) // y[-1], y[-1], x[-1], 1, prod(x))]
         return [("matmul", prod(y) // y[-1], y[-1], x[-1], 1, prod(x))]
-    if kind in simple:
-        return [(simple[kind], prod(y) // y[-1], y[-1], 0, 1, prod(x))]
-    return [("pool", prod(y) // x[1], x[1], 0, 1, prod(x))]
+    if kind in _SIMPLE:
+        return [(_SIMPLE[kind], prod(y) // y[-1], y[-1], 0, 1, prod(x))]
+    return pooled(x, y)
 
 
 def live_numbers(graph: onnx.GraphProto, shapes: Shapes) -> int:
