@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report.device_tables import prediction_errors
+from benchmarks.report.family_tables import arithmetic_figures, family_figures
 from benchmarks.report.figure import Figure
 from benchmarks.report.grid_tables import (
     MEMORY_GOAL,
@@ -16,7 +17,7 @@ from benchmarks.report.grid_tables import (
     memory_ratio,
     speed_rows,
 )
-from benchmarks.report.sources import device_measurement, measurement
+from benchmarks.report.sources import device_measurement, lines, measurement
 
 _LATENCY_SLUGS = {"resnet18-32": "", "deit-tiny-224": "-deit-tiny"}
 """The plain ids are ResNet-18's at 32 px, in ONNX Runtime."""
@@ -30,6 +31,10 @@ def device_figures() -> Iterator[Figure]:
         yield from predictor_figures(facts)
     if facts := device_measurement("light_install"):
         yield installed_size(facts)
+    if rows := lines("families"):
+        yield from family_figures(rows)
+    if facts := measurement("arithmetic"):
+        yield from arithmetic_figures(facts)
     if facts := measurement("photos"):
         yield from photo_figures(facts, next(one for one in grids() if one.name == "deit-tiny-224"))
 

@@ -13,6 +13,7 @@ from benchmarks.report.device_tables import (
     predictor_table,
     widths_table,
 )
+from benchmarks.report.family_tables import arithmetic_table, families_table
 from benchmarks.report.grid_tables import (
     UNPRUNED,
     crosscheck_table,
@@ -103,6 +104,17 @@ def _single_files() -> dict[str, str]:
         if facts := sources.device_measurement(name):
             tables = file.tables(facts)
             found[name.replace("_", "-")] = _sections(file.title, file.note, tables)
+    if rows := sources.lines("families"):
+        note = (
+            "Random weights, 128 px (a ViT: seven patches a side). *masked − cut*: largest relative difference of "
+            "the masked and the cut network, in float64. *time left*: of the network with half of the "
+            "multiply-adds, in ONNX Runtime on one thread. *Torch-Pruning*: the share of the multiply-adds that it "
+            "leaves when asked for half, or its error."
+        )
+        found["backbones"] = _sections("Architectures", note, {"": families_table(rows)})
+    if facts := sources.measurement("arithmetic"):
+        note = "Steps of 32 images on one thread, four ways in turn; ratios of the same round, median of seven."
+        found["training-step"] = _sections("A training step", note, {"": arithmetic_table(facts)})
     if facts := sources.measurement("photos"):
         unpruned = next(one for one in grids() if one.name == "deit-tiny-224").made[UNPRUNED]
         table = photos_table(facts, unpruned["accuracy"][0]["top1"])

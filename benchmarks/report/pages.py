@@ -18,10 +18,11 @@ from pathlib import Path
 
 from benchmarks.report.device_figures import device_figures
 from benchmarks.report.device_pages import device_files
+from benchmarks.report.family_tables import arithmetic_table, families_summary
 from benchmarks.report.figure import Figure, figures_table
 from benchmarks.report.figures import catalogue
 from benchmarks.report.measured import measured_figures
-from benchmarks.report.sources import measurement
+from benchmarks.report.sources import lines, measurement
 from benchmarks.report.tables import described_tables, leep_table, overlap_table
 from benchmarks.study.rows import MAIN
 
@@ -58,8 +59,14 @@ class Evidence:
         goals = {
             f"goals-{name}": goals_table(self.figures, name == "met") for name in ("met", "missed")
         }
+        backbones = {
+            "backbones": families_summary(lines("families")),
+            "training-step": arithmetic_table(
+                measurement("arithmetic") or {"rows": []}, keeps=(1.0,)
+            ),
+        }
         photographs = {"photographs": device_files()["photographs"].partition("\n\n")[2]}
-        return {**tables, **goals, **photographs}
+        return {**tables, **goals, **photographs, **backbones}
 
     def files(self) -> dict[Path, str]:
         """Every file that is made from the rows → the text that it should have."""

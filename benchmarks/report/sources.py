@@ -43,6 +43,13 @@ def pooled_networks(pattern: str) -> list[dict[str, Any]]:
     return [json.loads(file.read_text()) for file in files]
 
 
+@cache
+def lines(name: str) -> list[dict[str, Any]]:
+    """The rows of ``results/NAME.jsonl``; none if that was not measured."""
+    path = RESULTS / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
 def _read(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
