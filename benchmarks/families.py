@@ -26,12 +26,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from benchmarks.study.rows import RESULTS
-from mvp_edge.families import family_of, unit_groups
+from mvp_edge.families import unit_groups
+from mvp_edge.structure.classifier import heads
 from mvp_edge.subnetwork.architecture import Architecture
+from mvp_edge.subnetwork.backbone import load_backbone
 from mvp_edge.subnetwork.budget import Sizer
 from mvp_edge.subnetwork.cost import cross_check, forward_macs
 from mvp_edge.subnetwork.subnet import extract, mask, resize
-from mvp_edge_export.errors import BadInput, GateFailed
+from mvp_edge_export.errors import BadInput, BudgetMissed, GateFailed
 from mvp_edge_export.profile import load_profile
 from mvp_edge_export.profile_sections import Budgets
 from mvp_edge_export.running.sessions import Session
@@ -71,6 +73,7 @@ ARCHITECTURES = {
 """Kind of network → timm's names. All but the last are families that have to work."""
 SIDE, PATCHES = 128, 7
 """Pixels of the images; of a network that is built for one size, so many patches a side."""
+CLASSES = 10
 HALF = 0.5
 DEVICE = "rpi4"
 """The device to whose multiple of channels the widths are rounded."""
@@ -91,7 +94,10 @@ def side_of(name: str) -> int:
 def drawn(name: str, side: int) -> nn.Module:
     """The network with drawn weights, scales and statistics."""
     torch.manual_seed(0)
-    model = Architecture(name, {}, {}, side).build(10)
+    sized = Architecture(name, {}, {}, side).sized
+    model: nn.Module = timm.create_model(
+        name, num_classes=CLASSES, **({"img_size": side} if sized else {})
+    )
     with torch.no_grad():
         for key, tensor in (*model.named_parameters(), *model.named_buffers()):
             if key.endswith("running_var"):
@@ -106,20 +112,27 @@ def drawn(name: str, side: int) -> nn.Module:
 def measured(name: str) -> dict[str, Any]:
     """The row of an architecture."""
     side = side_of(name)
+    shape = (3, side, side)
     row: dict[str, Any] = {"name": name, "side": side}
     try:
-        outline = Architecture(name, {}, {}, side).outline(10)
-        row |= {"family": family_of(outline).name, "groups": len(unit_groups(outline))}
-        half = half_widths(outline, side)
-        model = drawn(name, side)
+        with TemporaryDirectory() as folder:
+            weights = Path(folder) / "weights.pth"
+            torch.save(drawn(name, side).state_dict(), weights)
+            backbone = load_backbone(f"{name}@{weights}", side)  # it refuses what cannot be pruned
+        model = backbone.with_head(CLASSES)
+        with torch.no_grad():
+            for head in heads(model).values():
+                head.weight.normal_(0, 0.1)
+        row |= {"family": backbone.family.name, "groups": len(unit_groups(model))}
+        half = half_widths(backbone.outline(CLASSES), side)
         row["mask_equals_cut"] = largest_difference(model, side)
         small = resize(model, half)
-        counts = cross_check(small, (3, side, side))
+        counts = cross_check(small, shape)
         row["counts_agree"] = counts["fvcore"] == counts["hand"]  # it raises where they differ
-        whole = forward_macs(model, (3, side, side))
+        whole = forward_macs(model, shape)
         row |= {"macs": whole, "macs_share": counts["hand"] / whole}
         row |= exported(model, small, side)
-    except BadInput as error:
+    except (BadInput, BudgetMissed) as error:
         row["refusal"] = str(error)
     except GateFailed as error:
         row["gate"] = str(error)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.report.device_tables import prediction_errors
+from benchmarks.report.device_tables import family_errors, prediction_errors
 from benchmarks.report.family_tables import arithmetic_figures, family_figures
 from benchmarks.report.figure import Figure
 from benchmarks.report.grid_tables import (
@@ -110,6 +110,19 @@ def predictor_figures(facts: Mapping[str, Any]) -> Iterator[Figure]:
         text = f"median error of the predicted latency, held out: {held_out}, {runtime}, one thread"
         error = medians[held_out, runtime]
         yield Figure(name, error, None, None, "%", "stated", text, source, command)
+    families = {place: float(np.median(own)) for place, own in family_errors(facts).items()}
+    every = [error for own in family_errors(facts).values() for error in own]
+    worst = max(families, key=families.__getitem__)
+    text = "median error of the predicted latency, pruned networks held out of the fit (every third), one thread"
+    for name, error, which in (
+        (
+            "P6-predictor-median-error-pct",
+            float(np.median(every)),
+            "all architectures, both runtimes",
+        ),
+        ("P6-worst-family-pct", families[worst], f"the worst architecture: {worst[0]}, {worst[1]}"),
+    ):
+        yield Figure(name, error, None, None, "%", "≤ 10", f"{text}: {which}", source, command)
 
 
 def installed_size(facts: Mapping[str, Any]) -> Figure:

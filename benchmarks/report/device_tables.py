@@ -123,6 +123,31 @@ def predictor_table(facts: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", f"One thread. {note}"])
 
 
+def family_errors(
+    facts: Mapping[str, Any], model: str = "law"
+) -> dict[tuple[str, str], list[float]]:
+    """(architecture and size, runtime) → errors in per cent of its networks that were held out, every third one."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for row in facts["rows"]:
+        if row["split"] == "third":
+            place = row["network"].rpartition(", ")[0], row["runtime"]
+            error = 100 * abs(row["predicted"][model] / row["p50"] - 1)
+            found.setdefault(place, []).append(error)
+    return found
+
+
+def family_table(facts: Mapping[str, Any]) -> str:
+    """Markdown: for each architecture and size the median error (90th percentile) of the law, in each runtime."""
+    errors = family_errors(facts)
+    runtimes = sorted({runtime for _, runtime in errors})
+    lines = [f"| architecture, image | {' | '.join(runtimes)} |", "|---|" + "---|" * len(runtimes)]
+    for family in dict.fromkeys(family for family, _ in errors):
+        cells = (errors[family, runtime] for runtime in runtimes)
+        told = (f"{np.median(one):.1f} ({np.quantile(one, 0.9):.1f})" for one in cells)
+        lines.append(f"| {family} | {' | '.join(told)} |")
+    return "\n".join(lines)
+
+
 def prediction_errors(facts: Mapping[str, Any], model: str) -> dict[tuple[str, str], list[float]]:
     """What was held out of the fit, and the runtime → the error of each prediction in per cent.
 

@@ -14,9 +14,11 @@ from mvp_edge.pruning.problem import Problem, Pruned
 from mvp_edge.subnetwork.architecture import Architecture
 from mvp_edge.subnetwork.backbone import Backbone
 from mvp_edge.subnetwork.budget import exact_widths
+from mvp_edge.subnetwork.operators import operators
 from mvp_edge_export.images import Preprocess
 from mvp_edge_export.running.sessions import RUNTIMES
 from mvp_edge_export.server.convert import frozen, onnx_graph, save_openvino
+from mvp_edge_export.server.graph import operators_of_graph, with_shapes
 from mvp_edge_export.server.parity import check_parity
 from tests.support.networks import digits, shaken
 
@@ -100,6 +102,9 @@ def test_both_runtimes_compute_what_pytorch_computes(name: str, tmp_path: Path) 
     paths = {"onnxruntime": tmp_path / "m.onnx", "openvino": tmp_path / "m.xml"}
     paths["onnxruntime"].write_bytes(graph.SerializeToString())
     save_openvino(paths["onnxruntime"], paths["openvino"])
+    # The prediction of its latency is the same before and after the export.
+    ours, theirs = operators(small, shape), operators_of_graph(*with_shapes(graph))
+    assert sorted(map(str, ours.to_json())) == sorted(map(str, theirs.to_json()))
     images = np.random.default_rng(0).standard_normal((4, *shape)).astype(np.float32)
     with torch.no_grad():
         reference = small(torch.from_numpy(images)).numpy()

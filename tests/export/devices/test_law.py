@@ -13,7 +13,7 @@ from mvp_edge_export.devices.latency import (
     latency_laws,
 )
 from mvp_edge_export.devices.law import Law, Terms
-from mvp_edge_export.devices.operators import KINDS, Operators, Row, table
+from mvp_edge_export.devices.operators import KINDS, Operators, Row, conv_kind, table
 from mvp_edge_export.errors import BadInput
 from mvp_edge_export.profile import DeviceProfile, load_profile, shipped_profiles
 
@@ -50,6 +50,44 @@ def test_the_channels_of_an_image_are_not_filled_up() -> None:
     assert stem.kinds == ("stem",)
     assert stem.padded_macs(8).tolist() == [64 * 8 * 3 * 9]
     assert inner.padded_macs(8)[1] == 64 * 8 * 8 * 9
+
+
+def test_a_calibration_from_before_a_sort_was_its_own_is_read_as_it_was_meant() -> None:
+    own = rows(
+        ("stem", 1, 1, 1, 1, 1),
+        ("depthwise", 64, 16, 1, 9, 64 * 16),
+        ("grouped", 64, 16, 4, 9, 64 * 16),
+        ("depthwise", 64, 18, 1, 9, 64 * 18),
+    )
+    dense = Law(lanes=8, terms={"conv": Terms(each=2)})
+    grouped = Law(lanes=8, terms={"conv": Terms(each=2), "grouped": Terms(each=3)})
+    present = Law(
+        lanes=8,
+        terms={
+            "grouped": Terms(each=3),
+            "unaligned_grouped": Terms(each=4),
+            "depthwise": Terms(each=5),
+            "unaligned_depthwise": Terms(each=6),
+        },
+    )
+    assert dense.per_operator(own).tolist() == [0, 2, 2, 2]
+    assert grouped.per_operator(own).tolist() == [0, 3, 3, 3]
+    assert present.per_operator(own).tolist() == [0, 5, 4, 6]  # groups of four are no whole vectors
+
+
+def test_a_depthwise_convolution_is_bound_by_its_bytes() -> None:
+    """Its multiply-adds are not filled up along the channels that it sums over: there is one."""
+    one = rows(("stem", 1, 1, 1, 1, 1), ("depthwise", 64, 16, 1, 9, 64 * 16))
+    assert one.padded_macs(16)[1] == 64 * 16 * 9
+    law = Law(lanes=16, terms={"depthwise": Terms(read=1, written=1)})
+    assert law.milliseconds(one) == pytest.approx(2 * 64 * 16 * 4 / 1e9)
+
+
+def test_what_kind_a_convolution_is() -> None:
+    assert conv_kind((3, 3), 16, 16) == "depthwise"
+    assert conv_kind((3, 3), 4, 16) == "grouped"
+    assert conv_kind((3, 3), 1, 16) == "conv"
+    assert conv_kind((1, 1), 1, 16) == "conv1x1"
 
 
 def test_operators_go_through_json_unchanged() -> None:
