@@ -13,6 +13,8 @@ EXACT = 1e-6
 than 1e-14, and ConvNeXt V2 by its global response normalisation's ε."""
 PARITY = 1e-4
 """A runtime's logits count as PyTorch's when they differ by at most so much, relative to the largest."""
+LONGEST = 110
+"""Characters of a refusal that the table shows."""
 HALF = 0.03
 """Torch-Pruning reached half of the multiply-adds when it came so near to it."""
 
@@ -41,7 +43,7 @@ def families_table(rows: Sequence[Row]) -> str:
         )
         if "latency_share" not in row:
             said: str = row.get("refusal") or row.get("gate") or row["traceback"]
-            cells = f"refused: {_plain(said.partition(':')[0])} | | | | |"
+            cells = f"refused: {_plain(said.partition(': these families')[0][:LONGEST])} | | | | |"
         else:
             cells = (
                 f"{row['family']} | {row['mask_equals_cut']:.0e} | {max(row['parity'].values()):.0e} | "

@@ -78,8 +78,8 @@ def device_schema(console: Console) -> None:
 )
 @click.argument("profile", type=Device(), required=False)
 @click.option(
-    "--networks", type=click.IntRange(12, 1000), default=60, metavar="N",
-    help="Number of networks to time [60].",
+    "--networks", type=click.IntRange(12, 1000), default=90, metavar="N",
+    help="Number of networks to time [90].",
 )  # fmt: skip
 @click.option(
     "--threads", multiple=True, type=click.IntRange(1), metavar="N",

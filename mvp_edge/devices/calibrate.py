@@ -3,9 +3,9 @@
     families ─ sampled widths ─→ networks (random weights) ─ ONNX, IR ─→ timed on the device
              ─→ law for each runtime and number of threads, its error on networks held out of the fit
 
-The networks are ResNets and DeiT-Tiny at common image sizes, cut uniformly and unevenly, with rounded
-and unrounded widths, from 5 % to all of their units. Together they have every kind of operator, at the
-shapes of pruned networks. The time of an inference does not depend on the weights, so these are random.
+The networks are ResNets, DeiT-Tiny and small depthwise ones at common image sizes, cut uniformly and unevenly,
+with rounded and unrounded widths, from 5 % to all of their units. Together they have every kind of operator, at
+the shapes of pruned networks. The time of an inference does not depend on the weights, so these are random.
 """
 
 import tempfile
@@ -45,8 +45,14 @@ FAMILIES: Mapping[str, Architecture] = {
     "deit-tiny-64": Architecture("deit_tiny_patch16_224", {}, {}, 64),
     "resnet18-224": Architecture("resnet18", {}, {}, 224),
     "resnet50-224": Architecture("resnet50", {}, {}, 224),
+    "efficientnet-lite0-128": Architecture("efficientnet_lite0", {}, {}, 128),
+    "efficientnet-lite0-32": Architecture("efficientnet_lite0", {}, {}, 32),
+    "efficientnet-b0-128": Architecture("efficientnet_b0", {}, {}, 128),
+    "mobilenetv3-small-128": Architecture("mobilenetv3_small_100", {}, {}, 128),
+    "regnety-128": Architecture("regnety_002", {}, {}, 128),
+    "convnext-128": Architecture("convnext_atto", {}, {}, 128),
 }
-"""For a family that is left out, the error is up to ten times as large (benchmarks/device/README.md)."""
+"""For a family that is left out, the error is several times as large (docs/evidence/predicted-latency.md)."""
 CLASSES = 10
 HELD_OUT = 3
 """Every third network is held out of the fit."""
@@ -193,7 +199,7 @@ def _write(
 class Sampling:
     """Which networks a calibration times, and in which ways."""
 
-    networks: int = 60
+    networks: int = 90
     """How many; every third is held out of the fits."""
     threads: Sequence[int] = ()
     """Numbers of threads; 1 and the profile's if empty."""
