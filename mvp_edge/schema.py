@@ -6,9 +6,16 @@ models built on it import neither PyTorch nor timm.
 """
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 from mvp_edge.methods.names import current_name
 from mvp_edge_export.errors import BadInput
@@ -23,6 +30,14 @@ class Part(BaseModel):
     """A JSON object within a file. It is immutable, and holds neither NaN nor infinity."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    added: ClassVar[frozenset[str]] = frozenset()
+    """Keys that version 0.1.0 did not write; they are left out where there is nothing to say."""
+
+    @model_serializer(mode="wrap")
+    def _written(self, usual: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = usual(self)
+        return {k: v for k, v in found.items() if v is not None or k not in self.added}
 
 
 class JsonFile(Part):

@@ -14,6 +14,7 @@ from torch import nn
 from mvp_edge.families.family import Family, derived_groups
 from mvp_edge.recipe import Recipe
 from mvp_edge.structure.units import Cut, Point, UnitGroup
+from mvp_edge_export.errors import BadInput
 
 
 def groups(model: Any, policy: str) -> list[UnitGroup]:
@@ -49,6 +50,8 @@ def _plain(model: Any, policy: str) -> Iterator[UnitGroup]:
     streams.append(_Stream("stem", _writes(model, last, "bn1"), [Point("act1")]))
 
     for stage in ("layer1", "layer2", "layer3", "layer4"):
+        if not hasattr(model, stage):
+            raise BadInput(f"a ResNet of four stages can be pruned, and this one has no {stage}")
         for index, block in enumerate(getattr(model, stage)):
             at = f"{stage}.{index}"
             if type(block).__name__ not in ("BasicBlock", "Bottleneck"):

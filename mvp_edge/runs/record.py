@@ -112,7 +112,7 @@ def outcome_of(settled: Settled, training: TrainingFacts, network: Network) -> O
             policy=settled.policy,
             input_size=backbone.preprocess.size,
             num_classes=len(backbone.classes),
-            notes=backbone.notes,
+            notes=backbone.notes or None,
         ),
         task=TaskFacts(
             name=task.name,

@@ -68,6 +68,8 @@ class BegunRun(RunJson):
 class BackboneFacts(Part):
     """The pre-trained network that was pruned."""
 
+    added: ClassVar[frozenset[str]] = frozenset({"notes"})
+
     name: str
     architecture: str
     source: str
@@ -79,8 +81,8 @@ class BackboneFacts(Part):
     """Pixels of the square input's side, or (channels, height, width)."""
     num_classes: int
     """Classes that it was pre-trained on."""
-    notes: tuple[str, ...] = ()
-    """What was done to make its weights fit, and where its preprocessing is from."""
+    notes: tuple[str, ...] | None = None
+    """What was done to make its weights fit, and where its preprocessing is from; None: nothing to say."""
 
     @property
     def pixels(self) -> int:
@@ -147,6 +149,8 @@ class Width(Part):
 
 class TrainingFacts(Part):
     """How the pruned network was fine-tuned, and what that cost in multiply-adds."""
+
+    added: ClassVar[frozenset[str]] = frozenset({"arithmetic"})
 
     steps: int
     batch: int
