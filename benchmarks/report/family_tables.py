@@ -13,6 +13,8 @@ EXACT = 1e-6
 than 1e-14, and ConvNeXt V2 by its global response normalisation's ε."""
 PARITY = 1e-4
 """A runtime's logits count as PyTorch's when they differ by at most so much, relative to the largest."""
+UNSHOWN = ("mobilenetv2_100", "seresnet18")
+"""Networks whose training steps stand in the raw table alone."""
 LONGEST = 110
 """Characters of a refusal that the table shows."""
 HALF = 0.03
@@ -100,14 +102,14 @@ def family_figures(rows: Sequence[Row]) -> Iterator[Figure]:
     )  # fmt: skip
 
 
-def arithmetic_table(facts: Row, keeps: Sequence[float] = (1.0, 0.5)) -> str:
-    """Markdown: how many times faster than plain PyTorch a training step is."""
+def arithmetic_table(facts: Row, *, short: bool = False) -> str:
+    """Markdown: how many times faster than plain PyTorch a training step is; ``short``: one a network and size."""
     lines = [
         "| network | side | keep | plain, ms | channels-last | bfloat16, channels-last | as trained here |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in facts["rows"]:
-        if row["keep"] in keeps:
+        if not short or (row["keep"] == 1 and row["network"] not in UNSHOWN):
             faster = row["faster"]
             lines.append(
                 f"| {row['network']} | {row['side']} | {row['keep']:g} | {1000 * row['plain_seconds']:.0f} | "

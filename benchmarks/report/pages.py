@@ -62,7 +62,7 @@ class Evidence:
         backbones = {
             "backbones": families_summary(lines("families")),
             "training-step": arithmetic_table(
-                measurement("arithmetic") or {"rows": []}, keeps=(1.0,)
+                measurement("arithmetic") or {"rows": []}, short=True
             ),
         }
         photographs = {"photographs": device_files()["photographs"].partition("\n\n")[2]}
