@@ -80,6 +80,11 @@ class Backbone:
         )
 
     @property
+    def pretrained_classes(self) -> int:
+        """Outputs of the model's own classifier."""
+        return next(iter(heads(self.model).values())).out_features
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """Shape of one input image: channels, height, width."""
         return (3, self.preprocess.size, self.preprocess.size)

@@ -11,6 +11,7 @@ import torch
 
 from mvp_edge.subnetwork.architecture import Architecture
 from mvp_edge.subnetwork.backbone import load_backbone
+from mvp_edge.subnetwork.sides import at_side
 from mvp_edge_export.errors import BadInput
 from tests.support.networks import SHALLOW, Describe, backbone, described, refusal
 
@@ -228,3 +229,41 @@ def test_a_download_that_succeeds_is_a_backbone(monkeypatch: pytest.MonkeyPatch)
     assert loaded.shape == (3, 64, 64)
     assert loaded.source == "vit_tiny_patch16_224"
     assert len(loaded.sha256) == 64
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit", "distilled"])
+def test_at_another_side_it_is_what_loading_it_with_that_size_gives(
+    name: str, describe: Describe
+) -> None:
+    loaded, wanted = load_backbone(describe(name)), load_backbone(describe(name), 24)
+    other = at_side(loaded, 24)
+    assert other.sha256 == wanted.sha256
+    assert other.preprocess == wanted.preprocess
+    for key, tensor in wanted.model.state_dict().items():
+        assert torch.equal(tensor, other.model.state_dict()[key]), key
+    assert at_side(loaded, 16) is loaded
+
+
+def test_a_model_of_the_hub_brings_its_own_description(monkeypatch: pytest.MonkeyPatch) -> None:
+    config: dict[str, Any] = {"input_size": (3, 64, 64), "mean": (0.1,) * 3, "std": (0.2,) * 3}
+    arguments: dict[str, Any] = {}
+    built = timm.create_model
+
+    def create(name: str, pretrained: bool = False, **more: Any) -> Any:
+        plain = name.replace("hf-hub:someone/model", "resnet18")
+        return built(plain, pretrained=False, **({"num_classes": 0} if pretrained else {}), **more)
+
+    monkeypatch.setattr(timm, "create_model", create)
+    monkeypatch.setattr("mvp_edge.subnetwork.hub.getproxies", lambda: {"https": "proxy"})
+    monkeypatch.setattr(
+        "mvp_edge.subnetwork.hub.load_model_config_from_hf",
+        lambda model: (config, "resnet18", arguments),
+    )
+    loaded = load_backbone("hf-hub:someone/model")
+    assert loaded.architecture == Architecture("resnet18", {}, {}, 64)
+    assert (loaded.preprocess.mean, loaded.preprocess.std) == ((0.1,) * 3, (0.2,) * 3)
+    assert loaded.headless
+    arguments["drop_rate"] = 0.5
+    assert "it is built with 'drop_rate'" in refusal("hf-hub:someone/model")
+    del config["mean"]
+    assert "its config.json does not say mean" in refusal("hf-hub:someone/model")
