@@ -12,6 +12,7 @@ from benchmarks.study.conditions import is_current
 from benchmarks.study.plan import Study, fault
 from benchmarks.study.run import keep_row
 from benchmarks.study.voters import asks_zoo, chosen_voters, smaller_zoo
+from mvp_edge.families.resnet import RESNET
 from mvp_edge.zoo.similarity import SimilarTask
 from mvp_edge_export.storage import write_json
 
@@ -122,7 +123,7 @@ def test_a_row_is_current_until_its_conditions_change() -> None:
 
 
 def test_conditions_are_what_a_row_depends_on() -> None:
-    backbone: Any = SimpleNamespace(family="resnet")
+    backbone: Any = SimpleNamespace(family=RESNET)
     task: Any = SimpleNamespace(name="t", splits={"train": list(range(256))})
     study = Study({"study": "one"}, backbone, [task], None)  # type: ignore[arg-type]
     entries: list[Any] = [SimpleNamespace(name=n, weights_sha256=n) for n in "abc"]
@@ -155,7 +156,7 @@ def test_a_row_is_old_once_its_variant_says_otherwise(
     was: dict[str, Any], now: dict[str, Any]
 ) -> None:
     task: Any = SimpleNamespace(name="t", splits={"train": list(range(256))})
-    study = Study({"study": "one"}, SimpleNamespace(family="resnet"), [task], None)  # type: ignore[arg-type]
+    study = Study({"study": "one"}, SimpleNamespace(family=RESNET), [task], None)  # type: ignore[arg-type]
     entries: list[Any] = [SimpleNamespace(name=n, weights_sha256=n) for n in "abc"]
     said = {"method": "mvp", "steps": 100}
     row = {**study.conditions(task, entries, {**said, **was}), "accuracy": 0.5}
