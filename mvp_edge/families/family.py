@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mvp_edge.recipe import Recipe
-from mvp_edge.structure.dependencies import Channels, dependencies
+from mvp_edge.structure.dependencies import LOGITS, Channels, dependencies
 from mvp_edge.structure.shapes import is_grouped
 from mvp_edge.structure.units import Cut, Point, Rescaled, UnitGroup
 from mvp_edge_export.devices.operators import Row
@@ -112,15 +112,35 @@ def _derive(model: nn.Module, policy: str) -> list[UnitGroup]:
     everything = dependencies(model, (3, SIDE, SIDE))
     found = [channels for channels in everything if channels.fixed is None]
     if not found:
-        first = everything[0]
-        layer, _, _ = first.writers[0].rpartition(".")
         raise BadInput(
-            f"{type(model).__name__} cannot be pruned: none of its channels can be removed (those of {layer}: "
-            f"{first.fixed})"
+            f"{type(model).__name__} cannot be pruned: none of its channels can be removed "
+            f"({_obstacle(model, everything)})"
         )
     streams = [one for one in found if _is_stream(model, one)]
     inner = [_group(model, one, "filters") for one in found if one not in streams]
     return inner if policy == "inner" else [*(_group(model, s, "stream") for s in streams), *inner]
+
+
+def _obstacle(model: nn.Module, everything: Sequence[Channels]) -> str:
+    """Why the first channels stay whole; where none could be followed at all, the layer of an unknown class."""
+    for channels in everything:
+        if channels.fixed != LOGITS:
+            return f"those of {channels.writers[0].rpartition('.')[0]}: {channels.fixed}"
+    name, layer = next(
+        (name, layer)
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Conv2d | nn.Linear)
+    )
+    return f"{name} is a {type(layer).__name__}, which is not known"
+
+
+def no_attention(model: nn.Module) -> None:
+    """Raise BadInput for a convolutional network that has attention layers as well, which are not known."""
+    for name, layer in model.named_modules():
+        if "Attention" in type(layer).__name__:
+            raise BadInput(
+                f"{type(model).__name__} cannot be pruned: {name} ({type(layer).__name__}) is in the way"
+            )
 
 
 def _group(model: nn.Module, channels: Channels, what: str) -> UnitGroup:

@@ -15,6 +15,10 @@ from mvp_edge_export.errors import BadInput
 
 def _vit(model: Any, _policy: str) -> Iterator[UnitGroup]:
     """ViT / DeiT: the heads of each block, the rows within its heads, and the nodes of its MLP."""
+    if getattr(model, "attn_pool", None) is not None:
+        raise BadInput(
+            f"attn_pool ({type(model.attn_pool).__name__}) is in the way: plain ViT / DeiT can be pruned"
+        )
     for index, block in enumerate(model.blocks):
         at = f"blocks.{index}"
         _check_vit_block(block, at)

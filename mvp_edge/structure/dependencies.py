@@ -28,6 +28,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mvp_edge.structure.activations import tensors_in
 from mvp_edge.structure.shapes import Shape, blank_copy, is_grouped
 
+LOGITS = "they are the logits"
+"""Why the classifier's outputs stay whole."""
 Axis = tuple[str, int]
 """A tensor's name in the network, and one of its axes."""
 
@@ -104,7 +106,7 @@ def dependencies(model: nn.Module, shape: Shape) -> list[Channels]:
         logits = blank(image)
     for channels in watcher.labels(logits):
         if channels is not None:
-            channels.fix("they are the logits")
+            channels.fix(LOGITS)
     return list(dict.fromkeys(channels.root for channels in watcher.written))
 
 

@@ -169,7 +169,13 @@ def test_a_local_state_dict_by_architecture_and_by_file_name(tmp_path: Path) -> 
         ("resnet19@w.pth", "timm has no architecture 'resnet19'"),
         ("resnet18@missing.pth", "missing.pth: no such weights file"),
         ("levit_128s", "cannot be pruned yet"),
-        ("resnet50_gn", "none of its channels can be removed"),
+        (
+            "resnet50_gn",
+            "none of its channels can be removed (those of conv1: native_group_norm runs",
+        ),
+        ("resnetv2_50x1_bit", "can be removed (stem.conv is a StdConv2d, which is not known)"),
+        ("mobilenetv4_hybrid_medium", "blocks.2.4 (MobileAttention) is in the way"),
+        ("vit_base_patch16_siglip_224", "attn_pool (AttentionPoolLatent) is in the way"),
         ("resnet14t_nowhere", "no such file"),
     ],
 )
